@@ -1,0 +1,46 @@
+# `make quickstart` and `make test` each set up what they need in .venv, offline after that.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test lint bench format clean
+
+help:
+	@echo "make quickstart  set up, then train and verify on a demonstration corpus (10 min)"
+	@echo "make test        set up, then run all tests"
+	@echo "make lint        ruff: check and format"
+	@echo "make bench       all benchmarks against their peers (BENCH_ARGS=--toy: quickly)"
+	@echo "make format      let ruff mend what it can"
+	@echo "make clean       remove $(VENV) and what the quickstart made"
+
+$(READY): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $$($(PYTHON) --version), expected Python 3.10 or newer; make PYTHON=python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+quickstart: $(READY)
+	$(BIN)/python recipes/VoxCeleb/SpeakerRec/quickstart.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	@for script in benchmarks/*.py; do \
+		case $$script in */harness.py) continue;; esac; \
+		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; done
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) quickstart

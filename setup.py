@@ -1,0 +1,46 @@
+"""Install speechbrain_ext; constraints.txt holds the tested versions."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "speechbrain_ext/__init__.py").read_text()
+)[1]
+
+setup(
+    name="speechbrain_ext",
+    version=VERSION,
+    description="Speaker verification with w2v-BERT 2.0 for SpeechBrain: "
+    "Layer Adapters, LoRA, large margins, exact structured pruning",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8")
+    if (HERE / "README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["speechbrain_ext", "speechbrain_ext.*"]),
+    package_data={"speechbrain_ext": ["**/*.json"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "torchaudio>=2.4",
+        "speechbrain>=1.1,<2",
+        "transformers>=5.0,<6",
+        "huggingface_hub",
+        "safetensors>=0.4",
+        "peft>=0.18",
+        "HyperPyYAML>=1.2.2",
+        "numpy>=2.0",
+        "scipy>=1.11",
+        "soundfile>=0.12",
+        "matplotlib>=3.7",
+        "tqdm",
+    ],
+    extras_require={
+        # espeak-ng is GPL-3: only the demonstration corpus needs it
+        "demo": ["espeakng-loader==0.2.4"],
+        "dev": ["pytest>=8", "pytest-timeout", "ruff"],
+    },
+)
