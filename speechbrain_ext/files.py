@@ -1,0 +1,65 @@
+"""Files that are either whole or absent: write beside, then rename."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def write_atomically(path, mode="w"):
+    """Open a temporary file beside ``path`` and rename it over ``path`` at the end.
+
+    A process killed in between, or a full disk, leaves the old file untouched. The
+    temporary name holds the process number, so two writers do not mix their bytes:
+    the last one to finish wins with a whole file.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file to write. Its folder is created.
+    mode : str
+        ``"w"`` (UTF-8 text) or ``"wb"``.
+
+    Yields
+    ------
+    file object
+        Write to it; an exception inside the block removes it again.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(beside, mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_json(path, value):
+    """Write ``value`` as indented JSON, atomically."""
+    with write_atomically(path) as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+
+
+def sync_folder(folder):
+    """Have the files of a folder, one level deep, on the disk before going on.
+
+    Without it, a machine that loses power after a rename may come back with the new
+    name and empty files.
+    """
+    for path in [*Path(folder).iterdir(), Path(folder)]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
