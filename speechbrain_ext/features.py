@@ -1,0 +1,253 @@
+"""Waveform → w2v-BERT 2.0 input, batched, differentiable, on any device.
+
+Kaldi's log-mel filterbank as transformers' ``SeamlessM4TFeatureExtractor`` computes
+it, frame by frame x of 25 ms every 10 ms:
+
+    y = (x − mean(x)) · 2^15          remove DC, 16-bit range
+    y[n] ← y[n] − 0.97 y[n−1]          pre-emphasis, y[0] ← 0.03 y[0]
+    f = log max(M |FFT512(w · y)|², 2⁻²³)  povey window w, 80 Kaldi mels 20 Hz–8 kHz
+    z = (f − mean_t f) / √(var_t f + 1e−7)  per utterance and mel bin, N−1
+    input[t] = (z[2t], z[2t+1])        two frames stacked: 160 values at 50 Hz
+
+Every frame that would reach into the padding is left out, before the mean and the
+variance are taken, so that a padded batch equals its single utterances.
+"""
+
+import functools
+
+import torch
+from torch import nn
+from transformers.audio_utils import mel_filter_bank, window_function
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.precision import full_precision
+
+SAMPLE_RATE = 16000
+FRAME = 400
+HOP = 160
+FFT = 512
+MELS = 80
+STACK = 2
+PREEMPHASIS = 0.97
+MEL_FLOOR = 2.0**-23
+VARIANCE_FLOOR = 1e-7
+MIN_SAMPLES = FRAME + HOP * (STACK - 1)
+# Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
+# faster than all at once), elsewhere what bounds the memory of long recordings.
+CPU_CHUNK, CHUNK = 256, 65536
+
+
+class W2VBertFeatures(nn.Module):
+    """The 160-dimensional input of w2v-BERT 2.0.
+
+    Always computed in float32, also under autocast: 2^15 squared leaves bf16 no
+    digits. Up to the spectrum even in float64: beside a loud tone the quiet mel bins
+    are less than float32's rounding of it, which the logarithm would show. Holds no
+    parameters and adds nothing to a state dict.
+
+    Arguments
+    ---------
+    normalise_variance : bool
+        As w2v-BERT 2.0 does. False takes the mean off only: the spread of a mel bin
+        tells speakers apart in short clean recordings, and an encoder that starts from
+        random weights may learn from it.
+
+    Example
+    -------
+    >>> features, lens = W2VBertFeatures()(torch.rand(2, 16000) - 0.5)
+    >>> features.shape, lens
+    (torch.Size([2, 49, 160]), tensor([1., 1.]))
+    """
+
+    def __init__(self, normalise_variance=True):
+        super().__init__()
+        self.normalise_variance = normalise_variance
+
+    def forward(self, wavs, wav_lens=None):
+        """Compute the features of a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [B, T], float in ±1 at 16 kHz, padded on the right.
+        wav_lens : torch.Tensor
+            [B], valid part of each row relative to T (SpeechBrain's convention).
+            None: all rows are full.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [B, T', 160]; zero in the padding. T' = ⌊frames / 2⌋ of the longest row.
+        lens : torch.Tensor
+            [B], valid part of each row relative to T'.
+
+        Raises
+        ------
+        InputError
+            Wrong shape, or a row shorter than 560 samples (two frames, 35 ms).
+        """
+        samples = sample_counts(wavs, wav_lens)
+        with full_precision(wavs):
+            return self._features(_without_padding(wavs.float(), samples), samples)
+
+    def _features(self, wavs, samples):
+        frames = 1 + (samples - FRAME) // HOP
+        longest = int(frames.max())
+        log_mel = self._log_mel(wavs, longest)  # [B, F, 80]
+        if bool((frames == longest).all()):
+            normalised = _normalise(log_mel, self.normalise_variance)
+        else:
+            valid = torch.arange(longest, device=wavs.device) < frames[:, None]
+            normalised = _normalise_valid(
+                log_mel, valid.unsqueeze(-1), frames, self.normalise_variance
+            )
+        steps = frames // STACK
+        total = longest // STACK
+        stacked = normalised[:, : total * STACK].reshape(len(wavs), total, -1)
+        if int(steps.min()) < total:
+            inside = torch.arange(total, device=wavs.device) < steps[:, None]
+            stacked = stacked * inside.unsqueeze(-1)
+        return stacked, steps / total
+
+    def _log_mel(self, wavs, n_frames):
+        """[B, T] → [B, F, 80], a few frames of all rows at a time.
+
+        Pre-emphasis runs on the waveform and not on its overlapping frames: what the
+        first sample of a frame takes from the one before it, the window multiplies by
+        zero. The mean of a frame is taken off after it, where it is 0.03 times as much.
+        """
+        on_cpu = wavs.device.type == "cpu"
+        size = CPU_CHUNK * torch.get_num_threads() if on_cpu else CHUNK
+        size = max(1, size // len(wavs))
+        parts = []
+        for start in range(0, n_frames, size):
+            stop = min(start + size, n_frames)
+            samples = slice(start * HOP, (stop - 1) * HOP + FRAME)
+            parts.append(_log_mel_of(wavs[:, samples]))
+        return torch.cat(parts, dim=1)
+
+
+def _log_mel_of(wavs):
+    """[B, (f − 1)·160 + 400] → [B, f, 80]."""
+    mel, window = filterbank(wavs.device)
+    wide = wavs.to(window.dtype)
+    offset = _frame_means(wide) * (1 - PREEMPHASIS)  # [B, f]
+    emphasised = wide.clone()
+    emphasised[:, 1:].sub_(wide[:, :-1], alpha=PREEMPHASIS)
+    frames = emphasised.unfold(-1, FRAME, HOP)  # [B, f, 400], a view
+    windowed = (frames - offset.unsqueeze(-1)).mul_(window)
+    spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT))  # [B, f, 257, 2]
+    power = spectrum.square().float()
+    return torch.matmul(power[..., 0] + power[..., 1], mel).clamp(min=MEL_FLOOR).log()
+
+
+def _without_padding(wavs, samples):
+    """Zeros in the padding, where NaN would pass through a window of zero."""
+    if int(samples.min()) == wavs.shape[1]:
+        return wavs
+    valid = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
+    return wavs.where(valid, 0.0)
+
+
+def _frame_means(wavs):
+    """Mean of every frame from sums of 80 samples: [B, T] → [B, f]."""
+    block = FRAME // 5  # five blocks make a frame, two make a hop
+    sums = wavs.unflatten(-1, (-1, block)).sum(-1)
+    return sums.unfold(-1, FRAME // block, HOP // block).sum(-1) / FRAME
+
+
+@functools.lru_cache
+def filterbank(device):
+    """Mel filters and window on a device, made once.
+
+    Not buffers of the module: ``.half()`` would round them, and a module built on the
+    meta device would lose them.
+
+    Arguments
+    ---------
+    device : torch.device
+
+    Returns
+    -------
+    mel : torch.Tensor
+        [257, 80], float32.
+    window : torch.Tensor
+        [400], times 2^15; float64 (float32 on Apple's devices, which have no other).
+    """
+    mel = mel_filter_bank(
+        num_frequency_bins=FFT // 2 + 1,
+        num_mel_filters=MELS,
+        min_frequency=20,
+        max_frequency=SAMPLE_RATE // 2,
+        sampling_rate=SAMPLE_RATE,
+        norm=None,
+        mel_scale="kaldi",
+        triangularize_in_mel_space=True,
+    )
+    window = window_function(FRAME, "povey", periodic=False) * 2.0**15
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    # a tensor made in inference mode could never meet a gradient later
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(mel, dtype=torch.float32, device=device),
+            torch.tensor(window, dtype=wide, device=device),
+        )
+
+
+def sample_counts(wavs, wav_lens=None):
+    """Valid samples of each row of a padded batch, checked.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        [B, T].
+    wav_lens : torch.Tensor
+        [B], relative to T, or None.
+
+    Returns
+    -------
+    torch.Tensor
+        [B], int64, on the device of ``wavs``.
+
+    Raises
+    ------
+    InputError
+        Where the shapes are wrong or a row is too short for two frames.
+    """
+    if wavs.dim() != 2:
+        raise InputError(f"wavs: shape {tuple(wavs.shape)}, expected [batch, samples]")
+    if wav_lens is None:
+        wav_lens = torch.ones(len(wavs))
+    if wav_lens.shape != wavs.shape[:1]:
+        raise InputError(
+            f"wav_lens: shape {tuple(wav_lens.shape)}, expected [{len(wavs)}]"
+        )
+    samples = torch.round(wav_lens.double() * wavs.shape[1]).long()
+    shortest = int(samples.min()) if len(samples) else 0
+    if shortest < MIN_SAMPLES or int(samples.max()) > wavs.shape[1]:
+        raise InputError(
+            f"wavs: a row of {shortest} samples ({shortest / SAMPLE_RATE:.3f} s) in a "
+            f"batch of {wavs.shape[1]}, expected {MIN_SAMPLES} ({MIN_SAMPLES / 16:.0f} "
+            "ms) to all of it"
+        )
+    return samples.to(wavs.device)
+
+
+def _normalise(log_mel, variance_too):
+    """Zero mean, unit variance over time (N−1): [B, F, 80] → the same."""
+    # less the first frame, a bin that never moves has a mean of exactly zero: else
+    # the rounding of its mean would be divided by √1e−7
+    log_mel = log_mel - log_mel[:, :1]
+    centred = log_mel - log_mel.mean(1, keepdim=True)
+    variance = centred.square().sum(1, keepdim=True) / (log_mel.shape[1] - 1)
+    return centred * (variance + VARIANCE_FLOOR).rsqrt() if variance_too else centred
+
+
+def _normalise_valid(log_mel, valid, frames, variance_too):
+    """The same over the valid frames only; valid [B, F, 1], frames [B]."""
+    count = frames.view(-1, 1, 1)
+    log_mel = torch.where(valid, log_mel - log_mel[:, :1], 0.0)
+    mean = log_mel.sum(1, keepdim=True) / count
+    centred = torch.where(valid, log_mel - mean, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / (count - 1)
+    return centred * (variance + VARIANCE_FLOOR).rsqrt() if variance_too else centred
