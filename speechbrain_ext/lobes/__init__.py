@@ -1,0 +1,1 @@
+"""Encoders and heads, one file each."""

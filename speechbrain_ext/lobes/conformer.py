@@ -1,0 +1,182 @@
+"""The conformer layer of w2v-BERT 2.0, with a width of its own in every part.
+
+    x ← x + ½ FFN1(LN x)
+    x ← x + Attention(LN x)           softmax(q·k/√d + q·e[clip(j−i)]/√d) v
+    x ← x + Conv(LN x)                pointwise, GLU, depthwise, LN, swish, pointwise
+    y = LN(x + ½ FFN2(LN x))
+
+Gulati et al. 2020 (arXiv 2005.08100); relative keys e after Shaw et al. 2018 (arXiv
+1803.02155), clipped to 64 frames back and 8 ahead. Parameter names are those of
+transformers' ``Wav2Vec2Bert``, so that its weights load as they are. Widths come from
+:class:`LayerShape`, because pruning leaves every layer with its own; a feed-forward or
+attention of width 0 is not built at all.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Queries attended at once. The position scores of a block are [B, H, block, T]: this
+# bounds the memory of long recordings, and short ones fit in one block.
+QUERY_BLOCK = 512
+
+
+class LayerShape(NamedTuple):
+    """Widths of one layer; 0 leaves that part out."""
+
+    hidden: int
+    head_dim: int
+    heads: int
+    ffn1: int
+    ffn2: int
+    conv: int
+
+
+class FeedForward(nn.Module):
+    """Linear → swish → Linear: [B, T, C] → [B, T, C]."""
+
+    def __init__(self, hidden, width, activation_dropout=0.0, dropout=0.0):
+        super().__init__()
+        self.intermediate_dense = nn.Linear(hidden, width)
+        self.output_dense = nn.Linear(width, hidden)
+        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        """[B, T, C] → [B, T, C]."""
+        x = self.activation_dropout(F.silu(self.intermediate_dense(x)))
+        return self.dropout(self.output_dense(x))
+
+
+class RelativeKeyAttention(nn.Module):
+    """Self-attention with relative keys, without a [T, T, head_dim] tensor.
+
+    The position term q·e[clip(j−i)] takes 73 different vectors e only: q is multiplied
+    with these, and the products are gathered into a bias on the attention scores.
+    """
+
+    def __init__(self, shape, left=64, right=8, dropout=0.0):
+        super().__init__()
+        inner = shape.heads * shape.head_dim
+        self.head_dim = shape.head_dim
+        self.left, self.right = left, right
+        self.dropout = dropout
+        self.linear_q = nn.Linear(shape.hidden, inner)
+        self.linear_k = nn.Linear(shape.hidden, inner)
+        self.linear_v = nn.Linear(shape.hidden, inner)
+        self.linear_out = nn.Linear(inner, shape.hidden)
+        self.distance_embedding = nn.Embedding(left + right + 1, shape.head_dim)
+        nn.init.normal_(self.distance_embedding.weight, std=0.02)
+
+    def forward(self, x, padding=None):
+        """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True where to look away."""
+        query, key, value = (
+            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
+            for linear in (self.linear_q, self.linear_k, self.linear_v)
+        )
+        table = self.distance_embedding.weight.to(query.dtype)
+        blocks = [
+            self._attend(block, start, key, value, table, padding)
+            for start, block in _blocks(query, QUERY_BLOCK)
+        ]
+        context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+        return self.linear_out(context.transpose(1, 2).flatten(2))
+
+    def _attend(self, query, start, key, value, table, padding):
+        """One block of queries that begins at frame ``start``: [B, H, t, d]."""
+        frames = torch.arange(key.shape[2], device=key.device)
+        mine = torch.arange(query.shape[2], device=key.device).unsqueeze(1) + start
+        distance = (frames - mine).clamp(-self.left, self.right) + self.left  # [t, T]
+        scale = self.head_dim**-0.5
+        by_distance = torch.matmul(query * scale, table.t())  # [B, H, t, 73]
+        bias = by_distance.gather(-1, distance.expand(*query.shape[:2], -1, -1))
+        if padding is not None:
+            bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
+
+
+def _blocks(query, size):
+    return ((s, query[:, :, s : s + size]) for s in range(0, query.shape[2], size))
+
+
+class ConvolutionModule(nn.Module):
+    """Pointwise → GLU → causal depthwise convolution → LN → swish → pointwise.
+
+    Row c of the first pointwise weight is channel c's value and row ``width + c`` its
+    gate: whoever removes a channel removes both.
+    """
+
+    def __init__(self, hidden, width, kernel=31, eps=1e-5, dropout=0.0):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(hidden, eps=eps)
+        self.pointwise_conv1 = nn.Conv1d(hidden, 2 * width, 1, bias=False)
+        self.depthwise_conv = nn.Conv1d(width, width, kernel, groups=width, bias=False)
+        self.depthwise_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.pointwise_conv2 = nn.Conv1d(width, hidden, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, padding=None):
+        """[B, T, C] → [B, T, C]."""
+        x = self.layer_norm(x)
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        # a pointwise convolution is a linear map; this spares two transposes
+        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
+        past = self.depthwise_conv.kernel_size[0] - 1
+        x = self.depthwise_conv(F.pad(x.transpose(1, 2), (past, 0))).transpose(1, 2)
+        x = F.silu(self.depthwise_layer_norm(x))
+        return self.dropout(F.linear(x, self.pointwise_conv2.weight.squeeze(-1)))
+
+
+class ConformerLayer(nn.Module):
+    """One layer: [B, T, C] → [B, T, C]. ``config`` is a ``Wav2Vec2BertConfig``."""
+
+    def __init__(self, config, shape):
+        super().__init__()
+        hidden, eps = shape.hidden, config.layer_norm_eps
+        drop = {
+            "activation_dropout": config.activation_dropout,
+            "dropout": config.hidden_dropout,
+        }
+        self.shape = shape
+        self.ffn1 = self.ffn2 = self.self_attn = self.conv_module = None
+        if shape.ffn1:
+            self.ffn1_layer_norm = nn.LayerNorm(hidden, eps=eps)
+            self.ffn1 = FeedForward(hidden, shape.ffn1, **drop)
+        if shape.heads:
+            self.self_attn_layer_norm = nn.LayerNorm(hidden, eps=eps)
+            self.self_attn = RelativeKeyAttention(
+                shape,
+                config.left_max_position_embeddings,
+                config.right_max_position_embeddings,
+                config.attention_dropout,
+            )
+            self.self_attn_dropout = nn.Dropout(config.attention_dropout)
+        if shape.conv:
+            self.conv_module = ConvolutionModule(
+                hidden,
+                shape.conv,
+                config.conv_depthwise_kernel_size,
+                eps,
+                config.conformer_conv_dropout,
+            )
+        if shape.ffn2:
+            self.ffn2_layer_norm = nn.LayerNorm(hidden, eps=eps)
+            self.ffn2 = FeedForward(hidden, shape.ffn2, **drop)
+        self.final_layer_norm = nn.LayerNorm(hidden, eps=eps)
+
+    def forward(self, x, padding=None):
+        """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True in the padding."""
+        if self.ffn1 is not None:
+            x = x + 0.5 * self.ffn1(self.ffn1_layer_norm(x))
+        if self.self_attn is not None:
+            attended = self.self_attn(self.self_attn_layer_norm(x), padding)
+            x = x + self.self_attn_dropout(attended)
+        if self.conv_module is not None:
+            x = x + self.conv_module(x, padding)
+        if self.ffn2 is not None:
+            x = x + 0.5 * self.ffn2(self.ffn2_layer_norm(x))
+        return self.final_layer_norm(x)
