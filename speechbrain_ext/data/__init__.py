@@ -1,0 +1,1 @@
+"""Manifests, sampling, augmentation and the demonstration corpus."""

@@ -1,0 +1,100 @@
+"""Reading recordings, with the checks that every user of them needs.
+
+Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
+a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from speechbrain_ext.errors import InputError
+
+SAMPLE_RATE = 16000
+SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
+
+
+class AudioHeader(NamedTuple):
+    """What a file says of itself: frames (samples per channel), Hz, channels."""
+
+    frames: int
+    sample_rate: int
+    channels: int
+
+
+def read_header(path):
+    """Read the header of one recording without decoding it.
+
+    Arguments
+    ---------
+    path : str or Path
+        The recording.
+
+    Returns
+    -------
+    AudioHeader
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, empty, or not sound.
+    """
+    with _open(path) as file:
+        return AudioHeader(file.frames, file.samplerate, file.channels)
+
+
+def read_audio(path, start=0, frames=-1, check=True):
+    """Read (a part of) one 16 kHz mono recording.
+
+    Arguments
+    ---------
+    path : str or Path
+        The recording.
+    start : int
+        First sample.
+    frames : int
+        How many samples; -1 reads to the end.
+    check : bool
+        Also refuse samples that are not finite. Costs one pass.
+
+    Returns
+    -------
+    np.ndarray
+        float32 in ±1, [T].
+
+    Raises
+    ------
+    InputError
+        Missing, corrupt, empty, truncated, wrong rate, several channels, NaN.
+    """
+    with _open(path) as file:
+        if file.samplerate != SAMPLE_RATE or file.channels != 1:
+            raise InputError(
+                f"{path}: {file.samplerate} Hz with {file.channels} channel(s), "
+                f"expected {SAMPLE_RATE} Hz mono"
+            )
+        try:
+            if start:
+                file.seek(start)
+            wav = file.read(frames, dtype="float32", always_2d=False)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be decoded ({error})") from error
+        expected = file.frames - start if frames < 0 else frames
+    if len(wav) == 0:
+        raise InputError(f"{path}: no samples from {start} on, expected sound")
+    if len(wav) < expected:
+        raise InputError(
+            f"{path}: {len(wav)} samples decoded from {start} on, expected {expected}"
+        )
+    if check and not np.isfinite(wav).all():
+        raise InputError(f"{path}: NaN or infinite samples, expected finite ones")
+    return wav
+
+
+def _open(path):
+    try:
+        return soundfile.SoundFile(str(path))
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        reason = str(error).split(": ", 1)[-1].strip()
+        raise InputError(f"{path}: cannot be opened as sound ({reason})") from error

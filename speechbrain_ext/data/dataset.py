@@ -1,0 +1,295 @@
+"""From draws to batches of crops for training, and from lists to padded batches.
+
+An item is a function of (seed, epoch, position) and the recording alone: which worker
+makes it, and how many there are, changes nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
+from speechbrain_ext.data.workers import (
+    START_METHOD,
+    obey_only_parent,
+    signals_held,
+)
+from speechbrain_ext.errors import InputError
+
+# Last word of an item's seed; the sampler's own streams end otherwise.
+_ITEM_STREAM = 2
+
+
+@dataclass
+class Batch:
+    """A training batch.
+
+    ``wavs`` [B, T] float32 at 16 kHz, all of full length; ``labels`` [B] int64;
+    ``ids`` list of B str.
+    """
+
+    wavs: torch.Tensor
+    labels: torch.Tensor
+    ids: list
+
+    def __len__(self):
+        return len(self.ids)
+
+    def to(self, device, non_blocking=True):
+        """The same batch on ``device``."""
+        wavs = self.wavs.to(device, non_blocking=non_blocking)
+        labels = self.labels.to(device, non_blocking=non_blocking)
+        return Batch(wavs, labels, self.ids)
+
+    def pin_memory(self):
+        """The same batch in page-locked memory (torch's loader calls this)."""
+        return Batch(self.wavs.pin_memory(), self.labels.pin_memory(), self.ids)
+
+
+class TrainingSet(Dataset):
+    """Random crops of a manifest's recordings.
+
+    Arguments
+    ---------
+    manifest : Manifest
+        N recordings of S speakers.
+    seed : int
+        Not negative.
+    augmenter : callable, optional
+        ``(wav [T], generator)`` → wav [T].
+    speeds : tuple of float
+        The first is 1.0. The k-th speed of speaker s is class s + k·S: a voice
+        played faster is another voice.
+
+    Attributes
+    ----------
+    n_classes : int
+        S × number of speeds.
+    """
+
+    def __init__(self, manifest, seed, augmenter=None, speeds=(1.0,)):
+        self.manifest = manifest
+        self.seed = seed
+        self.augmenter = augmenter
+        self.speed = SpeedPerturb(speeds)
+        self.frames = _frames(manifest)
+        self.labels = manifest.labels
+        self.n_speakers = len(manifest.speaker_names)
+        self.n_classes = self.n_speakers * len(self.speed.speeds)
+
+    def __len__(self):
+        return len(self.manifest)
+
+    def __getitem__(self, draw):
+        """Make one item.
+
+        Arguments
+        ---------
+        draw : Draw
+            From the sampler.
+
+        Returns
+        -------
+        dict
+            ``wav`` float32 tensor [draw.n_samples], ``label`` int, ``id`` str. Only
+            the crop is read; a recording shorter than it is repeated.
+
+        Raises
+        ------
+        InputError
+            Names a recording that cannot be read, or is shorter than its manifest
+            says.
+        """
+        words = [self.seed, draw.epoch, draw.position, _ITEM_STREAM]
+        generator = np.random.default_rng(words)
+        speed = self.speed.speeds[draw.speed_index]
+        wav = read_crop(
+            self.manifest.paths[draw.row],
+            int(self.frames[draw.row]),
+            self.speed.source_length(draw.n_samples, speed),
+            generator,
+        )
+        wav = self.speed.apply(wav, speed)[: draw.n_samples]
+        if self.augmenter is not None:
+            wav = self.augmenter(wav, generator)
+        label = int(self.labels[draw.row]) + draw.speed_index * self.n_speakers
+        wav = torch.from_numpy(np.ascontiguousarray(wav))
+        return {"wav": wav, "label": label, "id": self.manifest.ids[draw.row]}
+
+    @staticmethod
+    def collate(items):
+        """Items of equal length → :class:`Batch`."""
+        return Batch(
+            torch.stack([item["wav"] for item in items]),
+            torch.tensor([item["label"] for item in items], dtype=torch.int64),
+            [item["id"] for item in items],
+        )
+
+
+class EvaluationSet(Dataset):
+    """Whole recordings, or their middles, for extracting embeddings.
+
+    Arguments
+    ---------
+    manifest : Manifest
+        N recordings.
+    max_seconds : float, optional
+        Of longer recordings only as much is read, from the centre.
+    """
+
+    def __init__(self, manifest, max_seconds=None):
+        if max_seconds is not None and not max_seconds > 0:
+            raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
+        self.manifest = manifest
+        self.longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+        self.frames = _frames(manifest)
+
+    def __len__(self):
+        return len(self.manifest)
+
+    def __getitem__(self, row):
+        """(id, wav float32 tensor [T]) of one row of the manifest."""
+        path, frames = self.manifest.paths[row], int(self.frames[row])
+        if self.longest is None or frames <= self.longest:
+            wav = read_audio(path)
+        else:
+            wav = read_audio(path, (frames - self.longest) // 2, self.longest)
+        return self.manifest.ids[row], torch.from_numpy(wav)
+
+    @staticmethod
+    def collate(items):
+        """Pad with zeros: (ids, wavs [B, T], lengths relative to T [B])."""
+        ids, wavs = zip(*items)
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        return list(ids), padded, lengths / padded.shape[1]
+
+
+def length_batches(durations, max_batch_seconds, max_batch_size=256):
+    """Group recordings of similar length, for little padding.
+
+    Arguments
+    ---------
+    durations : np.ndarray
+        [N] seconds.
+    max_batch_seconds : float
+        Of a padded batch: longest × count. A single longer recording is a batch of
+        its own.
+    max_batch_size : int
+        Recordings per batch.
+
+    Returns
+    -------
+    list of np.ndarray
+        Row numbers, each once; the longest first, so that a batch too large for the
+        memory shows at once.
+    """
+    if not max_batch_seconds > 0 or max_batch_size < 1:
+        raise InputError(
+            f"batches of {max_batch_seconds} s and {max_batch_size} recordings, "
+            "expected both to be positive"
+        )
+    durations = np.asarray(durations)
+    order = np.argsort(-durations, kind="stable")
+    batches, first = [], 0
+    while first < len(order):
+        count = int(max_batch_seconds / durations[order[first]])
+        count = min(max(count, 1), max_batch_size)
+        batches.append(order[first : first + count])
+        first += count
+    return batches
+
+
+def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
+    """A loader whose errors are as short with workers as without.
+
+    Arguments
+    ---------
+    dataset : TrainingSet or EvaluationSet
+        Has a ``collate``.
+    sampler : iterable
+        Of batches of what the dataset takes: a ``CropBatchSampler``, or what
+        :func:`length_batches` gives.
+    num_workers : int
+        Processes; 0 reads in this one. They stay alive from epoch to epoch, and
+        torch gives each one thread.
+    pin_memory : bool
+        For copies to a GPU that overlap with its work.
+
+    Returns
+    -------
+    torch.utils.data.DataLoader
+        Raises InputError in this process where an item does, with the same message.
+        ``close()`` ends its workers.
+
+    Raises
+    ------
+    InputError
+        A negative number of workers.
+    """
+    if num_workers < 0:
+        raise InputError(f"num_workers: {num_workers}, expected 0 or more")
+    return _Loader(
+        _Caught(dataset),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_CollateUnlessError(dataset.collate),
+        persistent_workers=num_workers > 0,
+        multiprocessing_context=START_METHOD if num_workers else None,
+        worker_init_fn=obey_only_parent,
+        # A generator of its own: each iteration draws a seed for the workers, and
+        # drawing it from torch's would make a resumed run differ from an unbroken one.
+        generator=torch.Generator(),
+    )
+
+
+class _Caught(Dataset):
+    """The dataset, but an InputError comes back in place of the items.
+
+    torch would raise it again with the worker's whole traceback for a message.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitems__(self, keys):
+        try:
+            return [self.dataset[key] for key in keys]
+        except InputError as error:
+            return error
+
+
+class _CollateUnlessError:
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, items):
+        return items if isinstance(items, InputError) else self.collate(items)
+
+
+class _Loader(DataLoader):
+    def close(self):
+        """End the workers. At exit torch would wait five seconds for each."""
+        workers, self._iterator = self._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+    def __iter__(self):
+        with signals_held():
+            batches = super().__iter__()
+        for batch in batches:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def _frames(manifest):
+    """Samples per recording: [N] int64."""
+    return np.round(manifest.durations * SAMPLE_RATE).astype(np.int64)

@@ -1,0 +1,254 @@
+"""Manifests: which recordings there are, how long they are, who speaks in them.
+
+A manifest is a CSV file with the columns of SpeechBrain's recipes:
+``ID,duration,wav,spk_id``. In memory it is four arrays instead of a list of rows:
+a million Python rows would be copied into every loader worker, page by page, as
+their reference counts change; arrays are shared.
+"""
+
+import csv
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.files import write_atomically
+
+COLUMNS = ["ID", "duration", "wav", "spk_id"]
+
+# Variable-width UTF-8. Fixed-width "<U" arrays spend four bytes per character of the
+# longest path on every row.
+_TEXT = np.dtypes.StringDType()
+_ROWS_AT_ONCE = 20_000  # larger chunks are slower to read
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A list of N recordings, column by column.
+
+    Arguments
+    ---------
+    ids : np.ndarray
+        [N] str, unique.
+    paths : np.ndarray
+        [N] str, the sound files.
+    durations : np.ndarray
+        [N] float64, seconds.
+    speakers : np.ndarray
+        [N] str, speaker names.
+
+    Raises
+    ------
+    InputError
+        Where the columns differ in length.
+    """
+
+    ids: np.ndarray
+    paths: np.ndarray
+    durations: np.ndarray
+    speakers: np.ndarray
+
+    def __post_init__(self):
+        for name in ("ids", "paths", "speakers"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=_TEXT))
+        durations = np.asarray(self.durations, dtype=np.float64)
+        object.__setattr__(self, "durations", durations)
+        lengths = [len(c) for c in (self.ids, self.paths, durations, self.speakers)]
+        if len(set(lengths)) != 1:
+            raise InputError(
+                f"manifest: columns of {lengths} rows, expected the same number in each"
+            )
+
+    def __len__(self):
+        return len(self.ids)
+
+    @functools.cached_property
+    def _named_and_numbered(self):
+        return np.unique(self.speakers, return_inverse=True)
+
+    @property
+    def speaker_names(self):
+        """The speakers: sorted, each once, [S] str."""
+        return self._named_and_numbered[0]
+
+    @property
+    def labels(self):
+        """Each recording's row number in ``speaker_names``: [N] int64."""
+        return self._named_and_numbered[1]
+
+    def select(self, rows):
+        """Keep some recordings.
+
+        Arguments
+        ---------
+        rows : np.ndarray
+            A mask, [N] bool, or row numbers, [M] int.
+
+        Returns
+        -------
+        Manifest
+            Its labels count the remaining speakers only.
+        """
+        rows = np.asarray(rows)
+        if not len(rows):
+            rows = rows.astype(np.int64)
+        return Manifest(
+            self.ids[rows], self.paths[rows], self.durations[rows], self.speakers[rows]
+        )
+
+
+def read_manifest(path):
+    """Read a manifest.
+
+    Arguments
+    ---------
+    path : str or Path
+        CSV file, UTF-8, with the header ``ID,duration,wav,spk_id``.
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    InputError
+        Names file and line: missing file, other header, malformed row, empty field,
+        an ID seen before, a duration that is not a positive number, no rows.
+    """
+    path = Path(path)
+    parts = [_columns(path, rows) for rows in _chunks(path)]
+    if not parts:
+        raise InputError(f"{path}: no rows below the header, expected recordings")
+    manifest = Manifest(*(np.concatenate(column) for column in zip(*parts)))
+    problem = _first_problem(manifest)
+    if problem:
+        row, message = problem
+        raise InputError(f"{path}, line {_line_of(path, row)}: {message}")
+    return manifest
+
+
+def write_manifest(path, manifest):
+    """Write a manifest, whole or not at all.
+
+    Arguments
+    ---------
+    path : str or Path
+        The CSV file.
+    manifest : Manifest
+        Durations are written with all their digits: reading gives them back exactly.
+
+    Raises
+    ------
+    InputError
+        Where :func:`read_manifest` would refuse the file.
+    """
+    if not len(manifest):
+        raise InputError(f"{path}: nothing to write, expected at least one recording")
+    problem = _first_problem(manifest)
+    if problem:
+        row, message = problem
+        raise InputError(f"{path}, row {row + 1}: {message}")
+    with write_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        columns = (
+            manifest.ids,
+            manifest.durations,
+            manifest.paths,
+            manifest.speakers,
+        )
+        for start in range(0, len(manifest), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            writer.writerows(zip(*(column[part].tolist() for column in columns)))
+
+
+def _rows(path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of every row; blank lines are passed over."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if header != COLUMNS:
+                raise InputError(
+                    f"{path}, line 1: header {','.join(header)!r}, "
+                    f"expected {','.join(COLUMNS)!r}"
+                )
+            for row in reader:
+                if len(row) == len(COLUMNS):
+                    yield reader.line_num, row
+                elif row:
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, "
+                        f"expected {len(COLUMNS)}: {','.join(COLUMNS)}"
+                    )
+    except csv.Error as error:
+        line = reader.line_num
+        raise InputError(f"{path}, line {line}: not valid CSV ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a manifest") from error
+
+
+def _chunks(path):
+    rows = _rows(path)
+    while chunk := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        yield chunk
+
+
+def _columns(path, rows):
+    """A chunk of rows → (ids, paths, durations, speakers), each an array."""
+    ids, durations, paths, speakers = zip(*(fields for _, fields in rows))
+    try:
+        seconds = np.array([float(text) for text in durations])
+    except ValueError:
+        line, text = next((n, f[1]) for n, f in rows if not _is_number(f[1]))
+        raise InputError(
+            f"{path}, line {line}: duration {text!r}, expected seconds as a number"
+        ) from None
+    return (
+        np.array(ids, _TEXT),
+        np.array(paths, _TEXT),
+        seconds,
+        np.array(speakers, _TEXT),
+    )
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _first_problem(manifest):
+    """(row, what is wrong with it) for the first bad row, or None."""
+    durations = manifest.durations
+    bad = np.flatnonzero(~(np.isfinite(durations) & (durations > 0)))
+    if len(bad):
+        seen = durations[bad[0]]
+        return int(bad[0]), f"duration {seen}, expected a positive number of seconds"
+    for name, column in zip(
+        ("ID", "wav", "spk_id"), (manifest.ids, manifest.paths, manifest.speakers)
+    ):
+        empty = np.flatnonzero(column == "")
+        if len(empty):
+            return int(empty[0]), f"empty {name}, expected text"
+    ids = manifest.ids.tolist()
+    if len(set(ids)) < len(ids):
+        seen = set()
+        for row, name in enumerate(ids):
+            if name in seen:
+                return row, f"ID {name!r} seen before, expected each ID once"
+            seen.add(name)
+    return None
+
+
+def _line_of(path, row):
+    """The line of the file on which data row number ``row`` ends."""
+    return next(itertools.islice(_rows(path), row, None))[0]

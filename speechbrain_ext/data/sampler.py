@@ -1,0 +1,263 @@
+"""Which utterances make which batch: shuffled, sharded, resumable at any step.
+
+The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
+positions gG ... gG + G − 1, G = batch size × world size, and rank r those among them
+that are ≡ r modulo the world size: the same G gives the same global batches on one
+GPU and on eight. All random numbers of a step or of an utterance come from (seed,
+epoch, step or position), so neither the number of workers nor an interruption
+changes them.
+"""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from torch.utils.data import Sampler
+
+from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.files import write_json
+
+# Last words of the seeds of one step or round. NumPy pads seeds with zeros, so that
+# without them [seed, epoch] and [seed, epoch, 0] would be the same generator.
+_STEP_STREAM = 1
+_ROUND_STREAM = 2
+
+
+class Draw(NamedTuple):
+    """One utterance of a batch: what a dataset must know to make it.
+
+    ``row`` of the manifest; ``position`` in the epoch's global order; ``epoch``;
+    ``n_samples`` of the crop; ``speed_index`` into the dataset's speeds.
+    """
+
+    row: int
+    position: int
+    epoch: int
+    n_samples: int
+    speed_index: int
+
+
+@register_checkpoint_hooks
+class CropBatchSampler(Sampler):
+    """Batches of draws, one crop length per batch.
+
+    The sampler runs ahead of training by what the loader prefetches, so it cannot
+    know how far training is. Whoever trains sets ``step_done`` after each step; that
+    is what a checkpoint holds.
+
+    Arguments
+    ---------
+    labels : np.ndarray
+        [N] int, the speaker of each utterance.
+    batch_size : int
+        Utterances per batch and process.
+    crop_seconds : tuple of float
+        Shortest and longest crop; each batch draws its own length, uniformly.
+    seed : int
+        Not negative.
+    rank, world_size : int
+        This process and how many there are.
+    n_speeds : int
+        Each position draws one of as many speeds, uniformly.
+    draws_per_epoch : int, optional
+        None: an epoch has every utterance once. Otherwise as many draws, balanced over
+        speakers: round after round of all speakers, each in an order of its own,
+        and on from epoch to epoch. A speaker's utterances take turns, so that the
+        counts of two speakers, or of two utterances of one speaker, never differ by
+        more than one. An epoch then costs the same on any corpus.
+    sample_rate : int
+        Hz.
+
+    Attributes
+    ----------
+    epoch : int
+        Set by ``set_epoch``.
+    start_step : int
+        The next iteration begins at this step of the epoch.
+    step_done : int
+        Steps of this epoch that training has finished; set from outside.
+
+    Raises
+    ------
+    InputError
+        Where an argument is out of range, or there are fewer draws in an epoch than
+        one global batch needs.
+    """
+
+    def __init__(
+        self,
+        labels,
+        batch_size,
+        crop_seconds=(2.0, 3.0),
+        seed=0,
+        rank=0,
+        world_size=1,
+        n_speeds=1,
+        draws_per_epoch=None,
+        sample_rate=SAMPLE_RATE,
+    ):
+        self.labels = np.asarray(labels)
+        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.seed = _at_least("seed", seed, 0)
+        self.world_size = _at_least("world_size", world_size, 1)
+        self.rank = _at_least("rank", rank, 0)
+        self.n_speeds = _at_least("n_speeds", n_speeds, 1)
+        if rank >= world_size:
+            raise InputError(f"rank: {rank}, expected less than {world_size} processes")
+        self.shortest, self.longest = _crop_range(crop_seconds, sample_rate)
+        self.draws_per_epoch = draws_per_epoch
+        if draws_per_epoch is None:
+            self.n_draws = len(self.labels)
+        else:
+            self.n_draws = _at_least("draws_per_epoch", draws_per_epoch, 1)
+            self._by_speaker, self._counts = self._shuffle_within_speakers()
+        self.global_batch = batch_size * world_size
+        if self.n_draws < self.global_batch:
+            raise InputError(
+                f"training data: {self.n_draws} utterances per epoch, expected at "
+                f"least {self.global_batch} (one batch of {batch_size} for each of "
+                f"{world_size} process(es))"
+            )
+        self.epoch = 0
+        self.start_step = 0
+        self.step_done = 0
+
+    def __len__(self):
+        """Steps in a full epoch; the incomplete last global batch is dropped."""
+        return self.n_draws // self.global_batch
+
+    def set_epoch(self, epoch):
+        """Choose the epoch of the next iteration.
+
+        A trainer calls this at the start of every epoch, also of the one it resumes
+        in: the step to start from is forgotten only when the epoch changes.
+        """
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.start_step = 0
+            self.step_done = 0
+
+    def __iter__(self):
+        """Yields lists of ``batch_size`` :class:`Draw`, one list per step."""
+        epoch = self.epoch
+        rows, speeds = self._epoch_order(epoch)
+        for step in range(self.start_step, len(self)):
+            first = step * self.global_batch
+            mine = slice(first + self.rank, first + self.global_batch, self.world_size)
+            n_samples = self.crop_samples(epoch, step)
+            positions = range(mine.start, mine.stop, mine.step)
+            yield [
+                Draw(row, position, epoch, n_samples, speed)
+                for row, position, speed in zip(
+                    rows[mine].tolist(), positions, speeds[mine].tolist()
+                )
+            ]
+
+    def crop_samples(self, epoch, step):
+        """Crop length of one step in samples, the same on every rank."""
+        generator = np.random.default_rng([self.seed, epoch, step, _STEP_STREAM])
+        return int(generator.integers(self.shortest, self.longest, endpoint=True))
+
+    def state_dict(self):
+        """What is needed to go on after the last finished step."""
+        return {"epoch": self.epoch, "step": self.step_done, **self._identity()}
+
+    def load_state_dict(self, state):
+        """Go on where ``state`` was taken.
+
+        Raises
+        ------
+        InputError
+            Where the state is from the middle of an epoch of other batches: other
+            seed, number of utterances, or global batch size.
+        """
+        identity = self._identity()
+        saved = {name: state[name] for name in identity}
+        finished = state["step"] == state["steps"]
+        if saved != identity and state["step"] > 0 and not finished:
+            raise InputError(
+                f"sampler: step {state['step']} of an epoch with {saved}, expected "
+                f"{identity}: continue with the settings the run was started with"
+            )
+        self.epoch = state["epoch"]
+        self.step_done = self.start_step = len(self) if finished else state["step"]
+
+    @mark_as_saver
+    def save(self, path):
+        """Write the state as JSON (SpeechBrain's Checkpointer calls this)."""
+        write_json(path, self.state_dict())
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Read what :meth:`save` wrote (SpeechBrain's Checkpointer calls this)."""
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+        if end_of_epoch:
+            # Also where the trainer did not count its steps: this epoch is finished.
+            state["step"] = state["steps"]
+        self.load_state_dict(state)
+
+    def _identity(self):
+        return {
+            "seed": self.seed,
+            "steps": len(self),
+            "global_batch": self.global_batch,
+            "draws": self.n_draws,
+        }
+
+    def _epoch_order(self, epoch):
+        """Rows of the manifest and speeds by position: [n_draws] each."""
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.draws_per_epoch is None:
+            order = generator.permutation(self.n_draws)
+        else:
+            order = self._balanced_rows(epoch)
+        if self.n_speeds == 1:
+            speeds = np.zeros(self.n_draws, dtype=np.int8)
+        else:
+            speeds = generator.integers(self.n_speeds, size=self.n_draws, dtype=np.int8)
+        return order, speeds
+
+    def _shuffle_within_speakers(self):
+        """Rows sorted by speaker, in random order inside: [N], and counts [S]."""
+        shuffled = np.random.default_rng([self.seed]).permutation(len(self.labels))
+        by_speaker = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        _, counts = np.unique(self.labels, return_counts=True)
+        return by_speaker, counts
+
+    def _balanced_rows(self, epoch):
+        """The epoch's part of the endless sequence of rounds: [n_draws]."""
+        speakers = len(self._counts)
+        first = epoch * self.n_draws
+        rounds = range(first // speakers, -(-(first + self.n_draws) // speakers))
+        rows = np.concatenate([self._round(number) for number in rounds])
+        return rows[first - rounds.start * speakers :][: self.n_draws]
+
+    def _round(self, number):
+        """One row of every speaker, in random order: [S]."""
+        firsts = np.cumsum(self._counts) - self._counts
+        rows = self._by_speaker[firsts + number % self._counts]
+        order = np.random.default_rng([self.seed, number, _ROUND_STREAM])
+        return order.permutation(rows)
+
+
+def _at_least(name, value, least):
+    if value < least:
+        raise InputError(f"{name}: {value}, expected at least {least}")
+    return value
+
+
+def _crop_range(crop_seconds, sample_rate):
+    samples = [round(seconds * sample_rate) for seconds in crop_seconds]
+    if len(samples) != 2 or not 0 < samples[0] <= samples[1]:
+        raise InputError(
+            f"crop_seconds: {tuple(crop_seconds)}, expected (shortest, longest), "
+            "positive and in this order"
+        )
+    return samples

@@ -1,0 +1,259 @@
+"""Finding the recordings of a corpus: folder names give speaker and session.
+
+Speaker corpora come as ``ROOT/wav/SPEAKER/SESSION/FILE.wav``, and every copy of one
+has been unpacked a little differently. The rule here is narrow on purpose. Folders
+with one of a few names (``wav``, ``flac``, ...) are looked for down to two folders
+below the root; below such a folder exactly SPEAKER/SESSION/FILE counts. Where there is
+none, the root itself is taken as the folder of speakers. All else (noise corpora kept
+beside the speech, licences, hidden files) is ignored, counted and logged.
+
+The ID of an utterance is its path below the folder of speakers, without extension, so
+that a trial list written for wav files serves a corpus kept as flac.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from speechbrain_ext.data.audio import SOUND_FILES
+from speechbrain_ext.data.parallel import parallel_map
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.trials import utterance_id
+
+logger = logging.getLogger(__name__)
+
+NEEDS_CONVERSION = ".m4a"
+_RECORDINGS = (*SOUND_FILES, NEEDS_CONVERSION)
+_SEARCH_DEPTH = 2
+# Users keep these beside their speech; pointsource_noises/*.wav would pass for speech.
+_NOISE_CORPORA = ("musan", "rirs_noises")
+
+
+class Layout(NamedTuple):
+    """How a corpus lies on the disk.
+
+    Attributes
+    ----------
+    folder_names : tuple of str
+        Names of folders that hold the speakers, ``("wav", "flac")``.
+    levels : int
+        Folders from there down to a recording: 2 for SPEAKER/SESSION/FILE, 1 for
+        SPEAKER/FILE.
+    """
+
+    folder_names: tuple
+    levels: int
+
+    def describe(self):
+        """The accepted layouts in words, for messages."""
+        names = "|".join(self.folder_names)
+        inside = "SPEAKER/" + "SESSION/" * (self.levels - 1) + "FILE"
+        files = ", ".join(f"*{extension}" for extension in _RECORDINGS)
+        return (
+            f"FOLDER/{inside}, FOLDER/{names}/{inside} or FOLDER/ANY/{names}/{inside}, "
+            f"FILE being one of {files}"
+        )
+
+
+class Scan(NamedTuple):
+    """What was found below some roots.
+
+    Attributes
+    ----------
+    paths : dict of str to str
+        Utterance ID → path of its recording, sorted by ID.
+    speaker_folders : list of Path
+        The folders of speakers, resolved.
+    ignored : int
+        Files and folders that fit no layout.
+    """
+
+    paths: dict
+    speaker_folders: list
+    ignored: int
+
+
+def speaker_of(utterance):
+    """The speaker of an utterance ID: its first folder."""
+    return utterance.split("/", 1)[0]
+
+
+def session_of(utterance):
+    """The session of an utterance ID: its folder."""
+    return utterance.rsplit("/", 1)[0]
+
+
+def scan_corpus(roots, layout, num_workers=16, leave_out=()):
+    """Find all recordings below some roots.
+
+    Arguments
+    ---------
+    roots : list of str or Path
+        Folders in which to look.
+    layout : Layout
+        What to look for.
+    num_workers : int
+        Threads; listing folders waits for the disk.
+    leave_out : list of Path
+        Resolved folders that are no part of the corpus although they lie below a
+        root, such as where an earlier run put its converted copies.
+
+    Returns
+    -------
+    Scan
+
+    Raises
+    ------
+    InputError
+        A root that is missing or holds no recording; two recordings with one ID; a
+        name that does not fit into lists separated by spaces.
+    """
+    paths, folders, total_ignored = {}, [], 0
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder, expected {layout.describe()}")
+        holders, ignored = _speaker_folders(root, layout.folder_names)
+        holders = [f for f in holders if f == root or f.resolve() not in leave_out]
+        found = 0
+        for folder in holders:
+            if folder.resolve() in folders:
+                found += 1  # an earlier root reaches the same folder
+                continue
+            folders.append(folder.resolve())
+            n_files, n_ignored = _scan_folder(folder, layout, num_workers, paths)
+            found += n_files
+            ignored += n_ignored
+        if not found:
+            raise InputError(
+                f"{root}: no recording found, expected {layout.describe()}"
+            )
+        total_ignored += ignored
+        inside = ", ".join(os.path.relpath(f, root) for f in holders)
+        logger.info(
+            "%s: speakers looked for in %s; %d files or folders that are no "
+            "recordings of them ignored",
+            root,
+            "the folder itself" if inside == "." else inside,
+            ignored,
+        )
+    return Scan(dict(sorted(paths.items())), folders, total_ignored)
+
+
+def check_outside(folder, speaker_folders, name):
+    """Refuse an output folder that lies within the user's recordings.
+
+    Arguments
+    ---------
+    folder : Path
+        The resolved output folder.
+    speaker_folders : list of Path
+        As in :class:`Scan`.
+    name : str
+        What the user calls the output folder.
+    """
+    for audio in speaker_folders:
+        if folder == audio or audio in folder.parents:
+            raise InputError(
+                f"{name} {folder} lies in the folder of recordings {audio}, expected "
+                "a folder outside: nothing is ever written among recordings"
+            )
+
+
+def _speaker_folders(root, names):
+    """Folders with one of ``names`` at depth 0 to 2, and how many entries lie beside.
+
+    What lies beside counts once, whatever it holds: it is not opened any further.
+    """
+    if root.name.lower() in names:
+        return [root], 0
+    found, ignored, level = [], 0, [root]
+    for depth in range(_SEARCH_DEPTH):
+        below = []
+        for folder in level:
+            for entry in _list_if_allowed(folder):
+                if entry.is_dir() and entry.name.lower() in names:
+                    found.append(Path(entry.path))
+                elif not entry.is_dir() or _is_ignored_folder(entry):
+                    ignored += 1
+                elif depth + 1 < _SEARCH_DEPTH:
+                    below.append(entry.path)
+        level = below
+    # Without such a folder the root is walked as the folder of speakers, and counted.
+    return (found, ignored) if found else ([root], 0)
+
+
+def _list_if_allowed(folder):
+    """Entries by name; none where reading is not allowed, as in lost+found."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except PermissionError as error:
+        logger.warning("%s: passed over (%s)", folder, error.strerror)
+        return []
+
+
+def _is_ignored_folder(entry):
+    return entry.name.startswith(".") or entry.name.lower() in _NOISE_CORPORA
+
+
+def _scan_folder(folder, layout, num_workers, paths):
+    """Add the recordings of one folder of speakers to ``paths``."""
+    with os.scandir(folder) as entries:
+        entries = sorted(entries, key=lambda e: e.name)
+    speakers = [e for e in entries if e.is_dir() and not _is_ignored_folder(e)]
+    ignored, n_files = len(entries) - len(speakers), 0
+
+    def walk_speaker(entry):
+        return _walk(entry.path, f"{entry.name}/", layout.levels - 1)
+
+    for found, more in parallel_map(
+        walk_speaker, speakers, num_workers, f"listing {folder}", "speaker", chunk=8
+    ):
+        ignored += more
+        n_files += len(found)
+        for utterance, path in found:
+            known = paths.setdefault(utterance, path)
+            if known is not path:
+                _check_same_file(utterance, known, path)
+    return n_files, ignored
+
+
+def _walk(folder, prefix, levels):
+    """Recordings exactly ``levels`` folders below: [(ID, path)]; entries ignored."""
+    found, ignored = [], 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_folder = entry.is_dir()
+            if entry.name.startswith(".") or is_folder == (levels == 0):
+                ignored += 1
+            elif is_folder:
+                below, more = _walk(entry.path, f"{prefix}{entry.name}/", levels - 1)
+                found += below
+                ignored += more
+            elif os.path.splitext(entry.name)[1].lower() in _RECORDINGS:
+                utterance = prefix + utterance_id(entry.name)
+                _check_name(utterance, entry.path)
+                found.append((utterance, entry.path))
+            else:
+                ignored += 1
+    return found, ignored
+
+
+def _check_name(utterance, path):
+    # isprintable() is false for line ends, tabs and bytes that are not UTF-8.
+    if " " in utterance or not path.isprintable():
+        shown = path.encode("unicode_escape", "backslashreplace").decode()
+        raise InputError(
+            f"{shown}: white space or unprintable characters in its name, expected "
+            "none: lists separate names by spaces"
+        )
+
+
+def _check_same_file(utterance, first, second):
+    """One file reached twice, by a link, is fine; two files with one ID are not."""
+    if not os.path.samefile(first, second):
+        raise InputError(
+            f"{second}: the same utterance ID as {first} ('{utterance}'), expected one "
+            "recording for each ID: give only one of the folders that hold them"
+        )
