@@ -1,0 +1,1 @@
+"""Trials, metrics and pictures. Nothing here imports training code."""

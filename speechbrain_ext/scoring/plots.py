@@ -1,0 +1,216 @@
+"""Pictures of scores: the DET curve and the two score densities.
+
+A DET curve (Martin et al., "The DET curve in assessment of detection task
+performance", Eurospeech 1997) draws miss against false-alarm rate on normal-deviate
+axes, x = Φ⁻¹(FPR), y = Φ⁻¹(FNR): Gaussian scores of equal variance give a straight line
+of slope -1, and both ends of the curve stay readable.
+
+matplotlib is imported when a picture is drawn, so that scoring needs none.
+"""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import ndtri
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.files import write_atomically
+from speechbrain_ext.scoring.metrics import (
+    ErrorRates,
+    MinDCF,
+    equal_error_rate,
+    error_rates,
+    min_dcf,
+)
+
+TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 98)
+CURVE_POINTS = 2000
+FEWEST_BINS, MOST_BINS = 11, 101
+
+
+def plot_det(path, curves, p_target=0.01):
+    """Draw DET curves with their EER and minimum-cost points.
+
+    Arguments
+    ---------
+    path : str or Path
+        PNG to write.
+    curves : dict
+        Name → (scores [T], labels [T]), as for
+        :func:`~speechbrain_ext.scoring.metrics.error_rates`.
+    p_target : float
+        Prior of the cost whose best operating point is marked.
+
+    Raises
+    ------
+    InputError
+        No curve, or scores and labels that have no error rates; names the curve.
+    """
+    if not curves:
+        raise InputError(f"{path}: no curves to draw, expected at least one")
+    points = {n: _points(n, *data, p_target) for n, data in curves.items()}
+    figure, axes = _figure(5.6, 5.8 + 0.2 * len(points))
+    for name, curve in points.items():
+        _draw_curve(axes, name, curve)
+    _det_axes(axes, points.values())
+    axes.plot([], [], "ko", markersize=6, label="equal error rate")
+    axes.plot([], [], "k^", markersize=7, label=f"minDCF, target prior {p_target:g}")
+    # Below the axes: within, it would hide whichever curve passes there.
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def plot_histogram(path, scores, labels, threshold=None):
+    """Draw the densities of target and non-target scores, and a threshold.
+
+    Arguments
+    ---------
+    path : str or Path
+        PNG to write.
+    scores, labels : array_like
+        float [T] and 0 or 1 [T].
+    threshold : float or None
+        Where to draw the line; None takes the threshold of the EER.
+
+    Raises
+    ------
+    InputError
+        As :func:`~speechbrain_ext.scoring.metrics.error_rates`; a threshold that is
+        not finite.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    eer, eer_threshold = equal_error_rate(scores, labels)
+    at = eer_threshold if threshold is None else float(threshold)
+    if not np.isfinite(at):
+        raise InputError(f"{path}: threshold {at}, expected a finite number")
+    scores, same = scores.astype(np.float64), labels == 1
+    figure, axes = _figure(6.4, 4.2)
+    edges = _bin_edges(scores)
+    for part, name, colour in (
+        (scores[~same], "different speaker", "tab:orange"),
+        (scores[same], "same speaker", "tab:blue"),
+    ):
+        style = {"bins": edges, "density": True, "color": colour}
+        part = np.clip(part, edges[0], edges[-1])  # the end bins hold what lies beyond
+        axes.hist(part, alpha=0.35, label=f"{name} ({len(part):,})", **style)
+        axes.hist(part, histtype="step", linewidth=1.2, **style)
+    name = f"EER {_percent(eer)} at {at:.3g}" if threshold is None else f"{at:.3g}"
+    axes.axvline(at, color="black", linestyle="--", label=f"threshold: {name}")
+    axes.set_xlabel("score")
+    axes.set_ylabel("density")
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def thin_curve(x, y, points=CURVE_POINTS):
+    """Indices that keep the look of a curve: its corners on a grid of the picture.
+
+    Arguments
+    ---------
+    x, y : np.ndarray
+        [K], the curve as drawn.
+    points : int
+        About how many to keep.
+
+    Returns
+    -------
+    np.ndarray
+        int, ascending: the first and last point, and one wherever the distance walked
+        (|dx| + |dy|) passes another ``points``-th of the whole.
+    """
+    if len(x) <= points:
+        return np.arange(len(x))
+    walked = np.concatenate(([0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))))
+    cell = np.floor(walked / max(walked[-1], 1e-12) * points)
+    keep = np.flatnonzero(np.diff(cell, prepend=-1) > 0)
+    return np.union1d(keep, [0, len(x) - 1])
+
+
+class _Curve(NamedTuple):
+    """One curve: error rates [K], operating points, resolution of (fpr, fnr)."""
+
+    rates: ErrorRates
+    eer: float
+    best: MinDCF
+    floors: tuple
+
+
+def _points(name, scores, labels, p_target):
+    try:
+        rates = error_rates(scores, labels)
+        eer = equal_error_rate(scores, labels).eer
+        best = min_dcf(scores, labels, p_target=p_target)
+    except InputError as error:
+        raise InputError(f"curve '{name}': {error}") from error
+    n_target = int(np.count_nonzero(labels))
+    floors = 0.5 / (len(labels) - n_target + 1), 0.5 / (n_target + 1)
+    return _Curve(rates, eer, best, floors)
+
+
+def _draw_curve(axes, name, curve):
+    x = _deviate(curve.rates.fpr, curve.floors[0])
+    y = _deviate(curve.rates.fnr, curve.floors[1])
+    keep = thin_curve(x, y)
+    label = f"{name}: EER {_percent(curve.eer)}, minDCF {curve.best.dcf:.3f}"
+    (line,) = axes.plot(x[keep], y[keep], linewidth=1.6, label=label)
+    style = {"color": line.get_color(), "markeredgecolor": "black", "zorder": 3}
+    for fpr, fnr, marker in (
+        (curve.best.fpr, curve.best.fnr, "^"),
+        (curve.eer, curve.eer, "o"),
+    ):
+        place = _deviate(fpr, curve.floors[0]), _deviate(fnr, curve.floors[1])
+        axes.plot(*place, marker, markersize=7, **style)
+
+
+def _deviate(rate, floor):
+    """Φ⁻¹ of a rate; 0 and 1 stand about half a trial from the edge, to be finite."""
+    return ndtri(np.clip(rate, floor, 1 - floor))
+
+
+def _det_axes(axes, curves):
+    """Ticks in percent; limits that hold the marks and what lies around them."""
+    low, high = 0.005, 0.5
+    for curve in curves:
+        rates = (curve.eer / 10, curve.best.fpr / 3, curve.best.fnr / 3)
+        wanted = min([rate for rate in rates if rate > 0], default=0)
+        low = min(low, max(wanted, min(curve.floors) / 1.5, 1e-5))
+        high = 0.99 if curve.eer > 0.4 else high
+    ticks = np.array([tick for tick in TICKS if 100 * low < tick < 100 * high])
+    for axis, name in ((axes.xaxis, "false alarms"), (axes.yaxis, "misses")):
+        axis.set_ticks(ndtri(ticks / 100), [f"{tick:g}" for tick in ticks])
+        axis.set_label_text(f"{name} (%)")
+    limits = ndtri(low), ndtri(high)
+    axes.plot(limits, limits, color="grey", linewidth=0.8, linestyle=":", zorder=1)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.grid(True, linewidth=0.4, alpha=0.6)
+
+
+def _bin_edges(scores):
+    """An odd number of bins, square-root rule, over the middle 99.9 % of scores."""
+    low, high = np.quantile(scores, [0.0005, 0.9995])
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 0.5, high + 0.5
+    count = int(np.clip(np.sqrt(len(scores)), FEWEST_BINS, MOST_BINS)) | 1
+    return np.linspace(low, high, count + 1)
+
+
+def _percent(rate):
+    return f"{100 * rate:.2f} %"
+
+
+def _figure(width, height):
+    # The canvas is named, so neither a display nor pyplot's global state is touched.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _save(figure, path):
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    with write_atomically(path, "wb") as file:
+        file.write(drawn.getvalue())
