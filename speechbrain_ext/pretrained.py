@@ -1,0 +1,275 @@
+"""The end state of a training stage as a folder, and the way back.
+
+    hyperparams.yaml               the modules, for SpeechBrain's inference classes
+    encoder_config.json            configuration from which the encoder is rebuilt
+    speaker_encoder.safetensors    encoder and head, LoRA merged
+    classifier.safetensors         one row per training class
+    training.json                  speakers in row order, epoch, validation EER
+
+The next stage, verification and inference all read this folder. Everything in it is
+needed: loading is strict and downloads nothing.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.files import sync_folder, write_json
+from speechbrain_ext.hyper import load_yaml
+from speechbrain_ext.weights import load_strictly, read_weights
+
+MODEL_FILE = "speaker_encoder.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"
+ENCODER_CONFIG = "encoder_config.json"
+HYPERPARAMS = "hyperparams.yaml"
+TRAINING = "training.json"
+
+TEMPLATE = """\
+# A speaker encoder for SpeechBrain, written by speechbrain_ext.
+# Needs: pip install speechbrain_ext. Everything else is in this folder.
+
+pretrained_path: .
+sample_rate: 16000 # Hz
+
+encoder: !new:{encoder}
+    source: !ref <pretrained_path>/{config}
+head: !new:{head}
+{arguments}
+speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
+    encoder: !ref <encoder>
+    head: !ref <head>
+"""
+
+
+def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
+    """Write a trained model as a folder, whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Replaced where it is such a folder already; anything else there is an error.
+    speaker_encoder : SpeakerEncoder
+        Without LoRA layers (:func:`speechbrain_ext.adaptation.merge_lora`).
+    classifier : ArcFace, optional
+    training : dict, optional
+        What the next stage must know: ``speakers`` (row order), ``n_speeds``, and
+        whatever a reader wants to know.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        Where LoRA is not merged, or ``folder`` holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / HYPERPARAMS).is_file():
+        raise InputError(f"{folder}: exists and is not a pretrained folder")
+    weights = speaker_encoder.state_dict()
+    if any(".lora_" in name for name in weights):
+        raise InputError(f"{folder}: LoRA layers are not merged; call merge_lora first")
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    with _removed_on_error(beside):
+        beside.mkdir(parents=True)
+        _save_tensors(weights, beside / MODEL_FILE)
+        if classifier is not None:
+            _save_tensors(classifier.state_dict(), beside / CLASSIFIER_FILE)
+        write_json(beside / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
+        write_json(beside / TRAINING, training or {})
+        (beside / HYPERPARAMS).write_text(_hyperparams(speaker_encoder))
+        sync_folder(beside)
+        _replace_folder(beside, folder)
+    return folder
+
+
+def load_pretrained(folder):
+    """Rebuild a speaker encoder from its folder, strictly and without any network.
+
+    ``hyperparams.yaml`` is code: load folders of people you trust.
+
+    Arguments
+    ---------
+    folder : str or Path
+
+    Returns
+    -------
+    SpeakerEncoder
+        In eval mode, on the CPU.
+
+    Raises
+    ------
+    InputError
+        Naming the file that is missing or does not fit.
+    """
+    folder = Path(folder)
+    if not (folder / HYPERPARAMS).is_file():
+        raise InputError(
+            f"{folder}: no {HYPERPARAMS}, expected a folder written by train.py"
+        )
+    try:
+        modules = load_yaml(folder / HYPERPARAMS, {"pretrained_path": str(folder)})
+    except InputError as error:
+        if str(folder / HYPERPARAMS) in str(error):
+            raise
+        raise InputError(f"{folder / HYPERPARAMS}: {error}") from error
+    model = modules.get("speaker_encoder")
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"{folder / HYPERPARAMS}: no module 'speaker_encoder'")
+    load_strictly(model, read_weights(folder / MODEL_FILE), str(folder / MODEL_FILE))
+    return model.eval()
+
+
+def load_trainable(folder, gradient_checkpointing=False):
+    """A former stage's model, to be trained on: every parameter requires a gradient.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Written by :func:`save_pretrained`.
+    gradient_checkpointing : bool
+        As in the encoder.
+
+    Returns
+    -------
+    SpeakerEncoder
+    """
+    model = load_pretrained(folder)
+    model.encoder.frozen = False
+    model.encoder.gradient_checkpointing = gradient_checkpointing
+    return model.requires_grad_(True).train()
+
+
+def load_classifier(folder, classifier, speakers, n_speeds):
+    """Load a former stage's classifier into that of the next one.
+
+    Rows go by the speakers' names: stage 3 keeps the rows of its speakers at their
+    true speed, whatever else stage 2 had.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Written by :func:`save_pretrained`.
+    classifier : ArcFace
+        With ``len(speakers) * n_speeds`` classes.
+    speakers : list of str
+        Names of the training speakers, in label order.
+    n_speeds : int
+        Blocks of classes: 3 with speed copies, 1 without.
+
+    Raises
+    ------
+    InputError
+        Where anything does not fit: the embedding's width, a speaker the former stage
+        did not know, more speeds than it had.
+    """
+    folder = Path(folder)
+    former = read_training(folder)
+    rows = class_rows(
+        former["speakers"], former["n_speeds"], speakers, n_speeds, folder
+    )
+    path = folder / CLASSIFIER_FILE
+    weights = read_weights(path)
+    expected = len(former["speakers"]) * former["n_speeds"]
+    if len(weights.get("weight", ())) != expected:
+        raise InputError(
+            f"{path}: {len(weights.get('weight', ()))} classes, expected {expected} as "
+            f"in {TRAINING}"
+        )
+    load_strictly(classifier, {"weight": weights["weight"][rows]}, str(path))
+
+
+def read_training(folder):
+    """``training.json`` of a pretrained folder."""
+    path = Path(folder) / TRAINING
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        speakers, n_speeds = values["speakers"], values["n_speeds"]
+        if not (isinstance(speakers, list) and isinstance(n_speeds, int)):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected JSON with a list 'speakers' and a number 'n_speeds', as "
+            "train.py writes"
+        ) from error
+    return values
+
+
+def class_rows(former, former_speeds, speakers, n_speeds, source):
+    """Rows of a former classifier that are the classes of the new one.
+
+    Class of speaker i at speed k: ``k * len(speakers) + i``.
+
+    Returns
+    -------
+    list of int
+        ``len(speakers) * n_speeds`` row numbers.
+    """
+    row = {name: number for number, name in enumerate(former)}
+    unknown = [name for name in speakers if name not in row]
+    if unknown or n_speeds > former_speeds:
+        raise InputError(
+            f"{source}: classifier of {len(former)} speakers at {former_speeds} "
+            f"speed(s) has no classes for {len(unknown)} of the {len(speakers)} "
+            f"training speakers at {n_speeds} speed(s)"
+            + (f", first {unknown[0]!r}" if unknown else "")
+        )
+    return [
+        speed * len(former) + row[name]
+        for speed in range(n_speeds)
+        for name in speakers
+    ]
+
+
+def _hyperparams(speaker_encoder):
+    encoder, head = speaker_encoder.encoder, speaker_encoder.head
+    return TEMPLATE.format(
+        encoder=_dotted(encoder),
+        config=ENCODER_CONFIG,
+        head=_dotted(head),
+        arguments="".join(
+            f"    {name}: {json.dumps(value)}\n"
+            for name, value in head.arguments.items()
+        ),
+    )
+
+
+def _dotted(instance):
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def _save_tensors(tensors, path):
+    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, among others
+        raise InputError(f"{path}: not written ({error})") from error
+
+
+def _replace_folder(new, folder):
+    """Put ``new`` in the place of ``folder``: at any moment one of them is whole."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder):
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

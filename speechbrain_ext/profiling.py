@@ -1,0 +1,125 @@
+"""Sizes and multiply-adds of models, counted on the modules themselves.
+
+Multiply-adds are half of what torch's ``FlopCounterMode`` sees while the model runs on
+meta tensors, so 580 M parameters need no memory: matrix products, convolutions and
+attention, with the relative-position products. Features (FFT and mel), normalisation,
+activations, softmax and the additions of biases are not counted.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Wav2Vec2BertConfig
+
+from speechbrain_ext.adaptation import inject_lora
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.features import FRAME, HOP, MIN_SAMPLES, SAMPLE_RATE, STACK
+from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
+
+HEADS = {
+    "adapter_mfa": AdapterMFA,
+    "mfa": MFA,
+    "weighted_ecapa": WeightedSumECAPA,
+}
+
+
+class ParameterCount(NamedTuple):
+    """Trained parameters and all of them."""
+
+    trained: int
+    total: int
+
+
+def count_parameters(module):
+    """Parameters of a module → ParameterCount."""
+    parameters = list(module.parameters())
+    return ParameterCount(
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+    )
+
+
+def count_macs(speaker_encoder, seconds=1.0):
+    """Multiply-adds of one utterance.
+
+    Arguments
+    ---------
+    speaker_encoder : SpeakerEncoder
+        On any device, meta included.
+    seconds : float
+        Length of the utterance.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InputError
+        Where that is too short for two frames.
+    """
+    if seconds * SAMPLE_RATE < MIN_SAMPLES:
+        raise InputError(
+            f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
+        )
+    frames = 1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP
+    encoder = speaker_encoder.encoder
+    weight = next(speaker_encoder.parameters())
+    features = torch.zeros(
+        1, frames // STACK, encoder.config.feature_projection_input_dim
+    ).to(weight.device)
+    training = speaker_encoder.training
+    speaker_encoder.eval()
+    # the fused attention of a CPU is unknown to the counter, plain products are not
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+    ):
+        speaker_encoder.head(encoder.encode_features(features), None)
+    speaker_encoder.train(training)
+    return counter.get_total_flops() // 2
+
+
+def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
+    """Sizes and multiply-adds of a model, built without memory for its weights.
+
+    Arguments
+    ---------
+    config : str, Path or Wav2Vec2BertConfig, optional
+        Encoder configuration or its JSON file; None: w2v-BERT 2.0.
+    head : str
+        ``adapter_mfa``, ``mfa`` or ``weighted_ecapa``.
+    lora_rank : int
+        Rank of LoRA on the query and value projections; 0: none.
+    seconds : float
+        Length of the utterance for the multiply-adds.
+
+    Returns
+    -------
+    dict
+        ``encoder``, ``head``, ``lora`` (parameters) and ``macs``.
+    """
+    if config is None:
+        config = Wav2Vec2BertConfig()
+    elif not isinstance(config, Wav2Vec2BertConfig):
+        config = read_config(config)
+    with torch.device("meta"):
+        encoder = W2VBertEncoder(config)
+        model = SpeakerEncoder(
+            encoder, HEADS[head](encoder.hidden_size, encoder.n_states)
+        )
+    sizes = {
+        "encoder": count_parameters(encoder).total,
+        "head": count_parameters(model.head).total,
+        "macs": count_macs(model, seconds),
+        "lora": 0,
+    }
+    if lora_rank:
+        inject_lora(encoder, r=lora_rank, alpha=2 * lora_rank)
+        sizes["lora"] = count_parameters(encoder).total - sizes["encoder"]
+    return sizes
