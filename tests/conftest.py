@@ -1,0 +1,55 @@
+"""Fixtures that every test may use."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real speech and golden figures beside the checkout, or skip."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tone_corpus(tmp_path_factory):
+    """A folder wav/SPEAKER/SESSION/NNNNN.wav: 4 speakers × 3 tones in faint noise.
+
+    Each speaker has a frequency of their own, 300 + 100·s Hz; the utterances last
+    1.0, 2.25 and 3.5 s. Shared by all tests: only to be read.
+    """
+    generator = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("tones") / "wav"
+    for speaker in range(4):
+        session = folder / f"id{10001 + speaker}" / "session"
+        session.mkdir(parents=True)
+        for number, seconds in enumerate((1.0, 2.25, 3.5), start=1):
+            time = np.arange(round(seconds * 16000)) / 16000
+            wav = 0.1 * np.sin(2 * np.pi * (300 + 100 * speaker) * time)
+            wav += 0.001 * generator.standard_normal(len(wav))
+            soundfile.write(session / f"{number:05d}.wav", wav, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """torch computes in one thread: as loader workers do, and fast for tiny models."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Made-up voices, noises and rooms for ``tiny_training``: only to be read."""
+    from tiny_training import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,57 @@
+"""Durations from headers, and bad recordings."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechbrain_ext.data.headers import read_durations, report_bad_files
+from speechbrain_ext.errors import InputError
+
+
+def test_durations_and_every_kind_of_bad_file(tmp_path):
+    def write(name, samples, rate=16000):
+        soundfile.write(tmp_path / name, samples, rate)
+        return str(tmp_path / name)
+
+    paths = [
+        write("a.wav", np.zeros(8000)),
+        write("b.flac", np.zeros(24000)),
+        write("rate.wav", np.zeros(800), 8000),
+        write("stereo.wav", np.zeros((800, 2))),
+        write("empty.wav", np.zeros(0)),
+        str(tmp_path / "absent.wav"),
+        str(tmp_path / "text.wav"),
+        write("c.wav", np.zeros(1)),
+    ]
+    (tmp_path / "text.wav").write_text("no sound at all")
+    seconds, bad = read_durations(paths, num_workers=3)
+    expected = [0.5, 1.5, *[np.nan] * 5, 1 / 16000]
+    np.testing.assert_array_equal(seconds, expected)
+    assert [path for path, _ in bad] == paths[2:7]
+    reasons = [reason for _, reason in bad]
+    assert reasons[0] == "8000 Hz with 1 channel(s), expected 16000 Hz mono"
+    assert reasons[1] == "16000 Hz with 2 channel(s), expected 16000 Hz mono"
+    assert reasons[2] == "0 samples, expected sound"
+    assert all("cannot be opened" in reason for reason in reasons[3:])
+
+
+def test_bad_files_up_to_the_limit_are_listed(tmp_path):
+    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    report_bad_files(bad, tmp_path, max_bad_files=2)
+    listing = tmp_path / "bad_files.txt"
+    assert listing.read_text() == "/a.wav\twhy not\n/b.wav\tbecause\n"
+    report_bad_files([], tmp_path, max_bad_files=0)
+    assert not listing.exists()
+
+
+def test_too_many_bad_files(tmp_path):
+    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    with pytest.raises(InputError, match=r"/a.wav: why not \(2 bad .*max_bad_files=1"):
+        report_bad_files(bad, tmp_path, max_bad_files=1)
+    assert (tmp_path / "bad_files.txt").read_text().count("\n") == 2
+
+
+def test_bad_files_of_a_trial_list_are_never_left_out(tmp_path):
+    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    with pytest.raises(InputError, match=r"/b.wav: because \(1 bad files of the trial"):
+        report_bad_files(bad, tmp_path, 9, indispensable={"/b.wav", "/fine.wav"})

@@ -1,0 +1,201 @@
+"""The batch sampler: each utterance once, the same on every rank, resumable."""
+
+import itertools
+
+import numpy as np
+import pytest
+from speechbrain.utils.checkpoints import Checkpointer
+
+from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.errors import InputError
+
+LABELS = np.repeat(np.arange(7), [1, 2, 3, 10, 20, 30, 37])  # 103 utterances
+
+
+def batches(sampler, epoch=1):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def flat(all_batches):
+    return list(itertools.chain.from_iterable(all_batches))
+
+
+def test_an_epoch_has_every_utterance_once_but_the_dropped_tail():
+    sampler = CropBatchSampler(LABELS, 10)
+    drawn = flat(batches(sampler))
+    assert len(sampler) == 10
+    assert len({draw.row for draw in drawn}) == len(drawn) == 100
+    assert [draw.position for draw in drawn] == list(range(100))
+    # The tail is another one in the next epoch.
+    again = {draw.row for draw in flat(batches(sampler, 2))}
+    assert again != {draw.row for draw in drawn}
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    first = batches(CropBatchSampler(LABELS, 10, seed=5, n_speeds=3))
+    assert batches(CropBatchSampler(LABELS, 10, seed=5, n_speeds=3)) == first
+    assert batches(CropBatchSampler(LABELS, 10, seed=6, n_speeds=3)) != first
+    assert batches(CropBatchSampler(LABELS, 10, seed=5, n_speeds=3), 2) != first
+
+
+@pytest.mark.parametrize("draws_per_epoch", [None, 140])
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_global_batches_are_the_same_on_any_number_of_ranks(
+    world_size, draws_per_epoch
+):
+    settings = {"n_speeds": 3, "draws_per_epoch": draws_per_epoch}
+    alone = batches(CropBatchSampler(LABELS, 20, **settings))
+    ranks = [
+        batches(
+            CropBatchSampler(
+                LABELS, 20 // world_size, rank=r, world_size=world_size, **settings
+            )
+        )
+        for r in range(world_size)
+    ]
+    assert all(len(rank) == len(alone) for rank in ranks)
+    for step, expected in enumerate(alone):
+        parts = [rank[step] for rank in ranks]
+        # Interleaved: rank r has elements r, r + W, ... and the same crop length.
+        assert [draw for group in zip(*parts) for draw in group] == expected
+
+
+def test_one_crop_length_per_batch_uniform_over_the_range():
+    sampler = CropBatchSampler(np.zeros(3000), 2, crop_seconds=(2.0, 3.0))
+    lengths = [{draw.n_samples for draw in batch} for batch in batches(sampler)]
+    assert all(len(found) == 1 for found in lengths)
+    lengths = np.array([found.pop() for found in lengths])
+    assert lengths.min() >= 32000
+    assert lengths.max() <= 48000
+    # Mean of 1500 uniform draws: standard error 16000 / sqrt(12 * 1500) = 119.
+    assert abs(lengths.mean() - 40000) < 600
+    assert abs(np.mean(lengths < 36000) - 0.25) < 0.06
+    fixed = CropBatchSampler(LABELS, 4, crop_seconds=(4, 4))
+    assert {draw.n_samples for draw in flat(batches(fixed))} == {64000}
+
+
+def test_speeds_are_uniform_and_independent_of_the_order():
+    sampler = CropBatchSampler(np.zeros(30_000), 100, n_speeds=3)
+    drawn = flat(batches(sampler))
+    counts = np.bincount([draw.speed_index for draw in drawn])
+    assert len(counts) == 3
+    assert np.all(np.abs(counts - 10_000) < 500)  # six standard deviations
+    speed_by_row = np.array([d.speed_index for d in sorted(drawn)])
+    assert abs(np.corrcoef(speed_by_row, np.arange(30_000))[0, 1]) < 0.03
+    assert {d.speed_index for d in flat(batches(CropBatchSampler(LABELS, 10)))} == {0}
+
+
+def test_balanced_epochs_use_speakers_equally_and_utterances_evenly():
+    sampler = CropBatchSampler(LABELS, 5, draws_per_epoch=7 * 15, seed=2)
+    assert len(sampler) == 7 * 15 // 5
+    used = np.zeros(len(LABELS), dtype=int)
+    for epoch in (0, 1, 2):
+        rows = [draw.row for draw in flat(batches(sampler, epoch))]
+        assert np.all(np.bincount(LABELS[rows]) == 15)
+        used += np.bincount(rows, minlength=len(LABELS))
+        for speaker in range(7):
+            counts = used[speaker == LABELS]
+            assert counts.max() - counts.min() <= 1
+    # Speakers are mixed, not visited one after the other.
+    assert len(set(LABELS[rows[:15]])) > 3
+
+
+def test_balanced_epochs_of_any_length_go_on_where_the_last_one_ended():
+    short = CropBatchSampler(LABELS, 5, draws_per_epoch=10, seed=3)
+    rows = [draw.row for epoch in range(8) for draw in flat(batches(short, epoch))]
+    speakers = LABELS[rows]
+    # 80 draws are eleven rounds of all seven speakers and three more
+    rounds = speakers[:77].reshape(11, 7)
+    assert np.all(np.sort(rounds, axis=1) == np.arange(7))
+    assert len({tuple(order) for order in rounds.tolist()}) > 1
+    counts = np.bincount(speakers)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_balanced_sampling_takes_labels_of_any_order_and_gaps():
+    labels = np.random.default_rng(0).permutation(LABELS * 10 + 3)
+    balanced = CropBatchSampler(labels, 7, draws_per_epoch=14)
+    rows = [draw.row for draw in flat(batches(balanced))]
+    names, counts = np.unique(labels[rows], return_counts=True)
+    assert names.tolist() == np.unique(labels).tolist()
+    assert np.all(counts == 2)
+
+
+def test_resuming_gives_the_remaining_batches(tmp_path):
+    whole = batches(CropBatchSampler(LABELS, 10, seed=1, n_speeds=3), epoch=3)
+    following = batches(CropBatchSampler(LABELS, 10, seed=1, n_speeds=3), epoch=4)
+
+    broken = CropBatchSampler(LABELS, 10, seed=1, n_speeds=3)
+    broken.set_epoch(3)
+    running = iter(broken)
+    for _ in range(6):  # the loader is two batches ahead of training
+        next(running)
+    broken.step_done = 4
+    Checkpointer(tmp_path, {"sampler": broken}).save_checkpoint(end_of_epoch=False)
+
+    resumed = CropBatchSampler(LABELS, 10, seed=1, n_speeds=3)
+    checkpointer = Checkpointer(tmp_path, {"sampler": resumed})
+    assert checkpointer.recover_if_possible() is not None
+    assert len(resumed) == 10
+    resumed.set_epoch(3)  # as a trainer does in the epoch it resumes in
+    assert resumed.step_done == 4
+    assert list(resumed) == whole[4:]
+    assert batches(resumed, epoch=4) == following
+    assert resumed.step_done == 0
+
+
+def test_the_position_is_kept_on_another_number_of_ranks():
+    saved = CropBatchSampler(LABELS, 20, seed=1)
+    whole = batches(saved, epoch=2)
+    saved.step_done = 3
+    resumed = CropBatchSampler(LABELS, 10, seed=1, rank=1, world_size=2)
+    resumed.load_state_dict(saved.state_dict())
+    resumed.set_epoch(2)
+    assert list(resumed) == [batch[1::2] for batch in whole[3:]]
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path):
+    sampler = CropBatchSampler(LABELS, 10)
+    sampler.set_epoch(1)  # and nobody counted the steps
+    Checkpointer(tmp_path, {"sampler": sampler}).save_checkpoint(end_of_epoch=True)
+    # Another stage, with larger batches, may start from it.
+    resumed = CropBatchSampler(LABELS, 50)
+    Checkpointer(tmp_path, {"sampler": resumed}).recover_if_possible()
+    assert list(resumed) == []
+    assert len(batches(resumed, epoch=2)) == 2
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 2}, {"batch_size": 20}, {"labels": LABELS[:-1]}]
+)
+def test_the_middle_of_other_batches_is_refused(other):
+    settings = {"labels": LABELS, "batch_size": 10, "seed": 1}
+    sampler = CropBatchSampler(**settings)
+    sampler.step_done = 5
+    with pytest.raises(InputError, match="step 5 of an epoch with"):
+        CropBatchSampler(**{**settings, **other}).load_state_dict(sampler.state_dict())
+
+
+def test_too_few_utterances_says_both_numbers():
+    with pytest.raises(InputError, match=r"103 utterances.*at least 128"):
+        CropBatchSampler(LABELS, 32, world_size=4)
+    with pytest.raises(InputError, match=r"7 utterances.*at least 8"):
+        CropBatchSampler(LABELS, 8, draws_per_epoch=7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"batch_size": 0}, "batch_size: 0, expected at least 1"),
+        ({"seed": -1}, "seed: -1"),
+        ({"n_speeds": 0}, "n_speeds: 0"),
+        ({"draws_per_epoch": 0}, "draws_per_epoch: 0"),
+        ({"rank": 2, "world_size": 2}, "rank: 2, expected less than 2"),
+        ({"crop_seconds": (3, 2)}, r"crop_seconds: \(3, 2\)"),
+        ({"crop_seconds": (0, 2)}, r"crop_seconds: \(0, 2\)"),
+    ],
+)
+def test_arguments_out_of_range(arguments, expected):
+    with pytest.raises(InputError, match=expected):
+        CropBatchSampler(**{"labels": LABELS, "batch_size": 2, **arguments})

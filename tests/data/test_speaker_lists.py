@@ -1,0 +1,42 @@
+"""Lists of recordings to train on."""
+
+import pytest
+
+from speechbrain_ext.data.speaker_lists import read_speaker_lists
+from speechbrain_ext.errors import InputError
+
+KNOWN = {"id1/s/1", "id1/s/2", "id2/s/1"}
+
+
+def test_union_of_lists_whatever_the_extension(tmp_path):
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("id1 id1/s/1.wav\n\nid2 id2/s/1.m4a\n")
+    second.write_text("id1 id1/s/1\n")
+    listed = read_speaker_lists([first, second], KNOWN, "/data")
+    assert listed == {"id1/s/1", "id2/s/1"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("id1", "1 columns, expected 2: 'speaker path'"),
+        ("id1 id1/s/1.wav 3", "3 columns"),
+        ("id1 id2/s/1.wav", "speaker 'id1' with path 'id2/s/1.wav'"),
+        ("id1 id1/s/9.wav", "utterance 'id1/s/9' not found, expected it below /data"),
+    ],
+)
+def test_bad_lines_name_file_and_line(tmp_path, line, message):
+    path = tmp_path / "list.txt"
+    path.write_text(f"id1 id1/s/1.wav\n{line}\n")
+    with pytest.raises(InputError) as error:
+        read_speaker_lists([path], KNOWN, "/data")
+    assert str(error.value).startswith(f"{path}: line 2: ")
+    assert message in str(error.value)
+
+
+def test_unreadable_lists(tmp_path):
+    with pytest.raises(InputError, match=r"absent: No such file"):
+        read_speaker_lists([tmp_path / "absent"], KNOWN, "/data")
+    (tmp_path / "latin").write_bytes(b"id1 \xff\n")
+    with pytest.raises(InputError, match="latin: byte 4: expected UTF-8"):
+        read_speaker_lists([tmp_path / "latin"], KNOWN, "/data")

@@ -1,0 +1,78 @@
+"""The recipe's scripts, called as by the command line, without its start."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import speechbrain.utils.logger
+from tiny_training import start, tiny_config, write_corpus, write_voices
+
+REPOSITORY = Path(__file__).parents[2]
+RECIPE = REPOSITORY / "recipes/VoxCeleb/SpeakerRec"
+HPARAMS = RECIPE / "hparams"
+
+
+def script(name):
+    """train, verify: imported from the recipe's folder."""
+    if str(RECIPE) not in sys.path:
+        sys.path.insert(0, str(RECIPE))
+    return importlib.import_module(name)
+
+
+def run_script(name, *words):
+    """Call main() in the recipe's folder with these words on its command line.
+
+    Changes the process: only for one that a test started.
+    """
+    module = script(name)
+    # It asks pip for all that is installed: most of the time of a tiny run.
+    speechbrain.utils.logger.get_environment_description = lambda: "left out in tests"
+    os.chdir(RECIPE)
+    sys.argv = [f"{name}.py", *map(str, words)]
+    module.main()
+
+
+def run(name, words, stderr, seconds=100):
+    """A script in a process of its own → (exit code, lines on stderr)."""
+    process = start(run_script, name, *words, stderr=stderr)
+    process.join(seconds)
+    process.kill()
+    return process.exitcode, Path(stderr).read_text().splitlines()
+
+
+def write_recipe_corpus(folder):
+    """Voices to train on and to test, a trial list, noises, a tiny encoder.
+
+    ``voices``: 6 speakers × 7 recordings of 0.7 s; ``test``: 2 others.
+    """
+    write_corpus(folder)
+    write_voices(folder / "test", n_speakers=2, n_utterances=3, first=6)
+    names = [f"id{s:02d}/s{t % 2}/{t:05d}.wav" for s in (6, 7) for t in range(3)]
+    lines = [
+        f"{int(a[:4] == b[:4])} {a} {b}\n"
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    (folder / "trials.txt").write_text("".join(lines))
+    tiny_config().to_json_file(folder / "tiny.json", use_diff=False)
+    return folder
+
+
+def data_words(corpus):
+    """Where the data are, for any training YAML with noise."""
+    return [
+        f"--train_folders={corpus}/voices",
+        f"--test_folders={corpus}/test",
+        f"--trial_lists={corpus}/trials.txt",
+        f"--musan_folder={corpus}/musan",
+        f"--rirs_folder={corpus}/rirs",
+    ]
+
+
+# Epochs of 7 steps: 4 of the 6 speakers train.
+SMALL = [
+    *("--n_valid_speakers=2", "--batch_size=4", "--num_workers=0"),
+    *("--crop_seconds=[0.4, 0.6]", "--number_of_epochs=2", "--noprogressbar"),
+    *("--embedding_size=16",),
+]

@@ -1,0 +1,194 @@
+"""Embedding files come back bit for bit; cosines agree with the definition."""
+
+import math
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.embeddings import (
+    cosine_scores,
+    load_embeddings,
+    save_embeddings,
+)
+
+FORMATS = ["npz", "safetensors"]
+ONES = np.ones((2, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_round_trip(tmp_path, suffix):
+    random = np.random.default_rng(0)
+    ids = ["id1/ä/00001", "id10/é-ß/2", "語", "x"]
+    vectors = random.standard_normal((4, 7)).astype(np.float32)
+    path = tmp_path / "new" / f"file.{suffix}"
+    save_embeddings(path, ids, vectors)
+    again = load_embeddings(path)
+    assert again.ids.tolist() == ids
+    assert again.vectors.dtype == np.float32
+    assert np.array_equal(again.vectors, vectors)
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_same_input_same_bytes(tmp_path, suffix):
+    paths = [tmp_path / f"{name}.{suffix}" for name in "ab"]
+    for path in paths:
+        save_embeddings(path, ["a", "b"], ONES.astype(np.float64))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert load_embeddings(paths[0]).vectors.dtype == np.float32
+
+
+def _with(row, value):
+    vectors = ONES.astype(np.float64)
+    vectors[row, 1] = value
+    return vectors
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("ids", "vectors", "message"),
+    [
+        (["a"], ONES, r"\[1\] IDs and vectors of shape \[2, 3\]"),
+        (["a", "b"], ONES[:, None], r"shape \[2, 1, 3\], expected \[U\] and \[U, E\]"),
+        (["a", "b"], ONES[:, :0], r"shape \[2, 0\]"),
+        ([], ONES[:0], "no embeddings"),
+        (["a", "a"], ONES, "ID 'a' in rows 0 and 1, expected each once"),
+        (["a", ""], ONES, r"ID '' \(row 1\)"),
+        (["a", "b c"], ONES, r"ID 'b c' \(row 1\), expected no white space"),
+        (["a", "b\n"], ONES, "expected no white space"),
+        ([1, 2], ONES, "type int64"),
+        (["a", "b"], ONES.astype(int), "vectors of type int64"),
+        (["a", "b"], _with(1, math.nan), r"embedding of 'b' \(row 1\)"),
+        (["a", "b"], _with(0, math.inf), r"embedding of 'a' \(row 0\)"),
+        (["a", "b"], _with(1, 1e300), "expected finite float32"),
+    ],
+)
+def test_refused_before_anything_is_written(tmp_path, suffix, ids, vectors, message):
+    path = tmp_path / f"file.{suffix}"
+    with pytest.raises(InputError, match=message) as error:
+        save_embeddings(path, ids, vectors)
+    assert str(error.value).startswith(str(path))
+    assert os.listdir(tmp_path) == []
+
+
+def test_unknown_suffix(tmp_path):
+    for call in (lambda p: save_embeddings(p, ["a"], ONES[:1]), load_embeddings):
+        with pytest.raises(InputError, match=r"suffix '.txt', expected one of .npz"):
+            call(tmp_path / "file.txt")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_damaged_files(tmp_path, suffix):
+    path = tmp_path / f"file.{suffix}"
+    with pytest.raises(InputError, match="No such file"):
+        load_embeddings(path)
+    save_embeddings(path, ["a", "b"], ONES)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello", whole[: len(whole) // 2], whole[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read as embeddings") as error:
+            load_embeddings(path)
+        assert str(path) in str(error.value)
+
+
+def test_loading_checks_too(tmp_path):
+    """A file from elsewhere gets the checks of one written here."""
+    npz, tensors = tmp_path / "file.npz", tmp_path / "file.safetensors"
+    np.savez(npz, ids=np.array(["a", "a"]), vectors=ONES)
+    with pytest.raises(InputError, match="ID 'a' in rows 0 and 1"):
+        load_embeddings(npz)
+    np.savez(npz, ids=np.array(["a", "b"], dtype=object), vectors=ONES)
+    with pytest.raises(InputError, match="allow_pickle=False"):
+        load_embeddings(npz)
+    np.savez(npz, names=np.array(["a", "b"]), vectors=ONES)
+    with pytest.raises(InputError, match="expected arrays 'ids' and 'vectors'"):
+        load_embeddings(npz)
+    safetensors.numpy.save_file({"vectors": ONES}, tensors)
+    with pytest.raises(InputError, match="expected arrays 'ids' and 'vectors'"):
+        load_embeddings(tensors)
+    safetensors.numpy.save_file({"ids": ONES, "vectors": ONES}, tensors)
+    with pytest.raises(InputError, match="expected UTF-8 bytes"):
+        load_embeddings(tensors)
+    bytes_ = np.frombuffer(b"a\n\xff\xfe", np.uint8)
+    safetensors.numpy.save_file({"ids": bytes_, "vectors": ONES}, tensors)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_embeddings(tensors)
+
+
+def test_cosine_by_hand():
+    # Angles of 0°, 90°, 180° and 45°, lengths that must not matter.
+    vectors = np.array([[3, 0], [0, 5], [-0.1, 0], [1e15, 1e15]], dtype=np.float32)
+    scores = cosine_scores(vectors, [0, 0, 0, 0], [0, 1, 2, 3])
+    assert scores == pytest.approx([1, 0, -1, math.sqrt(0.5)], abs=1e-7)
+    assert scores.dtype == np.float32
+    assert cosine_scores(vectors, np.array([], int), np.array([], int)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_cosine_against_definition(dtype):
+    random = np.random.default_rng(1)
+    vectors = (random.standard_normal((50, 33)) * 7).astype(dtype)
+    enrol, test = random.integers(0, 50, 500), random.integers(0, 50, 500)
+    a, b = vectors[enrol].astype(np.float64), vectors[test].astype(np.float64)
+    expected = [x @ y / math.sqrt((x @ x) * (y @ y)) for x, y in zip(a, b)]
+    scores = cosine_scores(vectors, enrol, test)
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert np.abs(scores).max() <= 1
+
+
+@pytest.mark.parametrize("block", [1, 7, 499, 500, 501])
+def test_blocks_change_nothing(block):
+    random = np.random.default_rng(2)
+    vectors = random.standard_normal((40, 16)).astype(np.float32)
+    enrol, test = random.integers(0, 40, (2, 500))
+    whole = cosine_scores(vectors, enrol, test)
+    assert np.array_equal(cosine_scores(vectors, enrol, test, block=block), whole)
+
+
+def test_golden_cosine(shared):
+    with np.load(shared / "golden" / "scoring" / "scores.npz") as golden:
+        scores = cosine_scores(golden["emb"], golden["enrol"], golden["test"])
+        assert scores == pytest.approx(golden["raw"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "enrol", "test", "message"),
+    [
+        (np.ones(3), [0], [0], r"shape \[3\], expected floats \[U, E\]"),
+        (np.ones((2, 2), int), [0], [0], "type int64"),
+        (ONES, [0, 1], [0], r"rows of shape \[2\] and test rows of shape \[1\]"),
+        (ONES, [[0]], [[1]], r"shape \[1, 1\]"),
+        (ONES, [0, 0], [1, 2], "row 2 in trial 2, expected 0 to 1"),
+        (ONES, [0, -1], [1, 1], "row -1 in trial 2"),  # never the last row
+        (ONES, [0.0], [1.0], "expected integers"),
+        (ONES * [[1], [0]], [0, 0], [0, 1], "embedding in row 1 has norm 0"),
+        (_with(1, math.nan), [0, 1], [0, 0], "embedding in row 1 has norm nan"),
+        (_with(0, math.inf), [0], [1], "embedding in row 0 has norm inf"),
+    ],
+)
+def test_cosine_refused(vectors, enrol, test, message):
+    with pytest.raises(InputError, match=message):
+        cosine_scores(vectors, enrol, test)
+
+
+def test_unused_rows_may_be_silent():
+    """A recording that no trial names does not stop the others."""
+    vectors = np.array([[1, 0], [0, 0], [0, 2]], dtype=np.float32)
+    assert cosine_scores(vectors, [0, 0], [2, 0]).tolist() == [0, 1]
+
+
+def test_memory_is_bounded():
+    """580,000 trials of 64 values are 297 MB at once; blocks stay far below."""
+    random = np.random.default_rng(3)
+    vectors = random.standard_normal((5_000, 64)).astype(np.float32)
+    enrol, test = random.integers(0, 5_000, (2, 580_000))
+    tracemalloc.start()
+    scores = cosine_scores(vectors, enrol, test, block=8192)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.shape == (580_000,)
+    assert peak < 40e6, f"{peak / 1e6:.0f} MB"
