@@ -1,9 +1,11 @@
 """What the benchmarks share: fair timing, peak memory, one table.
 
 A benchmark compares this package with a named peer on the same input in one run. Both
-sides take turns, so that a slower minute of the machine slows both; the median is
-reported with the spread (half the range between the quartiles) beside it. The ratio
-is peer / ours: above 1, ours is faster or smaller.
+sides take turns, so that a slower minute of the machine slows both, after a rest, so
+that the threads of neither disturb the other, and a call that is not counted, since the
+rest has put them to sleep. The median is reported with the spread (half the range
+between the quartiles) beside it. The ratio is peer / ours: above 1, ours is faster or
+smaller.
 
     rows = [compare("features", ours, peer)]
     report(rows, arguments)     # name | ours | peer | ratio, or JSON with --json
@@ -23,6 +25,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# numpy's OpenBLAS threads spin for about 0.1 s after its last product: what starts
+# meanwhile has a core less (features of 64 × 3 s: 0.12 s in place of 0.03 s).
+REST = 0.3
 PACKAGES = ("torch", "transformers", "speechbrain", "numpy")
 
 
@@ -81,6 +86,9 @@ def compare(name, ours, peer, repeats=7, warmup=2):
     seconds = ([], [])
     for turn in range(warmup + repeats):
         for side, function in enumerate((ours, peer)):
+            time.sleep(REST)
+            if turn >= warmup:
+                function()
             start = time.perf_counter()
             function()
             elapsed = time.perf_counter() - start

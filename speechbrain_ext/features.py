@@ -15,6 +15,7 @@ variance are taken, so that a padded batch equals its single utterances.
 
 import functools
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank, window_function
@@ -34,7 +35,7 @@ VARIANCE_FLOOR = 1e-7
 MIN_SAMPLES = FRAME + HOP * (STACK - 1)
 # Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
 # faster than all at once), elsewhere what bounds the memory of long recordings.
-CPU_CHUNK, CHUNK = 256, 65536
+CPU_CHUNK, CHUNK = 768, 65536
 
 
 class W2VBertFeatures(nn.Module):
@@ -91,40 +92,58 @@ class W2VBertFeatures(nn.Module):
             return self._features(_without_padding(wavs.float(), samples), samples)
 
     def _features(self, wavs, samples):
+        """A few rows at a time, from waveform to normalised features."""
         frames = 1 + (samples - FRAME) // HOP
         longest = int(frames.max())
-        log_mel = self._log_mel(wavs, longest)  # [B, F, 80]
-        if bool((frames == longest).all()):
+        padded = int(frames.min()) < longest
+        size = _chunk_size(wavs.device)
+        rows = max(1, size // longest)
+        parts = []
+        for some, valid in zip(wavs.split(rows), frames.split(rows)):
+            log_mel = _log_mel(some, longest, size)  # [b, F, 80]
+            parts.append(self._normalised(log_mel, valid if padded else None))
+        steps = frames // STACK
+        return torch.cat(parts), steps / (longest // STACK)
+
+    def _normalised(self, log_mel, frames):
+        """[b, F, 80], valid frames [b] or None: all → [b, F / 2, 160]."""
+        total = log_mel.shape[1] // STACK
+        if frames is None:
             normalised = _normalise(log_mel, self.normalise_variance)
         else:
-            valid = torch.arange(longest, device=wavs.device) < frames[:, None]
+            places = torch.arange(log_mel.shape[1], device=log_mel.device)
+            valid = (places < frames[:, None]).unsqueeze(-1)
             normalised = _normalise_valid(
-                log_mel, valid.unsqueeze(-1), frames, self.normalise_variance
+                log_mel, valid, frames, self.normalise_variance
             )
-        steps = frames // STACK
-        total = longest // STACK
-        stacked = normalised[:, : total * STACK].reshape(len(wavs), total, -1)
-        if int(steps.min()) < total:
-            inside = torch.arange(total, device=wavs.device) < steps[:, None]
+        stacked = normalised[:, : total * STACK].reshape(len(log_mel), total, -1)
+        if frames is not None:
+            # the last frame of an odd number has no partner
+            inside = places[:total] < (frames // STACK)[:, None]
             stacked = stacked * inside.unsqueeze(-1)
-        return stacked, steps / total
+        return stacked
 
-    def _log_mel(self, wavs, n_frames):
-        """[B, T] → [B, F, 80], a few frames of all rows at a time.
 
-        Pre-emphasis runs on the waveform and not on its overlapping frames: what the
-        first sample of a frame takes from the one before it, the window multiplies by
-        zero. The mean of a frame is taken off after it, where it is 0.03 times as much.
-        """
-        on_cpu = wavs.device.type == "cpu"
-        size = CPU_CHUNK * torch.get_num_threads() if on_cpu else CHUNK
-        size = max(1, size // len(wavs))
-        parts = []
-        for start in range(0, n_frames, size):
-            stop = min(start + size, n_frames)
-            samples = slice(start * HOP, (stop - 1) * HOP + FRAME)
-            parts.append(_log_mel_of(wavs[:, samples]))
-        return torch.cat(parts, dim=1)
+def _chunk_size(device):
+    if device.type == "cpu":
+        return CPU_CHUNK * torch.get_num_threads()
+    return CHUNK
+
+
+def _log_mel(wavs, n_frames, size):
+    """[B, T] → [B, F, 80], ``size`` frames at a time.
+
+    Pre-emphasis runs on the waveform and not on its overlapping frames: what the
+    first sample of a frame takes from the one before it, the window multiplies by
+    zero. The mean of a frame is taken off after it, where it is 0.03 times as much.
+    """
+    size = max(1, size // len(wavs))
+    parts = []
+    for start in range(0, n_frames, size):
+        stop = min(start + size, n_frames)
+        samples = slice(start * HOP, (stop - 1) * HOP + FRAME)
+        parts.append(_log_mel_of(wavs[:, samples]))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _log_mel_of(wavs):
@@ -132,13 +151,15 @@ def _log_mel_of(wavs):
     mel, window = filterbank(wavs.device)
     wide = wavs.to(window.dtype)
     offset = _frame_means(wide) * (1 - PREEMPHASIS)  # [B, f]
-    emphasised = wide.clone()
-    emphasised[:, 1:].sub_(wide[:, :-1], alpha=PREEMPHASIS)
-    frames = emphasised.unfold(-1, FRAME, HOP)  # [B, f, 400], a view
+    # so that frames come as long as the transform, where the window is zero
+    wide = nn.functional.pad(wide, (1, FFT - FRAME))
+    emphasised = torch.sub(wide[:, 1:], wide[:, :-1], alpha=PREEMPHASIS)
+    frames = emphasised.unfold(-1, FFT, HOP)  # [B, f, 512], a view
     windowed = (frames - offset.unsqueeze(-1)).mul_(window)
-    spectrum = torch.view_as_real(torch.fft.rfft(windowed, FFT))  # [B, f, 257, 2]
-    power = spectrum.square().float()
-    return torch.matmul(power[..., 0] + power[..., 1], mel).clamp(min=MEL_FLOOR).log()
+    spectrum = torch.view_as_real(torch.fft.rfft(windowed))  # [B, f, 257, 2]
+    squares = spectrum.float().square_()
+    power = squares[..., 0] + squares[..., 1]
+    return torch.matmul(power, mel).clamp_(min=MEL_FLOOR).log_()
 
 
 def _without_padding(wavs, samples):
@@ -172,7 +193,7 @@ def filterbank(device):
     mel : torch.Tensor
         [257, 80], float32.
     window : torch.Tensor
-        [400], times 2^15; float64 (float32 on Apple's devices, which have no other).
+        [512], times 2^15, zero from 400 on; float64 (float32 on Apple's devices, which have no other).
     """
     mel = mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
@@ -185,6 +206,7 @@ def filterbank(device):
         triangularize_in_mel_space=True,
     )
     window = window_function(FRAME, "povey", periodic=False) * 2.0**15
+    window = np.pad(window, (0, FFT - FRAME))
     wide = torch.float32 if device.type == "mps" else torch.float64
     # a tensor made in inference mode could never meet a gradient later
     with torch.inference_mode(False):
