@@ -193,7 +193,8 @@ def filterbank(device):
     mel : torch.Tensor
         [257, 80], float32.
     window : torch.Tensor
-        [512], times 2^15, zero from 400 on; float64 (float32 on Apple's devices, which have no other).
+        [512], times 2^15, zero from 400 on; float64 (float32 on Apple's devices,
+        which have no other).
     """
     mel = mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
