@@ -1,25 +1,20 @@
 """Files of embeddings, and cosine scores between their rows.
 
-A file holds ``ids`` (U utterance IDs) and ``vectors`` (float32 [U, E]), as npz (numpy)
-or safetensors. The latter stores numbers only, so its IDs are the UTF-8 bytes of one
-ID per line. Neither format can carry code: pickled arrays are refused.
+A file (:mod:`~speechbrain_ext.scoring.array_files`) holds ``ids``, U utterance IDs, and
+``vectors``, float32 [U, E].
 
 The score of a trial is the cosine of its two embeddings, a·b / (|a| |b|).
 """
 
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from speechbrain_ext.errors import InputError, describe_os_error
-from speechbrain_ext.files import write_atomically
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.array_files import read_arrays, write_arrays
 
-SUFFIXES = (".npz", ".safetensors")
 BLOCK = 65536  # rows or trials per step: 64 MiB of float32 at E = 256
+NORM_BLOCK = 4096  # stays in the cache
 SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
@@ -48,16 +43,8 @@ def save_embeddings(path, ids, vectors):
         Unknown suffix, another shape, an ID twice, empty or with white space, a value
         that is not finite.
     """
-    path = Path(path)
-    suffix = _suffix(path)
-    ids, vectors = _checked(path, ids, vectors)
-    with write_atomically(path, "wb") as file:
-        if suffix == ".npz":
-            np.savez(file, ids=ids, vectors=vectors)
-        else:
-            text = "\n".join(ids.tolist()).encode()
-            arrays = {"ids": np.frombuffer(text, np.uint8), "vectors": vectors}
-            file.write(safetensors.numpy.save(arrays))
+    ids, vectors = check_embeddings(path, ids, vectors)
+    write_arrays(path, ids=ids, vectors=vectors)
 
 
 def load_embeddings(path):
@@ -78,22 +65,11 @@ def load_embeddings(path):
         Missing, damaged or foreign file, pickled content, or content that
         :func:`save_embeddings` would refuse.
     """
-    path = Path(path)
-    read = _read_npz if _suffix(path) == ".npz" else _read_safetensors
-    try:
-        ids, vectors = read(path)
-    except KeyError as error:
-        raise InputError(
-            f"{path}: {error.args[0]}, expected arrays 'ids' and 'vectors'"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{describe_os_error(error)}, expected embeddings") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as e:
-        raise InputError(f"{path}: cannot be read as embeddings ({e})") from e
-    return Embeddings(*_checked(path, ids, vectors))
+    arrays = read_arrays(path, "embeddings", "ids", "vectors")
+    return Embeddings(*check_embeddings(path, *arrays))
 
 
-def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK):
+def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK, test_vectors=None):
     """Cosine of each trial's two embeddings, in bounded memory.
 
     Beside its input and output it holds two blocks of ``block`` × E floats, whatever
@@ -107,6 +83,9 @@ def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK):
         int [T], rows of ``vectors``.
     block : int
         Trials per step.
+    test_vectors : array_like
+        float [M, E], where ``test_rows`` has a matrix of its own; None takes
+        ``vectors``.
 
     Returns
     -------
@@ -119,11 +98,12 @@ def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK):
         Another shape, a row that does not exist, or a trial's embedding that has no
         direction (norm zero or not finite), by its row.
     """
-    vectors = np.asarray(vectors)
-    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+    vectors = check_matrix(vectors)
+    others = vectors if test_vectors is None else check_matrix(test_vectors)
+    if others.shape[1] != vectors.shape[1]:
         raise InputError(
-            f"embeddings of type {vectors.dtype} and shape {list(vectors.shape)}, "
-            "expected floats [U, E]"
+            f"enrolment embeddings of {vectors.shape[1]} values and test embeddings "
+            f"of {others.shape[1]}, expected as many"
         )
     if block < 1:
         raise InputError(f"block is {block}, expected at least 1")
@@ -133,47 +113,22 @@ def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK):
             f"enrolment rows of shape {list(enrol_rows.shape)} and test rows of shape "
             f"{list(test_rows.shape)}, expected one of each per trial: [T]"
         )
-    for rows in (enrol_rows, test_rows):
-        _check_rows(rows, len(vectors))
-    norms = _norms(vectors, block)
+    check_rows("enrolment", enrol_rows, len(vectors))
+    check_rows("test", test_rows, len(others))
+    norms = euclidean_norms(vectors)
+    other_norms = norms if others is vectors else euclidean_norms(others)
     scores = np.empty(len(enrol_rows), dtype=np.float32)
     for start in range(0, len(scores), block):
         part = slice(start, start + block)
-        enrol = _unit_vectors(vectors, norms, enrol_rows[part])  # [block, E]
-        test = _unit_vectors(vectors, norms, test_rows[part])
+        enrol = unit_vectors("enrolment embedding", vectors, norms, enrol_rows[part])
+        test = unit_vectors("test embedding", others, other_norms, test_rows[part])
         scores[part] = np.einsum("te,te->t", enrol, test)
     return np.clip(scores, -1, 1, out=scores)  # rounding alone passes 1
 
 
-def _suffix(path):
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"{path}: suffix '{path.suffix}', expected one of {', '.join(SUFFIXES)}"
-        )
-    return path.suffix.lower()
-
-
-def _read_npz(path):
-    with open(path, "rb") as file, zipfile.ZipFile(file):
-        pass  # np.load takes other files too, and would then say "pickle"
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["ids"], arrays["vectors"]
-
-
-def _read_safetensors(path):
-    with open(path, "rb"):
-        pass  # safetensors' own message for a missing file lacks the path
-    arrays = safetensors.numpy.load_file(path)
-    ids, vectors = arrays["ids"], arrays["vectors"]
-    if ids.dtype != np.uint8 or ids.ndim != 1:
-        raise ValueError(f"ids of type {ids.dtype}, expected UTF-8 bytes")
-    return np.array(ids.tobytes().decode().split("\n")), vectors
-
-
-def _checked(path, ids, vectors):
-    ids, vectors = np.asarray(ids), np.asarray(vectors)
-    if ids.dtype.kind == "T":  # a manifest's column; npz has no variable-width text
-        ids = np.array(ids.tolist())
+def check_embeddings(path, ids, vectors):
+    """IDs as text [U] and vectors as finite float32 [U, E], or InputError."""
+    ids, vectors = as_text(ids), np.asarray(vectors)
     if vectors.ndim != 2 or ids.shape != vectors.shape[:1] or vectors.shape[1] == 0:
         raise InputError(
             f"{path}: {list(ids.shape)} IDs and vectors of shape "
@@ -186,7 +141,7 @@ def _checked(path, ids, vectors):
             f"{path}: IDs of type {ids.dtype} and vectors of type {vectors.dtype}, "
             "expected text and floats"
         )
-    _check_ids(path, ids.tolist())
+    check_ids(path, ids.tolist())
     with np.errstate(over="ignore"):  # float64 beyond float32 is found just below
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     for start in range(0, len(vectors), BLOCK):
@@ -200,7 +155,14 @@ def _checked(path, ids, vectors):
     return ids, vectors
 
 
-def _check_ids(path, ids):
+def as_text(ids):
+    """IDs as an array; a manifest's column (variable width) as fixed width, for npz."""
+    ids = np.asarray(ids)
+    return np.array(ids.tolist()) if ids.dtype.kind == "T" else ids
+
+
+def check_ids(path, ids):
+    """InputError for an ID that is empty, has white space or comes twice."""
     seen = {}
     for row, name in enumerate(ids):
         # Trial lists separate names by white space: such an ID could never be scored.
@@ -215,32 +177,45 @@ def _check_ids(path, ids):
             )
 
 
-def _check_rows(rows, size):
+def check_matrix(vectors, what="embeddings"):
+    """An array of floats [U, E], or InputError."""
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise InputError(
+            f"{what} of type {vectors.dtype} and shape {list(vectors.shape)}, "
+            "expected floats [U, E]"
+        )
+    return vectors
+
+
+def check_rows(side, rows, size):
+    """InputError for a row, one per trial, that does not exist."""
     if rows.dtype.kind not in "iu":
-        raise InputError(f"rows of type {rows.dtype}, expected integers")
+        raise InputError(f"{side} rows of type {rows.dtype}, expected integers")
     outside = np.flatnonzero((rows < 0) | (rows >= size))
     if len(outside):
         raise InputError(
-            f"row {rows[outside[0]]} in trial {outside[0] + 1}, expected 0 to "
+            f"{side} row {rows[outside[0]]} in trial {outside[0] + 1}, expected 0 to "
             f"{size - 1}: there are {size} embeddings"
         )
 
 
-def _norms(vectors, block):
-    """Euclidean norms, float64 [U]: the square of a large float32 would overflow."""
+def euclidean_norms(vectors):
+    """Norms, float64 [U]: the square of a large float32 would overflow."""
     norms = np.empty(len(vectors))
-    for start in range(0, len(vectors), block):
-        part = vectors[start : start + block].astype(np.float64)
-        norms[start : start + block] = np.sqrt(np.einsum("ue,ue->u", part, part))
+    for start in range(0, len(vectors), NORM_BLOCK):
+        part = vectors[start : start + NORM_BLOCK].astype(np.float64)
+        norms[start : start + NORM_BLOCK] = np.sqrt(np.einsum("ue,ue->u", part, part))
     return norms
 
 
-def _unit_vectors(vectors, norms, rows):
+def unit_vectors(what, vectors, norms, rows):
+    """``vectors[rows]`` scaled to length 1, float32 [N, E]; ``what`` names them."""
     used = norms[rows]
     bad = np.flatnonzero(~((used > SMALLEST_NORM) & (used < LARGEST_NORM)))
     if len(bad):
         raise InputError(
-            f"embedding in row {rows[bad[0]]} has norm {used[bad[0]]:g}, expected one "
+            f"{what} in row {rows[bad[0]]} has norm {used[bad[0]]:g}, expected one "
             f"between {SMALLEST_NORM:g} and {LARGEST_NORM:g}: it has no cosine"
         )
     scale = (1 / used).astype(np.float32)

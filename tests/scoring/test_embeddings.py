@@ -149,6 +149,21 @@ def test_blocks_change_nothing(block):
     assert np.array_equal(cosine_scores(vectors, enrol, test, block=block), whole)
 
 
+def test_two_matrices():
+    """Rows of either side count in their own matrix, and errors name the side."""
+    enrol, test = ONES * [[1], [0]], np.eye(3, dtype=np.float32) - 1
+    scores = cosine_scores(enrol, [0, 0], [0, 2], test_vectors=test)
+    assert scores == pytest.approx([-2 / math.sqrt(6)] * 2)
+    with pytest.raises(InputError, match="enrolment embedding in row 1 has norm 0"):
+        cosine_scores(enrol, [1], [2], test_vectors=test)
+    with pytest.raises(InputError, match="enrolment row 2 in trial 1"):
+        cosine_scores(enrol, [2], [2], test_vectors=test)
+    with pytest.raises(InputError, match="test row 3 in trial 1, expected 0 to 2"):
+        cosine_scores(enrol, [0], [3], test_vectors=test)
+    with pytest.raises(InputError, match="of 3 values and test embeddings of 2"):
+        cosine_scores(enrol, [0], [0], test_vectors=test[:, :2])
+
+
 def test_golden_cosine(shared):
     with np.load(shared / "golden" / "scoring" / "scores.npz") as golden:
         scores = cosine_scores(golden["emb"], golden["enrol"], golden["test"])
