@@ -33,7 +33,7 @@ setup(
         "peft>=0.18",
         "HyperPyYAML>=1.2.2",
         "numpy>=2.0",
-        "scipy>=1.11",
+        "scipy>=1.12",
         "soundfile>=0.12",
         "matplotlib>=3.7",
         "tqdm",

@@ -1,41 +1,33 @@
-"""Verification metrics from one sort: EER, minDCF, Cllr.
+"""Verification metrics from one sort: EER, minDCF, actual DCF, Cllr, minCllr.
 
 A trial is accepted where its score is at or above the threshold t. With targets s⁺
 (same speaker) and non-targets s⁻::
 
     FNR(t) = #{s⁺ < t} / #{s⁺}        FPR(t) = #{s⁻ >= t} / #{s⁻}
 
-Both are step functions that change only at scores, so one sort and one cumulative sum
-give every operating point: O(T log T). Tied scores share a threshold and move
-together; nothing depends on the order of the trials.
-
 * EER: FNR = FPR on the straight line between the two operating points around the
   crossing (Martin et al., "The DET curve in assessment of detection task performance",
   Eurospeech 1997, reports the same point of the curve).
-* minDCF: min over t of C_miss P FNR(t) + C_fa (1 - P) FPR(t), divided by the cost of
-  the better blind decision, min(C_miss P, C_fa (1 - P)) (NIST SRE 2016 evaluation
-  plan, section 3).
+* DCF(t) = C_miss P FNR(t) + C_fa (1 - P) FPR(t), divided by the cost of the better
+  blind decision, min(C_miss P, C_fa (1 - P)) (NIST SRE 2016 evaluation plan, section
+  3): its minimum over t, and its actual value at the threshold that is best for
+  log-likelihood ratios one can trust, t = ln(C_fa (1 - P) / (C_miss P)).
 * Cllr: Brümmer & du Preez, "Application-independent evaluation of speaker detection",
-  Computer Speech & Language 20 (2006): the mean cost in bits of log-likelihood ratios.
+  Computer Speech & Language 20 (2006): the mean cost in bits of log-likelihood ratios;
+  and minCllr, what is left of it after the best rising map of the scores.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import xlog1py
 
 from speechbrain_ext.errors import InputError
-
-
-class ErrorRates(NamedTuple):
-    """Every operating point, from "accept all" to "reject all".
-
-    ``thresholds`` [K + 1]: the K distinct scores, ascending, and +inf. ``fnr`` rises
-    from 0 to 1, ``fpr`` falls from 1 to 0; all float64.
-    """
-
-    thresholds: np.ndarray
-    fnr: np.ndarray
-    fpr: np.ndarray
+from speechbrain_ext.scoring.operating_points import (
+    checked_scores,
+    error_rates,
+    roc_convex_hull,
+)
 
 
 class EqualErrorRate(NamedTuple):
@@ -45,7 +37,7 @@ class EqualErrorRate(NamedTuple):
     threshold: float
 
 
-class MinDCF(NamedTuple):
+class DetectionCost(NamedTuple):
     """Normalised cost, and where it is reached; ``threshold`` inf rejects all."""
 
     dcf: float
@@ -60,40 +52,6 @@ class Cllr(NamedTuple):
     cllr: float
     target: float
     nontarget: float
-
-
-def error_rates(scores, labels):
-    """Miss and false-alarm rate at every threshold that makes a difference.
-
-    Arguments
-    ---------
-    scores : array_like
-        float [T], higher = more alike.
-    labels : array_like
-        0 or 1 [T], 1 = same speaker.
-
-    Returns
-    -------
-    ErrorRates
-
-    Raises
-    ------
-    InputError
-        Empty, not one-dimensional, different lengths, NaN or infinite scores, labels
-        other than 0 and 1, or only one of the two classes.
-    """
-    scores, labels = _checked(scores, labels)
-    order = np.argsort(scores)
-    scores, labels = scores[order], labels[order]
-    first = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1])))
-    below = np.concatenate((first, [len(scores)]))  # trials under each threshold
-    targets_up_to = np.concatenate(([0], np.cumsum(labels, dtype=np.int64)))
-    targets_below = targets_up_to[below]
-    n_target = targets_below[-1]
-    n_nontarget = len(scores) - n_target
-    thresholds = np.concatenate((scores[first].astype(np.float64), [np.inf]))
-    fpr = (n_nontarget - (below - targets_below)) / n_nontarget
-    return ErrorRates(thresholds, targets_below / n_target, fpr)
 
 
 def equal_error_rate(scores, labels):
@@ -115,7 +73,12 @@ def equal_error_rate(scores, labels):
     InputError
         As :func:`error_rates`.
     """
-    thresholds, fnr, fpr = error_rates(scores, labels)
+    return crossing(error_rates(scores, labels))
+
+
+def crossing(rates):
+    """ErrorRates → EqualErrorRate."""
+    thresholds, fnr, fpr = rates
     # FNR - FPR never falls, is -1 at the first point and 1 at the last.
     right = int(np.searchsorted(fnr - fpr, 0.0))
     left = right - 1
@@ -142,7 +105,7 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
 
     Returns
     -------
-    MinDCF
+    DetectionCost
         The cost is in [0, 1]; 1 where no threshold beats a blind decision.
 
     Raises
@@ -150,16 +113,45 @@ def min_dcf(scores, labels, p_target=0.01, c_miss=1, c_fa=1):
     InputError
         As :func:`error_rates`; also for a prior or a cost out of range.
     """
-    if not 0 < p_target < 1:
-        raise InputError(f"p_target is {p_target}, expected a prior between 0 and 1")
-    for name, cost in (("c_miss", c_miss), ("c_fa", c_fa)):
-        if not 0 < cost < np.inf:
-            raise InputError(f"{name} is {cost}, expected a finite cost above 0")
-    thresholds, fnr, fpr = error_rates(scores, labels)
-    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
+    return lowest_cost(error_rates(scores, labels), p_target, c_miss, c_fa)
+
+
+def lowest_cost(rates, p_target, c_miss=1, c_fa=1):
+    """ErrorRates → DetectionCost at the best threshold."""
+    miss, false_alarm = _cost_weights(p_target, c_miss, c_fa)
+    thresholds, fnr, fpr = rates
     costs = (miss * fnr + false_alarm * fpr) / min(miss, false_alarm)
     best = int(np.argmin(costs))
-    return MinDCF(*(float(x[best]) for x in (costs, thresholds, fnr, fpr)))
+    return DetectionCost(*(float(x[best]) for x in (costs, thresholds, fnr, fpr)))
+
+
+def actual_dcf(llrs, labels, p_target=0.01, c_miss=1, c_fa=1):
+    """The normalised detection cost of taking log-likelihood ratios at their word.
+
+    Arguments
+    ---------
+    llrs : array_like
+        float [T], natural-log likelihood ratios, same against different speaker.
+    labels, p_target, c_miss, c_fa
+        As for :func:`min_dcf`.
+
+    Returns
+    -------
+    DetectionCost
+        At least that of :func:`min_dcf`; above 1 where a blind decision does better.
+
+    Raises
+    ------
+    InputError
+        As :func:`min_dcf`.
+    """
+    llrs, labels = checked_scores(llrs, labels)
+    miss, false_alarm = _cost_weights(p_target, c_miss, c_fa)
+    threshold = float(np.log(false_alarm) - np.log(miss))
+    fnr = float(np.mean(llrs[labels] < threshold))
+    fpr = float(np.mean(llrs[~labels] >= threshold))
+    cost = (miss * fnr + false_alarm * fpr) / min(miss, false_alarm)
+    return DetectionCost(cost, threshold, fnr, fpr)
 
 
 def cllr(scores, labels):
@@ -184,44 +176,55 @@ def cllr(scores, labels):
     InputError
         As :func:`error_rates`.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked_scores(scores, labels)
     scores = scores.astype(np.float64)
-    # logaddexp: e^s overflows beyond 709, the cost itself is then simply s.
-    target = float(np.logaddexp(0, -scores[labels]).mean() / np.log(2))
-    nontarget = float(np.logaddexp(0, scores[~labels]).mean() / np.log(2))
+    target = float(bits(-scores[labels]).mean())
+    nontarget = float(bits(scores[~labels]).mean())
     return Cllr((target + nontarget) / 2, target, nontarget)
 
 
-def _checked(scores, labels):
-    """Scores as real floats [T] and labels as booleans [T], or InputError."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.ndim != 1 or labels.shape != scores.shape:
-        raise InputError(
-            f"scores of shape {list(scores.shape)} and labels of shape "
-            f"{list(labels.shape)}, expected one score and one label per trial: [T]"
-        )
-    if len(scores) == 0:
-        raise InputError("0 scores, expected at least one target and one non-target")
-    if scores.dtype.kind not in "fiu":
-        raise InputError(f"scores of type {scores.dtype}, expected real numbers")
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    finite = np.isfinite(scores)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise InputError(
-            f"score {scores[bad]} of trial {bad + 1} ({int((~finite).sum())} such), "
-            "expected finite numbers"
-        )
-    same = labels == 1
-    valid = same | (labels == 0)
-    if not np.all(valid):
-        bad = int(np.argmin(valid))
-        raise InputError(f"label {labels[bad]} of trial {bad + 1}, expected 0 or 1")
-    n_target = int(same.sum())
-    if n_target in (0, len(same)):
-        raise InputError(
-            f"{n_target} targets and {len(same) - n_target} non-targets, expected at "
-            "least one of each"
-        )
-    return scores, same
+def bits(s):
+    """log₂(1 + e^s), the cost of one log-likelihood ratio; no overflow beyond 709."""
+    return np.logaddexp(0, s) / np.log(2)
+
+
+def min_cllr(scores, labels):
+    """Cllr after the best non-falling map of scores to log-likelihood ratios.
+
+    The map is constant on each edge of the convex hull of the ROC: the ratio of the
+    shares of targets and of non-targets there (pool adjacent violators; Brümmer & du
+    Preez 2006, section 8). What :func:`cllr` has above it is lost in calibration.
+
+    Arguments
+    ---------
+    scores, labels : array_like
+        As for :func:`error_rates`; any rising map of the scores gives the same.
+
+    Returns
+    -------
+    Cllr
+        From 0 (separated) to 1.
+
+    Raises
+    ------
+    InputError
+        As :func:`error_rates`.
+    """
+    _, fnr, fpr = roc_convex_hull(scores, labels)
+    target, nontarget = np.diff(fnr), -np.diff(fpr)  # shares per edge, [edges]
+    with np.errstate(divide="ignore"):  # a pure edge costs 0 · log(1 + ∞) = 0
+        parts = [
+            float(xlog1py(mine, other / mine).sum() / np.log(2))
+            for mine, other in ((target, nontarget), (nontarget, target))
+        ]
+    return Cllr(sum(parts) / 2, *parts)
+
+
+def _cost_weights(p_target, c_miss, c_fa):
+    """What a miss and a false alarm weigh: C_miss P and C_fa (1 - P)."""
+    if not 0 < p_target < 1:
+        raise InputError(f"p_target is {p_target}, expected a prior between 0 and 1")
+    for name, cost in (("c_miss", c_miss), ("c_fa", c_fa)):
+        if not 0 < cost < np.inf:
+            raise InputError(f"{name} is {cost}, expected a finite cost above 0")
+    return c_miss * p_target, c_fa * (1 - p_target)

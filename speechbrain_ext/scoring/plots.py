@@ -17,12 +17,11 @@ from scipy.special import ndtri
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_atomically
 from speechbrain_ext.scoring.metrics import (
-    ErrorRates,
-    MinDCF,
+    DetectionCost,
     equal_error_rate,
-    error_rates,
     min_dcf,
 )
+from speechbrain_ext.scoring.operating_points import ErrorRates, error_rates
 
 TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 98)
 CURVE_POINTS = 2000
@@ -50,7 +49,7 @@ def plot_det(path, curves, p_target=0.01):
     if not curves:
         raise InputError(f"{path}: no curves to draw, expected at least one")
     points = {n: _points(n, *data, p_target) for n, data in curves.items()}
-    figure, axes = _figure(5.6, 5.8 + 0.2 * len(points))
+    figure, axes = new_figure(5.6, 5.8 + 0.2 * len(points))
     for name, curve in points.items():
         _draw_curve(axes, name, curve)
     _det_axes(axes, points.values())
@@ -58,7 +57,7 @@ def plot_det(path, curves, p_target=0.01):
     axes.plot([], [], "k^", markersize=7, label=f"minDCF, target prior {p_target:g}")
     # Below the axes: within, it would hide whichever curve passes there.
     figure.legend(loc="outside lower center", fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_histogram(path, scores, labels, threshold=None):
@@ -85,7 +84,7 @@ def plot_histogram(path, scores, labels, threshold=None):
     if not np.isfinite(at):
         raise InputError(f"{path}: threshold {at}, expected a finite number")
     scores, same = scores.astype(np.float64), labels == 1
-    figure, axes = _figure(6.4, 4.2)
+    figure, axes = new_figure(6.4, 4.2)
     edges = _bin_edges(scores)
     for part, name, colour in (
         (scores[~same], "different speaker", "tab:orange"),
@@ -100,7 +99,7 @@ def plot_histogram(path, scores, labels, threshold=None):
     axes.set_xlabel("score")
     axes.set_ylabel("density")
     figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def thin_curve(x, y, points=CURVE_POINTS):
@@ -132,7 +131,7 @@ class _Curve(NamedTuple):
 
     rates: ErrorRates
     eer: float
-    best: MinDCF
+    best: DetectionCost
     floors: tuple
 
 
@@ -199,7 +198,8 @@ def _percent(rate):
     return f"{100 * rate:.2f} %"
 
 
-def _figure(width, height):
+def new_figure(width, height):
+    """A figure of ``width`` × ``height`` inches and its axes."""
     # The canvas is named, so neither a display nor pyplot's global state is touched.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -209,7 +209,8 @@ def _figure(width, height):
     return figure, figure.subplots()
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Write a figure as PNG, atomically, the same bytes for the same figure."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", metadata={"Software": None})
     with write_atomically(path, "wb") as file:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import norm
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.metrics import (
+    actual_dcf,
     cllr,
     equal_error_rate,
-    error_rates,
+    min_cllr,
     min_dcf,
 )
+from speechbrain_ext.scoring.operating_points import error_rates
 
-METRICS = [error_rates, equal_error_rate, min_dcf, cllr]
+METRICS = [error_rates, equal_error_rate, min_dcf, actual_dcf, cllr, min_cllr]
 
 
 def plain_error_rates(scores, labels):
@@ -93,13 +96,6 @@ def test_min_dcf_by_hand(targets, others, options, expected):
     assert result[0] == result.dcf
 
 
-def test_error_rates_by_hand():
-    thresholds, fnr, fpr = error_rates([2, 3, 1, 2], [1, 1, 0, 0])
-    assert thresholds.tolist() == [1, 2, 3, math.inf]
-    assert fnr.tolist() == [0, 0, 0.5, 1]
-    assert fpr.tolist() == [1, 0.5, 0, 0]
-
-
 def test_cllr_by_hand():
     # No information costs one bit.
     assert cllr([0, 0, 0], [1, 0, 0]) == pytest.approx((1, 1, 1))
@@ -111,6 +107,85 @@ def test_cllr_by_hand():
     # e^1000 would overflow.
     assert cllr([1000, -1000], [1, 0]).cllr == 0
     assert cllr([-1000, 1000], [1, 0]).cllr == pytest.approx(1000 / math.log(2))
+
+
+def test_actual_dcf_by_hand():
+    # P = 0.01, unit costs: accept from ln 99 = 4.595 on.
+    llrs, labels = [5.0, 4.6, 4.5, 4.6, -1.0], [1, 1, 1, 0, 0]
+    # One target of three is missed, one non-target of two accepted: 1/3 + 99/2.
+    expected = (1 / 3 + 99 / 2, math.log(99), 1 / 3, 0.5)
+    assert actual_dcf(llrs, labels) == pytest.approx(expected)
+    # Even prior, a miss ten times as dear: accept from -ln 10 = -2.3 on, all of them.
+    # Cost FPR / 2, the blind decision "accept all" costs the same.
+    assert actual_dcf(llrs, labels, 0.5, c_miss=10).dcf == pytest.approx(1)
+    # A ratio at the threshold is accepted.
+    assert actual_dcf([0.0, -0.1], [1, 0], p_target=0.5).dcf == 0
+    assert actual_dcf([0.1, 0.0], [1, 0], p_target=0.5).dcf == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "others", "expected"),
+    [
+        ([3, 4], [1, 2], (0, 0, 0)),  # separated: nothing is left to lose
+        ([7, 7, 7], [7], (1, 1, 1)),  # all equal: no information, whatever the counts
+        ([1, 2], [3, 4], (1, 1, 1)),  # inverted: the best rising map is constant
+        # 1 | 2 3 4 | 5: the middle pool holds half of the targets and two thirds of the
+        # non-targets: ratio 3/4, log2(1 + 4/3) and log2(1 + 3/4); the others are pure.
+        (
+            [2, 5],
+            [1, 3, 4],
+            (
+                math.log2(7 / 3) / 4 + math.log2(7 / 4) / 3,
+                math.log2(7 / 3) / 2,
+                math.log2(7 / 4) * 2 / 3,
+            ),
+        ),
+        # Tie at 2: pool of a target (share 1/2) and a non-target (share 1/2): ratio 1.
+        # Targets: half of them at no cost, half at 1 bit; so too the non-targets.
+        ([2, 3], [1, 2], (0.5, 0.5, 0.5)),
+    ],
+)
+def test_min_cllr_by_hand(targets, others, expected):
+    labels = [1] * len(targets) + [0] * len(others)
+    assert min_cllr(targets + others, labels) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_min_cllr_is_the_least(seed):
+    """No rising map has a lower Cllr; a plain pooling of neighbours has the same."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, 15, 80) / 4
+    labels = random.random(80) < expit(scores - 2)
+    least = min_cllr(scores, labels).cllr
+    for scale in (0.3, 1, 3):
+        for shift in (-1, 0, 1):
+            assert least <= cllr(scale * (scores - 2) + shift, labels).cllr + 1e-12
+    pooled = plain_pools(scores, labels)
+    clipped = np.clip([pooled[score] for score in scores], -60, 60)
+    assert least == pytest.approx(cllr(clipped, labels).cllr, abs=1e-9)
+
+
+def plain_pools(scores, labels):
+    """Score → log-likelihood ratio, pooling neighbours until the ratios rise."""
+    pools = [
+        [[s], sum(labels[scores == s]), sum(~labels[scores == s])]
+        for s in sorted(set(scores))
+    ]
+    place = 0
+    while place + 1 < len(pools):
+        (a, t, n), (b, u, m) = pools[place : place + 2]
+        if t * m >= u * n:  # the ratio of the first is not below that of the second
+            pools[place : place + 2] = [[a + b, t + u, n + m]]
+            place = max(place - 1, 0)
+        else:
+            place += 1
+    with np.errstate(divide="ignore"):
+        ratio = {
+            s: np.log(t / sum(labels)) - np.log(n / sum(~labels))
+            for pool, t, n in pools
+            for s in pool
+        }
+    return ratio
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -141,11 +216,13 @@ def test_order_and_monotone_maps_change_nothing(seed):
     scores = random.integers(-20, 20, 300) / 4  # exact in every map below
     labels = random.integers(0, 2, 300)
     eer, dcf = equal_error_rate(scores, labels).eer, min_dcf(scores, labels).dcf
+    least = min_cllr(scores, labels)
     order = random.permutation(300)
     maps = [lambda s: 8 * s - 3, np.exp, np.arctan, lambda s: s**3]
     for again in [scores[order]] + [f(scores)[order] for f in maps]:
         assert equal_error_rate(again, labels[order]).eer == eer
         assert min_dcf(again, labels[order]).dcf == dcf
+        assert min_cllr(again, labels[order]) == least
     # Swapped roles: a miss becomes a false alarm.
     assert equal_error_rate(-scores, 1 - labels).eer == pytest.approx(eer, abs=1e-12)
 
@@ -171,6 +248,15 @@ def test_gaussian_closed_form(distance):
     exact = cllr(llr, labels).cllr
     assert exact < min(cllr(0.7 * llr, labels).cllr, cllr(1.4 * llr, labels).cllr)
     assert exact < 1
+    # Nothing is lost in its calibration: minCllr and minDCF are just below (pooling
+    # and choosing the threshold on the same trials gain a little).
+    assert exact - 2e-3 < min_cllr(scores, labels).cllr < exact
+    least = min_dcf(llr, labels, p_target=0.05).dcf
+    actual = actual_dcf(llr, labels, p_target=0.05).dcf
+    assert least <= actual < least + 0.01
+    # Twice the ratio is as good at telling apart, and misleads.
+    assert min_cllr(2 * llr, labels) == min_cllr(llr, labels)
+    assert actual_dcf(2 * llr, labels, p_target=0.05).dcf > actual + 0.01
 
 
 def test_golden_figures():
@@ -228,9 +314,10 @@ def test_bad_input(metric, scores, labels, message):
     [{"p_target": 0}, {"p_target": 1}, {"p_target": math.nan}, {"c_miss": 0}]
     + [{"c_fa": -1}, {"c_fa": math.inf}],
 )
-def test_bad_prior_or_cost(options):
+@pytest.mark.parametrize("metric", [min_dcf, actual_dcf])
+def test_bad_prior_or_cost(metric, options):
     with pytest.raises(InputError, match=next(iter(options))):
-        min_dcf([1, 2], [0, 1], **options)
+        metric([1, 2], [0, 1], **options)
 
 
 def test_results_are_plain_floats():

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import plots
-from speechbrain_ext.scoring.metrics import error_rates
+from speechbrain_ext.scoring.operating_points import error_rates
 from speechbrain_ext.scoring.plots import plot_det, plot_histogram, thin_curve
 
 
@@ -83,7 +83,9 @@ def test_short_curves_are_kept_whole():
 def test_gaussian_curve_is_a_straight_line(tmp_path, monkeypatch):
     """Φ⁻¹(FNR) = -d' - Φ⁻¹(FPR): what the axes are made for."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
     plot_det(tmp_path / "det.png", {"a": gaussian(200_000, 3)})
     axes = figures[0].axes[0]
     x, y = axes.lines[0].get_data()
@@ -104,7 +106,9 @@ def test_gaussian_curve_is_a_straight_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("threshold", [None, 0.25])
 def test_threshold_line(tmp_path, monkeypatch, threshold):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(
+        plots, "save_figure", lambda figure, path: figures.append(figure)
+    )
     # FNR = FPR = 1/2 at t = 3: one of the hand cases of the metrics.
     plot_histogram(tmp_path / "a.png", [2, 4, 1, 3], [1, 1, 0, 0], threshold)
     at = figures[0].axes[0].lines[0].get_xdata()[0]
