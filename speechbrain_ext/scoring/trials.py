@@ -1,9 +1,9 @@
-"""Trial lists and score files.
+"""Trial lists.
 
-One trial per line, ``label enrol test`` (VoxCeleb's format), label 1 or ``target``
-where the speaker is the same, 0 or ``nontarget`` where not. T trials name only U << T
-recordings, so a list is kept as U names and two columns of rows: one embedding per
-name, and scores are array operations over the columns.
+One trial per line: ``label enrol test`` (VoxCeleb) or ``enrol test label`` (CN-Celeb,
+Kaldi), label 1 or ``target`` where the speaker is the same, 0 or ``nontarget`` where
+not. T trials name only U << T recordings, so a list is kept as U names and two columns
+of rows: one embedding per name, and scores are array operations over the columns.
 
 The published VoxCeleb1 lists (Nagrani et al., Interspeech 2017; 37,720 trials, cleaned
 37,611) hold no line twice, but 338 (337) of their pairs come back with the two sides
@@ -11,21 +11,23 @@ swapped, under the same label. So swapped pairs are accepted, a line that comes 
 is refused unless allowed, and one pair under two labels is always refused.
 """
 
+import itertools
 import logging
-import math
 import re
-from array import array
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError, describe_os_error
-from speechbrain_ext.files import write_atomically
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.lines import read_fields
 
 logger = logging.getLogger(__name__)
 
 LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
+LABEL_COLUMNS = {"first": 0, "last": 2}
+_FORMATS = {"first": "'label enrol test'", "last": "'enrol test label'"}
 # The look-behind keeps a name that is nothing but an extension as it is.
 _EXTENSION = re.compile(r"(?<=[^/])\.(?:wav|flac|m4a|ogg|mp3)$", re.IGNORECASE)
 
@@ -39,7 +41,8 @@ class Trials:
     path : Path
         Where it was read; trial t stands in line t + 1.
     names : np.ndarray
-        str [U], utterance IDs in order of first appearance.
+        str [U], utterance IDs in order of first appearance. The enrol side may hold
+        names of models instead (:mod:`speechbrain_ext.scoring.enrolment`).
     enrol, test : np.ndarray
         int32 [T], rows of ``names``.
     labels : np.ndarray or None
@@ -58,12 +61,35 @@ class Trials:
     @property
     def n_target(self):
         """How many trials hold the same speaker; None without labels."""
-        return None if self.labels is None else int(self.labels.sum())
+        return None if self.labels is None else int(self.labels.sum(dtype=np.int64))
 
     @property
     def n_nontarget(self):
         """How many trials hold different speakers; None without labels."""
         return None if self.labels is None else len(self) - self.n_target
+
+
+class PairColumns:
+    """The two sides of trials, as they are read → names and rows.
+
+    One dictionary look-up per side and 4 bytes: long lists are read fast, stay small.
+    """
+
+    def __init__(self):
+        self._index = defaultdict(itertools.count().__next__)
+        self._rows = []
+
+    def add(self, sides):
+        """Add a list of names: enrol, test, enrol, test, …"""
+        rows = map(self._index.__getitem__, sides)
+        self._rows.append(np.fromiter(rows, np.int32, len(sides)))
+
+    def finish(self):
+        """→ names str [U], without extension; enrol, test int32 [T]."""
+        merged = {}
+        new = [merged.setdefault(utterance_id(n), len(merged)) for n in self._index]
+        rows = np.array(new, dtype=np.int32)[np.concatenate(self._rows)]
+        return np.array(list(merged)), rows[0::2].copy(), rows[1::2].copy()
 
 
 def utterance_id(name):
@@ -74,17 +100,19 @@ def utterance_id(name):
     return _EXTENSION.sub("", name)
 
 
-def read_trials(path, labelled=True, allow_duplicates=False):
+def read_trials(path, labelled=True, allow_duplicates=False, label_column=None):
     """Read a trial list, checked in full.
 
     Arguments
     ---------
     path : str or Path
-        Text, one trial per line: ``label enrol test``.
+        Text, one trial per line: ``label enrol test`` or ``enrol test label``.
     labelled : bool
         False reads lines of two columns, ``enrol test``, and gives no labels.
     allow_duplicates : bool
         Keep and count a line that comes twice, with a warning, instead of refusing.
+    label_column : "first", "last" or None
+        Where the labels are. None looks at the first line.
 
     Returns
     -------
@@ -93,20 +121,32 @@ def read_trials(path, labelled=True, allow_duplicates=False):
     Raises
     ------
     InputError
-        Missing or empty file, wrong number of columns, unknown label, a line that
-        comes twice, one pair under two labels; each names the file and line.
+        Missing or empty file, wrong number of columns, unknown label, a first line
+        with labels at both ends, a line that comes twice, one pair under two labels;
+        each names the file and line.
     """
-    columns = ("label", "enrol", "test") if labelled else ("enrol", "test")
-    parse = _parse_label if labelled else None
-    values = array("b")
-    names, enrol, test = _read_pairs(path, columns, parse, values)
-    labels = np.frombuffer(values, dtype=np.int8).copy() if labelled else None
-    trials = Trials(Path(path), names, enrol, test, labels)
+    if label_column not in (None, *LABEL_COLUMNS):
+        raise InputError(
+            f"label_column={label_column!r}, expected 'first', 'last' or None"
+        )
+    formats = [_FORMATS[label_column]] if label_column else _FORMATS.values()
+    expected = " or ".join(formats) if labelled else "'enrol test'"
+    pairs, labels = PairColumns(), []
+    for line, fields in read_fields(path, expected, 3 if labelled else 2):
+        if labelled:
+            label_column = label_column or _find_labels(path, *fields[:3:2])
+            column = slice(LABEL_COLUMNS[label_column], None, 3)
+            labels.append(_parse_labels(path, line, fields[column], label_column))
+            del fields[column]
+        pairs.add(fields)
+    trials = Trials(
+        Path(path), *pairs.finish(), np.concatenate(labels) if labelled else None
+    )
     _check_repeats(trials, allow_duplicates)
     return trials
 
 
-def rows_of(trials, known_ids, source):
+def rows_of(trials, known_ids, source, side=None):
     """Find each utterance of a trial list in an embedding file or manifest.
 
     Arguments
@@ -117,12 +157,16 @@ def rows_of(trials, known_ids, source):
         Utterance IDs of ``source``, in its own order, without extensions.
     source : str or Path
         Its name, for the message.
+    side : "enrol", "test" or None
+        Look up the names of one side only: with an enrolment map, one side names
+        models and the other recordings.
 
     Returns
     -------
     np.ndarray
         int64 [U]: row in ``known_ids`` of each of ``trials.names``. The rows of the
-        trials are then ``rows[trials.enrol]`` and ``rows[trials.test]``.
+        trials are then ``rows[trials.enrol]`` and ``rows[trials.test]``. With ``side``,
+        -1 for a name that is neither known nor on that side.
 
     Raises
     ------
@@ -132,148 +176,49 @@ def rows_of(trials, known_ids, source):
     known = {name: row for row, name in enumerate(np.asarray(known_ids).tolist())}
     rows = [known.get(name, -1) for name in trials.names.tolist()]
     rows = np.array(rows, dtype=np.int64)
-    absent = rows < 0
+    sides = [getattr(trials, name) for name in ([side] if side else ("enrol", "test"))]
+    looked_up = np.zeros(len(rows), dtype=bool)
+    for column in sides:
+        looked_up[column] = True
+    absent = (rows < 0) & looked_up
     if absent.any():
-        first = int(np.argmax(absent[trials.enrol] | absent[trials.test]))
-        side = trials.enrol if absent[trials.enrol[first]] else trials.test
+        first = min(int(np.argmax(absent[c])) for c in sides if absent[c].any())
+        name = next(trials.names[c[first]] for c in sides if absent[c[first]])
+        what = "enrol name" if side == "enrol" else "utterance"
         raise InputError(
-            f"{trials.path}: line {first + 1}: utterance "
-            f"'{trials.names[side[first]]}' is not in {source}, expected all "
-            f"{len(rows)} utterances of the list there ({int(absent.sum())} absent)"
+            f"{trials.path}: line {first + 1}: {what} '{name}' is not in {source}, "
+            f"expected all {int(looked_up.sum())} {what}s of the list there "
+            f"({int(absent.sum())} absent)"
         )
     return rows
 
 
-def write_scores(path, trials, scores):
-    """Write ``enrol test score`` lines in the order of the list, atomically.
-
-    With as many digits as bring back the same float.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file to write.
-    trials : Trials
-        The list, T trials.
-    scores : np.ndarray
-        float [T].
-
-    Raises
-    ------
-    InputError
-        Scores of another shape, or not finite.
-    """
-    scores = np.asarray(scores)
-    if scores.shape != (len(trials),):
+def _find_labels(path, first, last):
+    """Which of the two ends of line 1 is a label: "first" or "last"."""
+    found = [n for n, word in zip(LABEL_COLUMNS, (first, last)) if word in LABELS]
+    if len(found) == 2:
         raise InputError(
-            f"{path}: scores of shape {list(scores.shape)}, expected [{len(trials)}] "
-            f"as in {trials.path}"
+            f"{path}: line 1: '{first}' and '{last}' may both be the label, "
+            "expected label_column='first' or 'last' to say which is"
         )
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
+    if not found:
         raise InputError(
-            f"{path}: score {scores[bad[0]]} of trial {bad[0] + 1}, expected finite"
+            f"{path}: line 1: neither '{first}' nor '{last}' is a label, expected "
+            f"one of {', '.join(LABELS)} in the first or the last column"
         )
-    digits = 9 if scores.dtype == np.float32 else 17
-    names = trials.names.tolist()
-    rows = zip(trials.enrol.tolist(), trials.test.tolist(), scores.tolist())
-    with write_atomically(path) as file:
-        file.writelines(f"{names[a]} {names[b]} {s:.{digits}g}\n" for a, b, s in rows)
+    return found[0]
 
 
-def read_scores(path):
-    """Read a score file written by :func:`write_scores`.
-
-    Arguments
-    ---------
-    path : str or Path
-        Text, one trial per line: ``enrol test score``.
-
-    Returns
-    -------
-    trials : Trials
-        Without labels.
-    scores : np.ndarray
-        float64 [T].
-
-    Raises
-    ------
-    InputError
-        As :func:`read_trials`, and for a score that is no finite number.
-    """
-    columns = ("enrol", "test", "score")
-    values = array("d")
-    names, enrol, test = _read_pairs(path, columns, _parse_score, values)
-    scores = np.frombuffer(values, dtype=np.float64).copy()
-    return Trials(Path(path), names, enrol, test), scores
-
-
-def _parse_label(text):
+def _parse_labels(path, line, words, label_column):
+    """int8 labels of a block that begins with ``line``."""
     try:
-        return LABELS[text]
+        return np.fromiter(map(LABELS.__getitem__, words), np.int8, len(words))
     except KeyError:
-        expected = ", ".join(LABELS)
-        raise ValueError(f"label '{text}', expected one of {expected}") from None
-
-
-def _parse_score(text):
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise ValueError(f"score '{text}', expected a finite number")
-    return score
-
-
-def _read_pairs(path, columns, parse, values):
-    """Read ``enrol`` and ``test`` as rows of names; append the third column, parsed."""
-    # One dict look-up per name, and 4 bytes per trial side: long lists stay small.
-    index, enrol, test = {}, array("i"), array("i")
-    for number, fields in _read_fields(path, columns):
-        if parse is not None:
-            value = fields.pop(0 if columns[0] == "label" else 2)
-            try:
-                values.append(parse(value))
-            except ValueError as error:
-                raise InputError(f"{path}: line {number}: {error}") from error
-        enrol.append(index.setdefault(fields[0], len(index)))
-        test.append(index.setdefault(fields[1], len(index)))
-    if not enrol:
-        raise InputError(f"{path}: empty, expected lines '{' '.join(columns)}'")
-    names, row_of = _merge_names(index)
-    return names, *(row_of[np.frombuffer(side, np.intc)] for side in (enrol, test))
-
-
-def _read_fields(path, columns):
-    expected = f"'{' '.join(columns)}'"
-    blank = None  # blank lines may only end a file: within, a trial is missing
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                fields = line.split()
-                if not fields:
-                    blank = blank or number
-                elif blank or len(fields) != len(columns):
-                    wrong, seen = (blank, 0) if blank else (number, len(fields))
-                    raise InputError(
-                        f"{path}: line {wrong}: {seen} columns, expected "
-                        f"{len(columns)}: {expected}"
-                    )
-                else:
-                    yield number, fields
-    except OSError as error:
-        reason = describe_os_error(error)
-        raise InputError(f"{reason}, expected a file of lines {expected}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error
-
-
-def _merge_names(index):
-    """Names without extension, and where each name as written went, int32."""
-    merged = {}
-    rows = [merged.setdefault(utterance_id(name), len(merged)) for name in index]
-    return np.array(list(merged)), np.array(rows, dtype=np.int32)
+        row = next(row for row, word in enumerate(words) if word not in LABELS)
+    raise InputError(
+        f"{path}: line {line + row}: label '{words[row]}', expected one of "
+        f"{', '.join(LABELS)} in the {label_column} column"
+    )
 
 
 def _check_repeats(trials, allow_duplicates):

@@ -1,21 +1,14 @@
 """Trial lists: what is read, what is refused and how the refusal reads."""
 
 import logging
-import os
 import re
-import time
 
 import numpy as np
 import pytest
 
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.trials import (
-    read_scores,
-    read_trials,
-    rows_of,
-    utterance_id,
-    write_scores,
-)
+from speechbrain_ext.scoring import lines
+from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 
 
 @pytest.fixture
@@ -64,13 +57,62 @@ def test_read_by_hand(write):
         "target a b\nnontarget a c\n",
         "1 a b\r\n0 a c\r\n",
         "\ufeff1 a b\n0 a c",  # byte-order mark, no newline at the end
+        "1 a b\r0 a c\r",
         "1\ta\tb\n 0  a   c \n\n\n",
+        "1 a\u3000b\n0 a c\n",
+        "a b 1\na c 0\n",  # CN-Celeb's order
+        "\ufeffa\tb target\r\na c nontarget",
     ],
 )
 def test_the_same_list_in_other_clothes(write, text):
     trials = read_trials(write(text))
     assert trials.labels.tolist() == [1, 0]
     assert trials.names.tolist() == ["a", "b", "c"]
+    assert trials.enrol.tolist() == [0, 0]
+    assert trials.test.tolist() == [1, 2]
+
+
+def test_names_that_look_like_labels(write):
+    """The first line tells the column; later names may be what they like."""
+    trials = read_trials(write("a 1 0\n1 a 0\n0 1 0\n"))
+    assert trials.names.tolist() == ["a", "1", "0"]
+    assert trials.labels.tolist() == [0, 0, 0]
+    trials = read_trials(write("1 a b\n0 a target\n"))
+    assert trials.names.tolist() == ["a", "b", "target"]
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "labels"),
+    [("first", ["b", "0", "c", "1"], [1, 0]), ("last", ["1", "b", "0", "c"], [0, 1])],
+)
+def test_labels_at_both_ends(write, column, names, labels):
+    path = write("1 b 0\n0 c 1\n")
+    with pytest.raises(InputError, match="line 1: '1' and '0' may both be the label"):
+        read_trials(path)
+    trials = read_trials(path, label_column=column)
+    assert trials.names.tolist() == names
+    assert trials.labels.tolist() == labels
+    with pytest.raises(InputError, match="label_column='middle', expected 'first'"):
+        read_trials(path, label_column="middle")
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "message"),
+    [
+        (
+            "first",
+            "a b 1\n",
+            "line 1: label 'a', expected one of 0, 1, nontarget",
+        ),
+        ("last", "1 a b\n", "line 1: label 'b'"),
+        ("last", "a b\n", "line 1: 2 columns, expected 3: 'enrol test label'"),
+        ("last", "", "empty, expected lines 'enrol test label'"),
+        (None, "a b 1\n1 a c\n", "line 2: label 'c', expected one of 0, 1, nontarge"),
+    ],
+)
+def test_every_line_has_its_label_in_that_column(write, column, text, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_trials(write(text), label_column=column)
 
 
 def test_without_labels(write):
@@ -95,7 +137,14 @@ def test_swapped_pairs_are_accepted(write, caplog):
         ("1 a b\n1 a\n", "line 2: 2 columns, expected 3: 'label enrol test'"),
         ("1 a b\n1 a c d\n", "line 2: 4 columns"),
         ("1 a b\n\n\n0 a c\n", "line 2: 0 columns"),
-        ("a b target\n", "line 1: label 'a', expected one of 0, 1, nontarget, target"),
+        ("\n1 a b\n", "line 1: 0 columns"),
+        # As many fields as three in each line, but not so many in each.
+        ("1 a\nb 1 c d\n", "line 1: 2 columns"),
+        ("1 a b\n1 a c d\n1 c\n", "line 2: 4 columns"),
+        (
+            "a b c\n",
+            "line 1: neither 'a' nor 'c' is a label, expected one of 0, 1",
+        ),
         ("1 a b\n2 a c\n", "line 2: label '2'"),
         ("1 a b\n1 a c\n1 a.wav b.flac\n", "line 3: the same trial as line 1 (1 such"),
         ("1 a b\n0 c d\n0 a b\n", "line 3: label 0 for 'a' and 'b', expected 1 as in"),
@@ -146,57 +195,103 @@ def test_rows_of_names_line_utterance_and_list(write):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scores_round_trip(write, tmp_path, dtype):
-    trials = read_trials(write("1 a.wav b.wav\n0 a.wav c.wav\n0 d e\n"))
-    scores = np.array([1 / 3, -1e-12, np.pi * 1e9], dtype=dtype)
-    path = tmp_path / "new" / "scores.txt"
-    write_scores(path, trials, scores)
-    assert path.read_text().splitlines()[0].startswith("a b 0.3333333")
-    again, read = read_scores(path)
-    assert np.array_equal(read.astype(dtype), scores)
-    assert again.names.tolist() == trials.names.tolist()
-    assert np.array_equal(again.enrol, trials.enrol)
-    assert np.array_equal(again.test, trials.test)
-    assert again.labels is None
-    assert os.listdir(path.parent) == ["scores.txt"]
+def test_rows_of_one_side(write):
+    """With an enrolment map the sides hold models and recordings."""
+    trials = read_trials(write("m a 1\nm b 0\nb a 0\n"))
+    rows = rows_of(trials, ["b", "a"], "embeddings.npz", side="test")
+    assert rows[trials.test].tolist() == [1, 0, 1]
+    assert rows.tolist() == [-1, 1, 0]
+    rows = rows_of(trials, ["b", "x", "m"], "enroll.map", side="enrol")
+    assert rows[trials.enrol].tolist() == [2, 2, 0]
+    with pytest.raises(InputError) as error:
+        rows_of(trials, ["m", "a"], "enroll.map", side="enrol")
+    assert str(error.value) == (
+        f"{trials.path}: line 3: enrol name 'b' is not in enroll.map, expected all 2 "
+        "enrol names of the list there (1 absent)"
+    )
+    with pytest.raises(InputError, match="line 2: utterance 'b' is not in test"):
+        rows_of(trials, ["m", "a"], "test.csv", side="test")
 
 
-def test_scores_refused(write, tmp_path):
-    trials = read_trials(write("1 a b\n0 a c\n"))
-    path = tmp_path / "scores.txt"
-    with pytest.raises(InputError, match=r"shape \[3\], expected \[2\]"):
-        write_scores(path, trials, np.zeros(3))
-    with pytest.raises(InputError, match="score nan of trial 2"):
-        write_scores(path, trials, np.array([0, np.nan]))
-    assert not path.exists()
-    for text, message in [
-        ("a b 0.1\na c high\n", "line 2: score 'high', expected a finite number"),
-        ("a b inf\n", "line 1: score 'inf'"),
-        ("a b\n", "line 1: 2 columns, expected 3: 'enrol test score'"),
-        ("", "empty"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            read_scores(write(text, "scores.txt"))
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """A few lines at a time, as if the lists below were long."""
+    monkeypatch.setattr(lines, "BLOCK", 20)
 
 
-def test_full_size_list(write):
-    """580,000 trials over 145,000 utterances: seconds, not minutes."""
-    utterances = 145_000
-    names = [f"id{i % 1251:05d}/video/{i}.wav" for i in range(utterances)]
-    lines = [
-        f"{step % 2} {names[i]} {names[(i + 37 * step) % utterances]}"
-        for i in range(utterances)
-        for step in range(1, 5)
+LONG = [f"id{i % 7}/s/{i}.wav id{i % 5}/s/{i % 3}.wav {i % 2}" for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace(" ", "\t"),  # no block can be split at once
+        lambda text: text.replace("id3", "ïd3"),  # some can
+        lambda text: "\ufeff" + text + "\n\n" * 20,
+        lambda text: text.removesuffix("\n"),
+    ],
+)
+def test_blocks_change_nothing(write, small_blocks, change):
+    trials = read_trials(write(change("\n".join(LONG) + "\n")))
+    names = [name.replace("ï", "i") for name in trials.names]
+    seen = [
+        f"{names[a]}.wav {names[b]}.wav {label}"
+        for a, b, label in zip(trials.enrol, trials.test, trials.labels)
     ]
-    path = write("\n".join(lines))
-    start = time.process_time()
+    assert seen == LONG
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a b", "line 58: 2 columns, expected 3"),
+        ("a b c 1", "line 58: 4 columns, expected 3"),
+        ("a b c", "line 58: label 'c'"),
+        ("", "line 58: 0 columns, expected 3"),
+        ("\n" * 30, "line 58: 0 columns, expected 3"),
+        ("a  b 2", "line 58: label '2'"),
+        (LONG[2], "line 58: the same trial as line 3"),
+    ],
+)
+def test_lines_are_counted_over_blocks(write, small_blocks, line, message):
+    path = write("\n".join([*LONG[:57], line, *LONG[57:]]))
+    with pytest.raises(InputError, match=re.escape(f"{path}: {message}")):
+        read_trials(path)
+
+
+def test_bytes_are_counted_over_blocks(write, small_blocks):
+    text = "\n".join([*LONG, "a \udcff 1"]).encode(errors="surrogateescape")
+    with pytest.raises(InputError, match=f"byte {text.index(0xFF)}: expected UTF-8"):
+        read_trials(write(text))
+    byte = text.index(0xFF) + 3
+    with pytest.raises(InputError, match=f"byte {byte}: expected UTF-8"):
+        read_trials(write(b"\xef\xbb\xbf" + text))
+
+
+def test_list_of_cn_celebs_size(tmp_path):
+    """Every of 196 models against every of 17,777 recordings: 3,484,292 trials."""
+    genres = ("singing", "interview", "live_broadcast", "vlog")
+    tests = [
+        f"test/id{800 + i % 200:05d}-{genres[i % 4]}-{i % 30:02d}-{i // 200:03d}"
+        for i in range(17_777)
+    ]
+    path = tmp_path / "trials.lst"
+    with open(path, "w") as file:
+        for model in range(800, 996):
+            name = f"id{model:05d}-enroll"
+            same = f"test/id{model:05d}-"
+            file.writelines(f"{name} {t}.wav {int(same in t)}\n" for t in tests)
     trials = read_trials(path)
-    seconds = time.process_time() - start
-    assert len(trials) == 580_000
-    assert len(trials.names) == utterances
-    assert trials.n_target == 290_000
-    assert seconds < 10, f"{seconds:.1f} s"  # about 1 s on an idle core
+    assert len(trials) == 3_484_292
+    assert len(trials.names) == 196 + 17_777
+    assert trials.names[trials.test[:17_777]].tolist() == tests
+    assert (trials.test.reshape(196, -1) == trials.test[:17_777]).all()
+    assert (trials.enrol.reshape(196, -1) == trials.enrol[::17_777, None]).all()
+    assert trials.names[trials.enrol[-1]] == "id00995-enroll"
+    targets = sum(name[7:12] < "00996" for name in tests)
+    assert (trials.n_target, trials.n_nontarget) == (targets, 3_484_292 - targets)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.scoring.embeddings import cosine_scores, save_embeddings
 from speechbrain_ext.scoring.metrics import equal_error_rate, min_dcf
 from speechbrain_ext.scoring.plots import plot_det, plot_histogram
-from speechbrain_ext.scoring.trials import read_trials, rows_of, write_scores
+from speechbrain_ext.scoring.score_files import write_scores
+from speechbrain_ext.scoring.trials import read_trials, rows_of
 
 logger = logging.getLogger(__name__)
 
