@@ -247,21 +247,21 @@ class ExactBrain(sb.Brain):
             self.sampler.step_done = len(self.sampler)
             self.train_loss = float(stage_loss)
 
-    def save_epoch(self, meta, min_keys=()):
+    def save_epoch(self, meta, max_keys=()):
         """The checkpoint of a finished epoch; stop here where a signal asked for it.
 
         Arguments
         ---------
         meta : dict
             Plain Python numbers: numpy's are saved, and refused at the next start.
-        min_keys : sequence of str
-            The checkpoint with the lowest value of each is kept, and the latest.
+        max_keys : sequence of str
+            The checkpoint with the highest value of each is kept, and the latest.
         """
         self.step = 0
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta=meta,
-                min_keys=list(min_keys),
+                max_keys=list(max_keys),
                 importance_keys=[ckpt_recency],
                 keep_recent=False,
             )

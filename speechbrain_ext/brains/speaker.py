@@ -3,8 +3,15 @@
 On top of :class:`~speechbrain_ext.brains.exact.ExactBrain`:
 
 - learning rate and margin set before every step from the progress in epochs;
-- validation by EER on trials of held-out speakers, each recording embedded once.
+- validation by EER on trials of held-out speakers, each recording embedded once;
+- the best epoch is the latest whose EER is within one standard error of the lowest.
+
+With p the lowest EER so far and n target trials, the standard error is √(p (1 − p) / n):
+what is closer is chance, and later epochs have the smaller learning rate (the one
+standard error rule of Breiman et al., "Classification and regression trees", 1984).
 """
+
+import math
 
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
@@ -71,10 +78,26 @@ class SpeakerBrain(ExactBrain):
             train_stats={"loss": self.train_loss},
             valid_stats=stats,
         )
-        self.save_epoch({"epoch": epoch, **stats}, ["EER"] if stats else [])
+        if stats and self.checkpointer is not None:
+            stats |= self._choose(epoch, stats["EER"])
+        self.save_epoch({"epoch": epoch, **stats}, ["chosen"] if stats else [])
+
+    def _choose(self, epoch, eer):
+        """Is this epoch the best so far? The checkpoints' meta data remember.
+
+        Returns
+        -------
+        dict
+            ``chosen``: the epoch, or 0 where it is not; ``lowest_EER`` so far, percent.
+        """
+        before = self.checkpointer.find_checkpoint(max_key="chosen")
+        lowest = min(before.meta["lowest_EER"] if before else 100.0, eer)
+        _, trials, _ = self.validation
+        error = standard_error(lowest, min(trials.n_target, trials.n_nontarget))
+        return {"chosen": epoch if eer <= lowest + error else 0, "lowest_EER": lowest}
 
     def recover_best(self):
-        """Load the checkpoint of the lowest validation EER (else the latest).
+        """Load the checkpoint of the best epoch, see above (without EER the latest).
 
         Returns
         -------
@@ -86,9 +109,9 @@ class SpeakerBrain(ExactBrain):
         InputError
             Where no epoch was finished.
         """
-        key = "EER" if self.validation is not None else None
+        key = "chosen" if self.validation is not None else None
         best = self.checkpointer.recover_if_possible(
-            min_key=key, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG not in c.meta
+            max_key=key, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG not in c.meta
         )
         if best is None:
             raise InputError(
@@ -120,6 +143,12 @@ class SpeakerBrain(ExactBrain):
         dcf = min_dcf(scores, trials.labels, p_target=0.01).dcf
         # plain floats: a numpy number is saved, and refused at the next start
         return {"EER": float(100 * eer), "minDCF": float(dcf)}
+
+
+def standard_error(percent, n_trials):
+    """√(p (1 − p) / n) of an error rate, both in percent."""
+    p = percent / 100
+    return 100 * math.sqrt(p * (1 - p) / n_trials)
 
 
 def _share_buffers(module):

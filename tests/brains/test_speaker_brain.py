@@ -19,7 +19,7 @@ from tiny_training import (
 )
 from torch import nn
 
-from speechbrain_ext.brains.speaker import SpeakerBrain
+from speechbrain_ext.brains.speaker import SpeakerBrain, standard_error
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.metrics import equal_error_rate
 
@@ -212,7 +212,7 @@ def scripted(rates):
 
 
 def test_best_and_latest_checkpoint_stay_and_nothing_else(corpus, tmp_path):
-    rates, kept = [5.0, 3.0, 4.0, 6.0], []
+    rates, kept = [29.0, 3.0, 17.0, 18.0], []
     brain, loader = tiny_run(
         *(corpus, tmp_path),
         brain=scripted(rates),
@@ -237,6 +237,26 @@ def test_best_and_latest_checkpoint_stay_and_nothing_else(corpus, tmp_path):
     modules = again.raw_trained_modules().items()
     found = {f"{n}.{k}": v for n, m in modules for k, v in m.state_dict().items()}
     assert_same(found, best)
+
+
+def test_an_epoch_within_one_standard_error_of_the_lowest_is_the_best(corpus, tmp_path):
+    _, trials, _ = all_pairs(manifest_of(corpus, (4, 5)))
+    n = min(trials.n_target, trials.n_nontarget)
+    error = 100 * math.sqrt(0.1 * 0.9 / n)
+    assert standard_error(10.0, n) == pytest.approx(error)
+    within, beyond = 10 + 0.99 * error, 10 + 1.01 * error
+    # the lowest comes second; what came within reach of the first does not count
+    for rates, best in (
+        ([40.0, 10.0, within, beyond], 3),
+        ([within, 10.0, beyond, beyond], 2),
+        ([10.0, within, beyond, within], 4),
+        ([within, within, within, within], 4),
+    ):
+        folder = tmp_path / str(best) / str(rates[0])
+        train(*tiny_run(corpus, folder, brain=scripted(rates), epochs=4))
+        again, _ = tiny_run(corpus, folder, brain=scripted(rates), epochs=4)
+        meta = again.recover_best()
+        assert (meta["epoch"], meta["EER"]) == (best, rates[best - 1])
 
 
 def test_without_validation_the_last_epoch_is_the_best(corpus, tmp_path):
