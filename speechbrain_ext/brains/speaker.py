@@ -6,8 +6,8 @@ On top of :class:`~speechbrain_ext.brains.exact.ExactBrain`:
 - validation by EER on trials of held-out speakers, each recording embedded once;
 - the best epoch is the latest whose EER is within one standard error of the lowest.
 
-With p the lowest EER so far and n target trials, the standard error is √(p (1 − p) / n):
-what is closer is chance, and later epochs have the smaller learning rate (the one
+With p the lowest EER so far and n target trials, the standard error is
+√(p (1 − p) / n). What is closer is chance, and later epochs have the smaller learning rate (the one
 standard error rule of Breiman et al., "Classification and regression trees", 1984).
 """
 
