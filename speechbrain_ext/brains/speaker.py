@@ -7,8 +7,9 @@ On top of :class:`~speechbrain_ext.brains.exact.ExactBrain`:
 - the best epoch is the latest whose EER is within one standard error of the lowest.
 
 With p the lowest EER so far and n target trials, the standard error is
-√(p (1 − p) / n). What is closer is chance, and later epochs have the smaller learning rate (the one
-standard error rule of Breiman et al., "Classification and regression trees", 1984).
+√(p (1 − p) / n). What is closer is chance, and later epochs have the smaller learning
+rate (the one standard error rule of Breiman et al., "Classification and regression
+trees", 1984).
 """
 
 import math
