@@ -1,5 +1,6 @@
 """Small helpers for several processes."""
 
+import torch
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 
@@ -21,3 +22,10 @@ def main_process_first(function, *arguments):
     result = function(*arguments) if if_main_process() else None
     ddp_barrier()
     return result if if_main_process() else function(*arguments)
+
+
+def rank_and_world():
+    """This process's number and how many there are: (0, 1) where it is alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from pathlib import Path
 
 
@@ -11,8 +12,8 @@ def write_atomically(path, mode="w"):
     """Open a temporary file beside ``path`` and rename it over ``path`` at the end.
 
     A process killed in between, or a full disk, leaves the old file untouched. The
-    temporary name holds the process number, so two writers do not mix their bytes:
-    the last one to finish wins with a whole file.
+    temporary name is random, so that two writers, on one machine or on two that share
+    a disk, do not mix their bytes: the last one to finish wins with a whole file.
 
     Arguments
     ---------
@@ -28,7 +29,7 @@ def write_atomically(path, mode="w"):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with open(beside, mode, **options) as file:

@@ -2,60 +2,22 @@
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from tiny_training import in_processes, saved, tiny_config, voice
+from tiny_extraction import (
+    SECONDS,
+    make_model,
+    one_by_one,
+    some_recordings,
+    write_recordings,
+)
+from tiny_training import in_processes, saved, voice
 
-from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.extraction import extract_embeddings
 from speechbrain_ext.features import MIN_SAMPLES
 from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
-from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SECONDS = (0.6, 1.4, 0.3, 2.0, 0.9, 0.30625, 1.1, 0.7, 0.5, 1.7)
-
-
-def make_model(head=AdapterMFA, **options):
-    torch.manual_seed(0)
-    encoder = W2VBertEncoder(tiny_config())
-    return SpeakerEncoder(encoder, head(16, 2, embedding_size=8, **options))
-
-
-def write_recordings(folder, wavs):
-    """Manifest of recordings given as arrays, by name."""
-    for name, wav in wavs.items():
-        soundfile.write(folder / f"{name}.wav", wav, 16000, subtype="FLOAT")
-    return Manifest(
-        list(wavs),
-        [str(folder / f"{name}.wav") for name in wavs],
-        [len(wav) / 16000 for wav in wavs.values()],
-        ["x"] * len(wavs),
-    )
-
-
-def some_recordings(folder):
-    generator = np.random.default_rng(0)
-    return write_recordings(
-        folder, {f"r{i}": voice(i, s, generator) for i, s in enumerate(SECONDS)}
-    )
-
-
-def one_by_one(model, manifest, cut=None):
-    """[N, E]: each recording read whole and embedded alone, in double checked order."""
-    model.eval()
-    rows = []
-    for path in manifest.paths:
-        wav = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-        if cut is not None and len(wav) > cut:
-            first = (len(wav) - cut) // 2
-            wav = wav[first : first + cut]
-        with torch.no_grad():
-            rows.append(model(wav[None])[0, 0])
-    return torch.stack(rows).numpy()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +117,12 @@ def test_a_bad_recording_among_good_ones_is_named(
             *(model, manifest, "cpu", 4.0), num_workers=num_workers, progress=False
         )
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    manifest = some_recordings(tmp_path).select([])
+    with pytest.raises(InputError, match="no recordings to embed"):
+        extract_embeddings(make_model(), manifest, progress=False)
 
 
 def test_the_shortest_allowed_recording_has_an_embedding(tmp_path):
