@@ -31,6 +31,7 @@ class PrepareOptions:
     max_bad_files: int
     convert_folder: Path | None
     seed: int
+    enrol_map: Path | None = None
 
     def __post_init__(self):
         for name in ("train_folders", "test_folders", "trial_lists", "train_lists"):
@@ -39,9 +40,9 @@ class PrepareOptions:
             {str(s) for s in _as_list(self.exclude_speakers)}
         )
         self.save_folder = _resolve(self.save_folder)
-        self.convert_folder = (
-            _resolve(self.convert_folder) if self.convert_folder else None
-        )
+        for name in ("convert_folder", "enrol_map"):
+            path = getattr(self, name)
+            setattr(self, name, _resolve(path) if path else None)
         if not self.train_folders and not (self.test_folders and self.trial_lists):
             raise InputError(
                 "train_folders is empty, expected at least one folder, or test_folders "
@@ -50,6 +51,11 @@ class PrepareOptions:
         self._check_numbers()
         if self.test_folders and not self.trial_lists:
             logger.warning("test_folders is given but no trial_lists: it is not used")
+        if self.enrol_map and not self.trial_lists:
+            raise InputError(
+                f"enrol_map={self.enrol_map} without trial_lists, expected the lists "
+                "whose enrol side names its models"
+            )
         self.test_folders = self.test_folders or self.train_folders
 
     def _check_numbers(self):

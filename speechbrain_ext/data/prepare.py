@@ -18,18 +18,15 @@ import numpy as np
 from speechbrain_ext.data.convert import convert_where_needed
 from speechbrain_ext.data.headers import BAD_FILES, read_durations, report_bad_files
 from speechbrain_ext.data.holdout import draw_trials, hold_out
+from speechbrain_ext.data.locate import find_recordings
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.marker import Marker
 from speechbrain_ext.data.options import check_at_least
-from speechbrain_ext.data.scan import (
-    check_outside,
-    scan_corpus,
-    session_of,
-    speaker_of,
-)
-from speechbrain_ext.data.selection import choose_training, read_trial_lists
+from speechbrain_ext.data.scan import check_outside, scan_corpus, session_of
+from speechbrain_ext.data.selection import choose_training, join, read_trial_lists
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_atomically
+from speechbrain_ext.scoring.speakers import speaker_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +81,7 @@ def prepare_corpus(options, layout, num_workers=16):
     """
     check_at_least("num_workers", num_workers, 1)
     lists = options.trial_lists + options.train_lists
+    lists += [options.enrol_map] if options.enrol_map else []
     marker = Marker.of(options.save_folder, asdict(options), lists)
     counts = marker.load()
     skipped = counts is not None
@@ -97,8 +95,10 @@ def prepare_corpus(options, layout, num_workers=16):
 
 def _read(options, layout, num_workers):
     """Read and check everything. → {file name: what goes into it}, counts"""
-    train_paths, test_paths = _scan(options, layout, num_workers)
-    test_ids, lists = read_trial_lists(options, test_paths)
+    tested = read_trial_lists(options)
+    test_ids = tested.ids
+    train_paths, test_paths = _scan(options, layout, test_ids, num_workers)
+    tested.check_found(test_paths, f"the recordings below {join(options.test_folders)}")
     train_ids, left_out = [], {}
     if options.train_folders:
         train_ids, left_out = choose_training(options, train_paths, test_ids)
@@ -106,7 +106,7 @@ def _read(options, layout, num_workers):
     paths |= {name: test_paths[name] for name in test_ids}
     durations = _durations(options, paths, test_ids, num_workers)
 
-    counts = {"train": {}, "valid": {}, "test": {"lists": lists}, "left_out": left_out}
+    counts = {"train": {}, "valid": {}, "test": tested.count(), "left_out": left_out}
     contents = {}
     if train_ids:
         contents = _split(options, train_ids, paths, durations, counts)
@@ -146,24 +146,26 @@ def _split(options, names, paths, durations, counts):
     return contents
 
 
-def _scan(options, layout, num_workers):
-    """Training and test recordings: two dictionaries ID → path."""
+def _scan(options, layout, test_ids, num_workers):
+    """Training recordings and those of ``test_ids``: two dictionaries ID → path."""
     leave_out = [options.convert_folder] if options.convert_folder else []
-
-    def scan(roots):
-        found = scan_corpus(roots, layout, num_workers, leave_out)
-        check_outside(options.save_folder, found.speaker_folders, "save_folder")
-        if options.convert_folder:
-            check_outside(
-                options.convert_folder, found.speaker_folders, "convert_folder"
-            )
-        return found.paths
-
-    train = scan(options.train_folders) if options.train_folders else {}
-    if not options.trial_lists:
-        return train, {}
-    same = options.test_folders == options.train_folders
-    return train, train if same else scan(options.test_folders)
+    train, folders = {}, []
+    if options.train_folders:
+        found = scan_corpus(options.train_folders, layout, num_workers, leave_out)
+        train, folders = found.paths, found.speaker_folders
+    known = train if options.test_folders == options.train_folders else {}
+    test = {name: known[name] for name in test_ids if name in known}
+    wanted = [name for name in test_ids if name not in test]
+    if wanted:
+        found = find_recordings(
+            wanted, options.test_folders, layout, num_workers, leave_out
+        )
+        test |= found.paths
+        folders = folders + found.speaker_folders
+    for name in ("save_folder", "convert_folder"):
+        if getattr(options, name):
+            check_outside(getattr(options, name), folders, name)
+    return train, test
 
 
 def _durations(options, paths, test_ids, num_workers):
@@ -247,5 +249,7 @@ def _log_counts(counts):
     for name, seen in lists.items():
         n_target, n_nontarget = seen["target"], seen["nontarget"]
         logger.info("%s: %d target, %d non-target", name, n_target, n_nontarget)
+    if "models" in counts["test"]:
+        logger.info("enrol side: %d models", counts["test"]["models"])
     if counts["left_out"]:
         logger.info("left out: %s", counts["left_out"])

@@ -74,11 +74,6 @@ class Scan(NamedTuple):
     ignored: int
 
 
-def speaker_of(utterance):
-    """The speaker of an utterance ID: its first folder."""
-    return utterance.split("/", 1)[0]
-
-
 def session_of(utterance):
     """The session of an utterance ID: its folder."""
     return utterance.rsplit("/", 1)[0]
@@ -111,10 +106,7 @@ def scan_corpus(roots, layout, num_workers=16, leave_out=()):
     """
     paths, folders, total_ignored = {}, [], 0
     for root in map(Path, roots):
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder, expected {layout.describe()}")
-        holders, ignored = _speaker_folders(root, layout.folder_names)
-        holders = [f for f in holders if f == root or f.resolve() not in leave_out]
+        holders, ignored = find_speaker_folders(root, layout, leave_out)
         found = 0
         for folder in holders:
             if folder.resolve() in folders:
@@ -138,6 +130,36 @@ def scan_corpus(roots, layout, num_workers=16, leave_out=()):
             ignored,
         )
     return Scan(dict(sorted(paths.items())), folders, total_ignored)
+
+
+def find_speaker_folders(root, layout, leave_out=()):
+    """Find the folders of speakers below a root; the root itself where there are none.
+
+    Arguments
+    ---------
+    root : Path
+        A folder of the user's.
+    layout : Layout
+        With the names of folders of speakers.
+    leave_out : list of Path
+        Resolved folders that are none.
+
+    Returns
+    -------
+    folders : list of Path
+        As the user wrote them, not resolved.
+    ignored : int
+        Entries that lie beside them. What is ignored counts once, whatever it holds.
+
+    Raises
+    ------
+    InputError
+        There is no such root.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder, expected {layout.describe()}")
+    folders, ignored = _speaker_folders(root, layout.folder_names)
+    return [f for f in folders if f == root or f.resolve() not in leave_out], ignored
 
 
 def check_outside(folder, speaker_folders, name):
@@ -205,7 +227,7 @@ def _scan_folder(folder, layout, num_workers, paths):
     ignored, n_files = len(entries) - len(speakers), 0
 
     def walk_speaker(entry):
-        return _walk(entry.path, f"{entry.name}/", layout.levels - 1)
+        return list_recordings(entry.path, f"{entry.name}/", layout.levels - 1)
 
     for found, more in parallel_map(
         walk_speaker, speakers, num_workers, f"listing {folder}", "speaker", chunk=8
@@ -215,11 +237,11 @@ def _scan_folder(folder, layout, num_workers, paths):
         for utterance, path in found:
             known = paths.setdefault(utterance, path)
             if known is not path:
-                _check_same_file(utterance, known, path)
+                check_same_file(utterance, known, path)
     return n_files, ignored
 
 
-def _walk(folder, prefix, levels):
+def list_recordings(folder, prefix, levels=0):
     """Recordings exactly ``levels`` folders below: [(ID, path)]; entries ignored."""
     found, ignored = [], 0
     with os.scandir(folder) as entries:
@@ -228,7 +250,8 @@ def _walk(folder, prefix, levels):
             if entry.name.startswith(".") or is_folder == (levels == 0):
                 ignored += 1
             elif is_folder:
-                below, more = _walk(entry.path, f"{prefix}{entry.name}/", levels - 1)
+                inside = f"{prefix}{entry.name}/"
+                below, more = list_recordings(entry.path, inside, levels - 1)
                 found += below
                 ignored += more
             elif os.path.splitext(entry.name)[1].lower() in _RECORDINGS:
@@ -250,7 +273,7 @@ def _check_name(utterance, path):
         )
 
 
-def _check_same_file(utterance, first, second):
+def check_same_file(utterance, first, second):
     """One file reached twice, by a link, is fine; two files with one ID are not."""
     if not os.path.samefile(first, second):
         raise InputError(

@@ -5,46 +5,98 @@ trained on.
 """
 
 import logging
+from typing import NamedTuple
 
-from speechbrain_ext.data.scan import speaker_of
 from speechbrain_ext.data.speaker_lists import read_speaker_lists
 from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.enrolment import (
+    EnrolMap,
+    read_enrol_map,
+    utterances_of,
+)
+from speechbrain_ext.scoring.speakers import speaker_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of
 
 logger = logging.getLogger(__name__)
 
 
-def read_trial_lists(options, paths):
-    """Read all trial lists, and look up every recording that they name.
+class TrialLists(NamedTuple):
+    """All that is tested.
+
+    Attributes
+    ----------
+    lists : list of Trials
+        In the order given.
+    enrol_map : EnrolMap or None
+        What their enrol sides stand for; None where they name recordings.
+    ids : list of str
+        The recordings that all of these need, sorted.
+    """
+
+    lists: list
+    enrol_map: EnrolMap | None
+    ids: list
+
+    def check_found(self, paths, source):
+        """Refuse a recording that was not found.
+
+        Arguments
+        ---------
+        paths : dict of str to str
+            Utterance ID → recording.
+        source : str
+            Where they were looked for, for the message.
+
+        Raises
+        ------
+        InputError
+            Names the list or map, the line and the utterance.
+        """
+        for trials in self.lists:
+            side = "test" if self.enrol_map else None
+            rows_of(trials, list(paths), source, side)
+        if self.enrol_map:
+            self.enrol_map.rows(list(paths), source)
+
+    def count(self):
+        """{"lists": {path: how many target and nontarget trials}}, and of the map."""
+        counts = {
+            str(trials.path): {
+                "target": trials.n_target,
+                "nontarget": trials.n_nontarget,
+            }
+            for trials in self.lists
+        }
+        if self.enrol_map is None:
+            return {"lists": counts}
+        return {"lists": counts, "models": len(self.enrol_map)}
+
+
+def read_trial_lists(options):
+    """Read all trial lists, and the enrolment map if there is one.
 
     Arguments
     ---------
     options : PrepareOptions
-        With ``trial_lists`` and ``test_folders``.
-    paths : dict of str to str
-        Utterance ID → recording, of all that were found below ``test_folders``.
+        With ``trial_lists`` and ``enrol_map``.
 
     Returns
     -------
-    test_ids : list of str
-        Sorted, the union of all lists.
-    lists : dict of str to dict
-        Path of the list → how many target and nontarget trials.
+    TrialLists
 
     Raises
     ------
     InputError
-        A malformed list, or an utterance that was not found: list, line, utterance.
+        A malformed list or map, or a trial whose enrol side is no model of the map:
+        file, line, name.
     """
-    source = f"the recordings below {join(options.test_folders)}"
-    test_ids, lists = set(), {}
-    for path in options.trial_lists:
-        # A line that comes twice changes nothing here; scoring may refuse it.
-        trials = read_trials(path, allow_duplicates=True)
-        rows_of(trials, list(paths), source)
-        test_ids.update(trials.names.tolist())
-        lists[str(path)] = {"target": trials.n_target, "nontarget": trials.n_nontarget}
-    return sorted(test_ids), lists
+    path, ids = options.enrol_map, set()
+    enrol_map = read_enrol_map(path) if path else None
+    # A line that comes twice changes nothing here; scoring may refuse it.
+    lists = [read_trials(path, allow_duplicates=True) for path in options.trial_lists]
+    for trials in lists:
+        ids |= utterances_of(trials, enrol_map)
+    return TrialLists(lists, enrol_map, sorted(ids))
 
 
 def choose_training(options, paths, test_ids):

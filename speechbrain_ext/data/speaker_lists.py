@@ -1,7 +1,7 @@
 """Lists of recordings to train on: lines ``speaker path``."""
 
-from speechbrain_ext.data.scan import speaker_of
 from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.speakers import speaker_of
 from speechbrain_ext.scoring.trials import utterance_id
 
 

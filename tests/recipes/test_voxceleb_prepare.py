@@ -139,6 +139,101 @@ def test_test_alone_needs_no_training_speakers(corpus, tmp_path):
         prepare_voxceleb_test(tmp_path / "test", [], tmp_path / "none")
 
 
+def make_cn_celeb(root):
+    """The shape of CN-Celeb: models of several recordings, and flat test recordings."""
+    takes = [f"id{s:05d}/{g}-01-00{t}" for s in (800, 801) for g in "xy" for t in "12"]
+    tests = [f"test/id{s:05d}-z-01-00{t}" for s in (800, 801) for t in "12"]
+    for name in takes:
+        write_noise(root / f"data/{name}.flac")
+    for name in [*tests, "enroll/id00800-enroll", "enroll/id00801-enroll"]:
+        write_noise(root / f"eval/{name}.flac")
+    write_noise(root / "eval/test/unnamed.flac", rate=8000)
+    lists = root / "eval/lists"
+    lists.mkdir()
+    models = ["id00800-enroll", "id00801-enroll"]
+    (lists / "trials.lst").write_text(
+        "".join(f"{m} {t}.wav {int(m[:7] in t)}\n" for m in models for t in tests)
+    )
+    (lists / "enroll.lst").write_text("".join(f"{m} enroll/{m}.wav\n" for m in models))
+    (lists / "enroll.map").write_text(
+        "".join(
+            " ".join([m, *(f"{t}.wav" for t in takes if t[:7] in m and "-002" in t)])
+            + "\n"
+            for m in models
+        )
+    )
+    return lists, tests, takes
+
+
+def test_models_of_an_enrolment_map(tmp_path, caplog):
+    lists, tests, takes = make_cn_celeb(tmp_path / "CN-Celeb_flac")
+    folders = [tmp_path / "CN-Celeb_flac/eval", tmp_path / "CN-Celeb_flac/data"]
+    caplog.set_level(logging.INFO)
+    for name, enrolled in [
+        ("enroll.lst", ["enroll/id00800-enroll", "enroll/id00801-enroll"]),
+        ("enroll.map", [take for take in takes if "-002" in take]),
+    ]:
+        arguments = (folders, lists / "trials.lst", tmp_path / name)
+        prepared = prepare_voxceleb_test(*arguments, enrol_map=lists / name)
+        test = read_manifest(prepared.test)
+        assert test.ids.tolist() == sorted([*enrolled, *tests])
+        assert test.speaker_names.tolist() == ["id00800", "id00801"]
+        assert str(tmp_path / "CN-Celeb_flac/eval/test/id00801-z-01-002.flac") in (
+            test.paths.tolist()
+        )
+        assert prepared.counts["test"]["models"] == 2
+        assert "enrol side: 2 models" in caplog.messages
+        assert prepare_voxceleb_test(*arguments, enrol_map=lists / name).skipped
+        os.utime(lists / name, ns=(1, 1))
+        assert not prepare_voxceleb_test(*arguments, enrol_map=lists / name).skipped
+
+
+def test_speakers_of_flat_test_recordings_are_not_trained_on(tmp_path):
+    """Their first folder is ``test``: no speaker."""
+    lists, *_ = make_cn_celeb(tmp_path / "cn")
+    make_corpus(tmp_path / "vox/wav", n_speakers=4)
+    for session in "ab":
+        write_noise(tmp_path / f"vox/wav/id00800/{session}/00000.wav")
+    prepared = prepare_voxceleb(
+        [tmp_path / "vox"],
+        tmp_path / "save",
+        [tmp_path / "cn/eval", tmp_path / "cn/data"],
+        lists / "trials.lst",
+        n_valid_speakers=2,
+        enrol_map=lists / "enroll.map",
+    )
+    assert prepared.counts["left_out"]["trial_speakers"] == 1
+    train, valid = read_manifest(prepared.train), read_manifest(prepared.valid)
+    trained = {*train.speaker_names.tolist(), *valid.speaker_names.tolist()}
+    assert trained == {"id00", "id01", "id02", "id03"}
+
+
+def test_what_an_enrolment_map_must_hold(tmp_path):
+    root = tmp_path / "cn"
+    lists, *_ = make_cn_celeb(root)
+    folders, save = [root / "eval", root / "data"], tmp_path / "save"
+
+    def prepare(folders=folders):
+        trials = lists / "trials.lst"
+        prepare_voxceleb_test(folders, trials, save, enrol_map=lists / "enroll.map")
+
+    with pytest.raises(InputError, match=r"enroll.map: line 1: .* not in the rec"):
+        prepare([root / "eval"])
+    with pytest.raises(InputError, match=r"trials.lst: line 1: utterance 'test"):
+        prepare([root / "data"])
+    with pytest.raises(InputError, match=r"line 1: utterance 'id00800-enroll' is"):
+        prepare_voxceleb_test([root / "eval"], lists / "trials.lst", save)
+    (lists / "enroll.map").write_text("id00800-enroll id00800/x-01-001\n")
+    with pytest.raises(InputError, match=r"line 5: enrol name 'id00801-enroll' is not"):
+        prepare()
+    with pytest.raises(InputError, match=r"enroll.map without trial_lists"):
+        prepare_voxceleb([root / "eval"], save, enrol_map=lists / "enroll.map")
+    (lists / "enroll.map").unlink()
+    with pytest.raises(InputError, match=r"enroll.map: no such file"):
+        prepare()
+    assert not save.exists()
+
+
 def test_excluded_speakers_and_train_lists(corpus, tmp_path):
     listed = [f"id{n:02d} id{n:02d}/{s}/00000.wav\n" for n in range(9) for s in "ab"]
     (tmp_path / "list.txt").write_text("".join(listed))
@@ -192,6 +287,9 @@ def test_every_argument_counts(corpus, tmp_path):
     both = [f"id{n:02d} id{n:02d}/{s}/00000.wav\n" for n in range(12) for s in "ab"]
     (tmp_path / "list.txt").write_text("".join(both))
     shutil.copy(tmp_path / "trials.txt", tmp_path / "trials2.txt")
+    (tmp_path / "enroll.map").write_text(
+        "id00/a/00000 id00/a/00001.wav\nid01/b/00000 id01/a/00000 id01/b/00001\n"
+    )
     other = {
         "train_folders": tmp_path / "moved",
         "save_folder": tmp_path / "save2",
@@ -206,6 +304,7 @@ def test_every_argument_counts(corpus, tmp_path):
         "max_bad_files": 1,
         "convert_folder": tmp_path / "converted",
         "seed": 1,
+        "enrol_map": tmp_path / "enroll.map",
     }
     names = set(inspect.signature(prepare_voxceleb).parameters)
     assert names == {*other, "num_workers"}

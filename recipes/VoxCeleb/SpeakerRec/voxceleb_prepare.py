@@ -47,6 +47,7 @@ def prepare_voxceleb(
     convert_folder=None,
     seed=1986,
     num_workers=16,
+    enrol_map=None,
 ):
     """Prepare VoxCeleb, or any corpus of the same shape.
 
@@ -63,9 +64,11 @@ def prepare_voxceleb(
     save_folder : str or Path
         Where the prepared files go.
     test_folders : str, Path or list of them
-        Where the recordings of the trial lists are; none means ``train_folders``.
+        Where the recordings of the trial lists are, as in ``train_folders``, or where
+        a list says, below such a folder; none means ``train_folders``.
     trial_lists : str, Path or list of them
-        Lines ``label enrol test``. Their speakers are never trained on.
+        Lines ``label enrol test`` or ``enrol test label``. Their speakers are never
+        trained on.
     train_lists : str, Path or list of them
         Lines ``speaker path``: train on these recordings only.
     exclude_speakers : list of str
@@ -86,6 +89,9 @@ def prepare_voxceleb(
         Of the validation speakers, recordings and trials.
     num_workers : int
         Threads. Does not change the result, nor the fingerprint.
+    enrol_map : str, Path or None
+        Lines ``model utterance [utterance ...]``: the enrol side of every trial list
+        names models, and the map's recordings are tested.
 
     Returns
     -------
@@ -110,18 +116,24 @@ def prepare_voxceleb(
         max_bad_files=max_bad_files,
         convert_folder=convert_folder,
         seed=seed,
+        enrol_map=enrol_map,
     )
     return prepare_corpus(options, LAYOUT, num_workers)
 
 
 def prepare_voxceleb_test(
-    test_folders, trial_lists, save_folder, convert_folder=None, num_workers=16
+    test_folders,
+    trial_lists,
+    save_folder,
+    convert_folder=None,
+    num_workers=16,
+    enrol_map=None,
 ):
     """Prepare ``test.csv`` alone: to verify with a model that was trained elsewhere.
 
     Arguments
     ---------
-    test_folders, trial_lists, save_folder, convert_folder, num_workers
+    test_folders, trial_lists, save_folder, convert_folder, num_workers, enrol_map
         As in :func:`prepare_voxceleb`.
 
     Returns
@@ -142,6 +154,7 @@ def prepare_voxceleb_test(
         n_valid_speakers=0,
         convert_folder=convert_folder,
         num_workers=num_workers,
+        enrol_map=enrol_map,
     )
 
 
@@ -161,7 +174,8 @@ def _arguments():
     for name in ("n_valid_speakers", "n_valid_trials", "max_valid_utterances"):
         parser.add_argument(f"--{name}", type=int, metavar="N")
     parser.add_argument("--min_seconds", type=float, metavar="SECONDS")
-    parser.add_argument("--convert_folder", metavar="PATH")
+    for name in ("convert_folder", "enrol_map"):
+        parser.add_argument(f"--{name}", metavar="PATH")
     for name in ("max_bad_files", "seed", "num_workers"):
         parser.add_argument(f"--{name}", type=int, metavar="N")
     return parser.parse_args()
