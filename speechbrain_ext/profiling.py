@@ -14,8 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.features import FRAME, HOP, MIN_SAMPLES, SAMPLE_RATE, STACK
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
@@ -62,16 +60,13 @@ def count_macs(speaker_encoder, seconds=1.0):
     InputError
         Where that is too short for two frames.
     """
-    if seconds * SAMPLE_RATE < MIN_SAMPLES:
-        raise InputError(
-            f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
-        )
-    frames = 1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP
     encoder = speaker_encoder.encoder
+    frames, width = (
+        encoder.n_frames(seconds),
+        encoder.config.feature_projection_input_dim,
+    )
     weight = next(speaker_encoder.parameters())
-    features = torch.zeros(
-        1, frames // STACK, encoder.config.feature_projection_input_dim
-    ).to(weight.device)
+    features = torch.zeros(1, frames, width, device=weight.device)
     training = speaker_encoder.training
     speaker_encoder.eval()
     # the fused attention of a CPU is unknown to the counter, plain products are not

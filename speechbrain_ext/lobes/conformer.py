@@ -8,15 +8,19 @@
 Gulati et al. 2020 (arXiv 2005.08100); relative keys e after Shaw et al. 2018 (arXiv
 1803.02155), clipped to 64 frames back and 8 ahead. Parameter names are those of
 transformers' ``Wav2Vec2Bert``, so that its weights load as they are. Widths come from
-:class:`LayerShape`, because pruning leaves every layer with its own; a feed-forward or
-attention of width 0 is not built at all.
+:class:`LayerShape`, because pruning leaves every layer with its own; a part of width 0
+is not built at all. What may be removed is declared in ``prunable_groups``.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from speechbrain_ext.pruning.gates import NoGate
+from speechbrain_ext.pruning.groups import PrunableGroup
 
 # Queries attended at once. The position scores of a block are [B, H, block, T]: this
 # bounds the memory of long recordings, and short ones fit in one block.
@@ -43,11 +47,13 @@ class FeedForward(nn.Module):
         self.output_dense = nn.Linear(width, hidden)
         self.activation_dropout = nn.Dropout(activation_dropout)
         self.dropout = nn.Dropout(dropout)
+        self.gate = NoGate()
 
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
+        gate = self.gate()
         x = self.activation_dropout(F.silu(self.intermediate_dense(x)))
-        return self.dropout(self.output_dense(x))
+        return self.dropout(gate.on_output(self.output_dense(gate.on_units(x))))
 
 
 class RelativeKeyAttention(nn.Module):
@@ -69,6 +75,7 @@ class RelativeKeyAttention(nn.Module):
         self.linear_out = nn.Linear(inner, shape.hidden)
         self.distance_embedding = nn.Embedding(left + right + 1, shape.head_dim)
         nn.init.normal_(self.distance_embedding.weight, std=0.02)
+        self.gate = NoGate()
 
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True where to look away."""
@@ -82,7 +89,9 @@ class RelativeKeyAttention(nn.Module):
             for start, block in _blocks(query, QUERY_BLOCK)
         ]
         context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-        return self.linear_out(context.transpose(1, 2).flatten(2))
+        context = context.transpose(1, 2).flatten(2)  # [B, T, H·d]
+        gate = self.gate()
+        return gate.on_output(self.linear_out(gate.on_units(context)))
 
     def _attend(self, query, start, key, value, table, padding):
         """One block of queries that begins at frame ``start``: [B, H, t, d]."""
@@ -117,9 +126,11 @@ class ConvolutionModule(nn.Module):
         self.depthwise_layer_norm = nn.LayerNorm(width, eps=eps)
         self.pointwise_conv2 = nn.Conv1d(width, hidden, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
+        self.gate = NoGate()
 
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]."""
+        gate = self.gate()
         x = self.layer_norm(x)
         if padding is not None:
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
@@ -127,8 +138,9 @@ class ConvolutionModule(nn.Module):
         x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
         past = self.depthwise_conv.kernel_size[0] - 1
         x = self.depthwise_conv(F.pad(x.transpose(1, 2), (past, 0))).transpose(1, 2)
-        x = F.silu(self.depthwise_layer_norm(x))
-        return self.dropout(F.linear(x, self.pointwise_conv2.weight.squeeze(-1)))
+        x = gate.on_units(F.silu(gate.layer_norm(x, self.depthwise_layer_norm)))
+        x = F.linear(x, self.pointwise_conv2.weight.squeeze(-1))
+        return self.dropout(gate.on_output(x))
 
 
 class ConformerLayer(nn.Module):
@@ -180,3 +192,59 @@ class ConformerLayer(nn.Module):
         if self.ffn2 is not None:
             x = x + 0.5 * self.ffn2(self.ffn2_layer_norm(x))
         return self.final_layer_norm(x)
+
+    def prunable_groups(self, full):
+        """What may be removed from this layer; ``full``: LayerShape before any was."""
+        head_dim = self.shape.head_dim
+        attention = self.self_attn
+        positions = (
+            0 if attention is None else attention.distance_embedding.num_embeddings
+        )
+        heads = PrunableGroup(
+            name="self_attn",
+            kind="heads",
+            units=self.shape.heads,
+            full=full.heads,
+            unit_size=head_dim,
+            rows=_names("self_attn.linear_{}.{}", "qkv", ("weight", "bias")),
+            columns="self_attn.linear_out.weight",
+            shift="self_attn.linear_out.bias",
+            vanishes=("self_attn", "self_attn_layer_norm"),
+            # the products with the relative keys, and queries · keys, weights · values
+            frame_macs=head_dim * positions,
+            pair_macs=2 * head_dim,
+        )
+        conv = PrunableGroup(
+            name="conv_module",
+            kind="conv",
+            units=self.shape.conv,
+            full=full.conv,
+            rows=(
+                "conv_module.pointwise_conv1.weight",
+                "conv_module.depthwise_conv.weight",
+                "conv_module.depthwise_layer_norm.weight",
+                "conv_module.depthwise_layer_norm.bias",
+            ),
+            columns="conv_module.pointwise_conv2.weight",
+            vanishes=("conv_module",),
+        )
+        ffn1 = _feed_forward_group("ffn1", self.shape.ffn1, full.ffn1)
+        ffn2 = _feed_forward_group("ffn2", self.shape.ffn2, full.ffn2)
+        return [ffn1, heads, conv, ffn2]
+
+
+def _feed_forward_group(name, units, full):
+    return PrunableGroup(
+        name=name,
+        kind=name,
+        units=units,
+        full=full,
+        rows=_names(name + ".intermediate_dense.{}", ("weight", "bias")),
+        columns=f"{name}.output_dense.weight",
+        shift=f"{name}.output_dense.bias",
+        vanishes=(name, f"{name}_layer_norm"),
+    )
+
+
+def _names(pattern, *parts):
+    return tuple(pattern.format(*values) for values in itertools.product(*parts))

@@ -3,8 +3,7 @@
 The three of arXiv 2510.04213, table 2, on states h₀ … h_L of width C:
 
     MFA            ASP([h₀; …; h_L]) → Linear
-    Adapter-MFA    ASP([A₀ h₀; …; A_L h_L]) → Linear,
-                   A_l = Linear(C→D) → LayerNorm → ReLU → Linear(D→D)
+    Adapter-MFA    ASP([A₀ h₀; …; A_L h_L]) → Linear,   A_l = LayerAdapter
     weighted sum   ECAPA-TDNN(InstanceNorm(Σ_l softmax(w)_l h_l))
 
 Each takes (states, lens) and gives [B, 1, E], as SpeechBrain's embedding models do;
@@ -17,6 +16,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 from torch import nn
 
 from speechbrain_ext.errors import InputError
+from speechbrain_ext.lobes.layer_adapter import LayerAdapter
 from speechbrain_ext.lobes.w2v_bert import padding_mask
 from speechbrain_ext.precision import full_precision
 
@@ -130,6 +130,8 @@ class AdapterMFA(nn.Module):
         Width E of the embedding.
     normalise : bool
         As in :class:`MFA`.
+    hidden_sizes : list of int
+        Hidden units of each adapter, where pruning left fewer than D.
 
     Example
     -------
@@ -145,6 +147,7 @@ class AdapterMFA(nn.Module):
         adapter_size=128,
         embedding_size=256,
         normalise=False,
+        hidden_sizes=None,
     ):
         super().__init__()
         self.arguments = {
@@ -153,15 +156,15 @@ class AdapterMFA(nn.Module):
             "adapter_size": adapter_size,
             "embedding_size": embedding_size,
             "normalise": normalise,
+            "hidden_sizes": hidden_sizes,
         }
-        self.adapter_layers = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(input_size, adapter_size),
-                nn.LayerNorm(adapter_size),
-                nn.ReLU(),
-                nn.Linear(adapter_size, adapter_size),
+        hidden_sizes = hidden_sizes or [adapter_size] * n_states
+        if len(hidden_sizes) != n_states:
+            raise InputError(
+                f"AdapterMFA: {len(hidden_sizes)} hidden_sizes, expected {n_states}"
             )
-            for _ in range(n_states)
+        self.adapter_layers = nn.ModuleList(
+            LayerAdapter(input_size, hidden, adapter_size) for hidden in hidden_sizes
         )
         channels = adapter_size * n_states
         self.pooling = AttentiveStatisticsPooling(channels, adapter_size)
@@ -177,6 +180,20 @@ class AdapterMFA(nn.Module):
         x = torch.cat(adapted, dim=-1)
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(self.norm(pooled)).unsqueeze(1)
+
+    def prunable_groups(self):
+        """Hidden units of the adapters → list of PrunableGroup, for ``pruning``."""
+        full = self.arguments["adapter_size"]
+        return [
+            adapter.prunable_group(f"adapter_layers.{number}", full)._replace(
+                layer=number
+            )
+            for number, adapter in enumerate(self.adapter_layers)
+        ]
+
+    def resized(self, widths):
+        """A new head with other hidden sizes: group name → units."""
+        return type(self)(**{**self.arguments, "hidden_sizes": list(widths.values())})
 
 
 class WeightedSumECAPA(nn.Module):

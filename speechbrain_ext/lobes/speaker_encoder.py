@@ -1,5 +1,7 @@
 """Encoder and head in one module: waveform → embedding."""
 
+import copy
+
 from torch import nn
 
 
@@ -30,3 +32,23 @@ class SpeakerEncoder(nn.Module):
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] in ±1 at 16 kHz, wav_lens [B] relative → [B, 1, E]."""
         return self.head(*self.encoder(wavs, wav_lens))
+
+    def prunable_groups(self):
+        """What may be removed from either → list of PrunableGroup, for ``pruning``."""
+        return [
+            group.within(name)
+            for name, part in self.named_children()
+            if hasattr(part, "prunable_groups")
+            for group in part.prunable_groups()
+        ]
+
+    def resized(self, widths):
+        """A new encoder and head of other widths: group name → units."""
+        parts = {}
+        for name, part in self.named_children():
+            prefix = f"{name}."
+            own = {
+                k[len(prefix) :]: n for k, n in widths.items() if k.startswith(prefix)
+            }
+            parts[name] = part.resized(own) if own else copy.deepcopy(part)
+        return type(self)(**parts)

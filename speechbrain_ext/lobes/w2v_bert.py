@@ -18,8 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.features import W2VBertFeatures
-from speechbrain_ext.lobes.conformer import ConformerLayer, LayerShape
+from speechbrain_ext.features import (
+    FRAME,
+    HOP,
+    MIN_SAMPLES,
+    SAMPLE_RATE,
+    STACK,
+    W2VBertFeatures,
+)
+from speechbrain_ext.lobes.conformer import ConformerLayer
+from speechbrain_ext.lobes.widths import full_shape, layer_shapes, with_layer_shapes
 from speechbrain_ext.weights import load_strictly, read_pretrained_folder
 
 # In a transformers file, but not in the encoder that verification uses.
@@ -159,6 +167,51 @@ class W2VBertEncoder(nn.Module):
             states.append(x)
         return states
 
+    def prunable_groups(self):
+        """What may be removed → list of PrunableGroup, for ``pruning``."""
+        full = full_shape(self.config)
+        return [
+            group.within(f"encoder.layers.{number}", number)
+            for number, layer in enumerate(self.encoder.layers)
+            for group in layer.prunable_groups(full)
+        ]
+
+    def resized(self, widths):
+        """A new encoder of other widths, with random weights.
+
+        Arguments
+        ---------
+        widths : dict
+            Name of every prunable group → its units; its ``config`` keeps them.
+        """
+        layers = (f"encoder.layers.{n}" for n in range(len(self.encoder.layers)))
+        shapes = [
+            full_shape(self.config)._replace(
+                heads=widths[f"{layer}.self_attn"],
+                ffn1=widths[f"{layer}.ffn1"],
+                ffn2=widths[f"{layer}.ffn2"],
+                conv=widths[f"{layer}.conv_module"],
+            )
+            for layer in layers
+        ]
+        return type(self)(
+            with_layer_shapes(self.config, shapes),
+            frozen=self.frozen,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    def n_frames(self, seconds):
+        """Frames T' of an utterance; InputError where it is too short for one."""
+        if seconds * SAMPLE_RATE < MIN_SAMPLES:
+            raise InputError(
+                f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
+            )
+        return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
+
+    def fixed_macs(self, frames):
+        """Multiply-adds of all that is in no prunable group."""
+        return frames * self.feature_projection.projection.weight.numel()
+
     def _run(self, layer, x, padding):
         # not only in training mode: a frozen encoder with LoRA is in eval mode
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -174,65 +227,6 @@ def padding_mask(frames, lens):
     if bool((valid >= frames).all()):
         return None
     return torch.arange(frames, device=lens.device) >= valid.unsqueeze(1)
-
-
-def layer_shapes(config):
-    """Widths of every layer from a configuration.
-
-    A pruned model's configuration lists them per layer, in the published format:
-    ``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] and
-    ``conv_group`` [L][2] (hidden, channels), with ``use_attention`` [L] and
-    ``use_feed_forward`` [L][2]. Without these keys every layer has the full widths.
-
-    Arguments
-    ---------
-    config : Wav2Vec2BertConfig
-
-    Returns
-    -------
-    list of LayerShape
-
-    Raises
-    ------
-    InputError
-        Where a list has another length than the model has layers.
-    """
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    if hidden % heads:
-        raise InputError(
-            f"encoder configuration: hidden_size {hidden} is no multiple of "
-            f"num_attention_heads {heads}"
-        )
-
-    def group(name, default):
-        value = getattr(config, name, None)
-        value = [default] * layers if value is None else value
-        if len(value) != layers:
-            raise InputError(
-                f"encoder configuration: {name} has {len(value)} entries, expected "
-                f"num_hidden_layers = {layers}"
-            )
-        return value
-
-    rows = zip(
-        group("num_attention_heads_group", heads),
-        group("use_attention", True),
-        group("intermediate_size_group", (ffn, ffn)),
-        group("use_feed_forward", (True, True)),
-        group("conv_group", (hidden, hidden)),
-    )
-    return [
-        LayerShape(
-            hidden=hidden,
-            head_dim=hidden // heads,
-            heads=n_heads * bool(attends),
-            ffn1=ffn1 * bool(uses[0]),
-            ffn2=ffn2 * bool(uses[1]),
-            conv=conv[1],
-        )
-        for n_heads, attends, (ffn1, ffn2), uses, conv in rows
-    ]
 
 
 def resolve_source(source, savedir=None):

@@ -1,0 +1,169 @@
+"""The size that gates are driven to, as a penalty.
+
+    s = 1 − E[cost] / cost of the full model
+    t(step) = s₀ + (t − s₀) · min(1, step / warm-up)
+    penalty = λ₁ (s − t) + λ₂ (s − t)²
+
+Wang et al. 2020 (arXiv 1910.04732, section 3.2); λ₁ and λ₂ start at 0 and ascend while
+everything else descends. s₀ is the true sparsity of the initial gates, so that there is
+no pressure before the first step.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.pruning.ledger import macs_ledger, parameter_ledger
+
+
+class Penalty(NamedTuple):
+    """The penalty with its gradient; sparsity and its target now, without."""
+
+    loss: torch.Tensor
+    sparsity: torch.Tensor
+    target: torch.Tensor
+
+
+def expected_parameters(model):
+    """Parameters that pruning is expected to leave, without those of the gates.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        With gates.
+
+    Returns
+    -------
+    torch.Tensor
+        Float64 scalar with a gradient to every ``log_alpha``; the number of parameters
+        of the pruned model itself where all gates are hard.
+    """
+    return _tensor(parameter_ledger(model).expected(), model)
+
+
+def expected_macs(model, seconds=1.0):
+    """As :func:`expected_parameters`, multiply-adds of one utterance of an encoder."""
+    return _tensor(macs_ledger(model, seconds).expected(), model)
+
+
+def remaining_parameters(model):
+    """Parameters that :func:`prune` would leave if it were called now: an int."""
+    return parameter_ledger(model).remaining()
+
+
+class Budget(nn.Module):
+    """Lagrangian penalty towards a size, with a linear warm-up of the target.
+
+    Its parameters ``lambda1`` and ``lambda2`` are to be maximised:
+    ``AdamW([..., {"params": budget.parameters(), "maximize": True}])``. They and s₀ are
+    its state; the model's gates are not.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        With gates, in the state that warm-up starts from.
+    sparsity : float, optional
+        Share of the parameters to remove, 0 … 1. Give exactly one of the three.
+    parameters : int, optional
+        Parameters to leave.
+    macs : int, optional
+        Multiply-adds to leave for an utterance of ``seconds``; an encoder only.
+    warmup_steps : int
+        Training steps in which the target moves from s₀ to its end.
+    seconds : float
+        Length of the utterance for ``macs``.
+
+    Raises
+    ------
+    InputError
+        No gates, none or several targets, or a target that no gates can reach.
+
+    Example
+    -------
+    >>> from speechbrain_ext.lobes.heads import AdapterMFA
+    >>> from speechbrain_ext.pruning import add_gates
+    >>> head = add_gates(AdapterMFA(1024))
+    >>> budget = Budget(head, sparsity=0.4, warmup_steps=100)
+    >>> loss, sparsity, target = budget(step=50)
+    >>> round(float(target), 2)
+    0.2
+    """
+
+    def __init__(
+        self,
+        model,
+        sparsity=None,
+        parameters=None,
+        macs=None,
+        warmup_steps=10_000,
+        seconds=1.0,
+    ):
+        super().__init__()
+        targets = {"sparsity": sparsity, "parameters": parameters, "macs": macs}
+        given = {k: value for k, value in targets.items() if value is not None}
+        if len(given) != 1:
+            raise InputError(
+                f"Budget: {len(given)} targets, expected one of {list(targets)}"
+            )
+        ((name, value),) = given.items()
+        if name == "macs":
+            self.ledger = macs_ledger(model, seconds)
+        else:
+            self.ledger = parameter_ledger(model)
+        if not self.ledger.accounts:
+            raise InputError("Budget: this model has no gates; call add_gates first")
+        full = self.ledger.full
+        self.target_cost = full * (1 - value) if name == "sparsity" else value
+        self.target = 1 - self.target_cost / full
+        self._check_reachable(name, value)
+        self.warmup_steps = warmup_steps
+        self.lambda1 = nn.Parameter(torch.zeros(()))
+        self.lambda2 = nn.Parameter(torch.zeros(()))
+        self.register_buffer("initial_sparsity", self.sparsity().detach())
+
+    def sparsity(self):
+        """s, a float64 scalar with a gradient."""
+        account = self.ledger.accounts[0]
+        expected = self.ledger.expected()
+        return _tensor(1 - expected / self.ledger.full, account.gate)
+
+    def forward(self, step):
+        """Penalty after ``step`` training steps (0 before the first).
+
+        Arguments
+        ---------
+        step : int
+            Training steps done; the caller counts, and so does its checkpoint.
+
+        Returns
+        -------
+        Penalty
+            ``loss`` float32, to be added to the training loss.
+        """
+        done = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        start = self.initial_sparsity
+        target = start + (self.target - start) * done
+        sparsity = self.sparsity()
+        excess = (sparsity - target).float()
+        loss = self.lambda1 * excess + self.lambda2 * excess.square()
+        return Penalty(loss, sparsity.detach(), target)
+
+    def _check_reachable(self, name, value):
+        ledger = self.ledger
+        if ledger.smallest <= self.target_cost <= ledger.full:
+            return
+        span = f"{ledger.smallest:,} to {ledger.full:,}"
+        if name == "sparsity":
+            span = f"0 to {1 - ledger.smallest / ledger.full:.4f}"
+        raise InputError(
+            f"Budget: {name} {value:,}, expected {span}: {ledger.smallest:,} of the "
+            f"{ledger.full:,} {ledger.what} have no gate or are below a floor"
+        )
+
+
+def _tensor(value, module):
+    """A float64 scalar where ``module`` is, also where nothing is random."""
+    device = next(module.parameters()).device
+    return torch.as_tensor(value, dtype=torch.float64, device=device)

@@ -1,0 +1,247 @@
+"""Hard concrete gates: random switches with a gradient.
+
+    s = σ((log u − log(1−u) + log α) / β),  u ~ U(0, 1)
+    z = min(1, max(0, s (ζ − γ) + γ))                                    in training
+    ẑ = min(1, max(0, σ(log α) (ζ − γ) + γ))                             in eval mode
+    P(z > t) = σ(log α − β logit((t − γ) / (ζ − γ))),  0 ≤ t < 1
+
+Louizos et al. 2018 (arXiv 1712.01312, equations 10 to 13), β = 2/3, γ = −0.1, ζ = 1.1
+as in arXiv 2510.04213. P(z > 0) is what a budget counts.
+
+A module with gates is defined so that its pruned form computes the same:
+
+- z multiplies what enters the module's last linear map, so pruning folds it into the
+  columns of that weight. Only there: before a LayerNorm or an activation it would not
+  fold, and a gate near 0 would still let the LayerNorm's bias through.
+- A LayerNorm across units takes mean and variance over the units with z > 0 alone, all
+  with weight 1, as the pruned LayerNorm will. Weights z would make a smooth function
+  of z that no plain LayerNorm equals while gates are soft. What is not smooth here is
+  small, one part in the number of units, and has no gradient with respect to log α.
+- A module without any unit left gives 0: its output bias and its LayerNorms go too.
+  In training this holds sample by sample.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+# log α of new gates (a unit is dropped with probability 0.2 %, ẑ is exactly 1), and of
+# gates that are closed for good: z is exactly 0 and P(z > 0) counts as 0 in float64.
+OPEN, CLOSED = math.log(99), -100.0
+UNIFORM_MARGIN = 1e-6
+MEAN_POINTS = 128
+
+
+class HardConcrete(nn.Module):
+    """``size`` independent gates.
+
+    Arguments
+    ---------
+    size : int
+        Number n of gates.
+    log_alpha : float
+        Their initial value.
+    """
+
+    def __init__(self, size, log_alpha=OPEN):
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.full((size,), float(log_alpha)))
+
+    def forward(self):
+        """Values in [0, 1], [n]: drawn in training mode, fixed in eval mode."""
+        return self.sample() if self.training else self.value()
+
+    def sample(self):
+        """z: one draw from torch's generator."""
+        log_alpha = self._wide()
+        u = torch.empty_like(log_alpha).uniform_(UNIFORM_MARGIN, 1 - UNIFORM_MARGIN)
+        return _stretch(torch.sigmoid((torch.logit(u) + log_alpha) / BETA))
+
+    def value(self):
+        """ẑ: the gate without noise."""
+        return _stretch(torch.sigmoid(self._wide()))
+
+    def logit_above(self, threshold=0.0):
+        """logit P(z > t) for 0 ≤ t < 1, in float64."""
+        shift = math.log((threshold - GAMMA) / (ZETA - threshold))
+        return self.log_alpha.double() - BETA * shift
+
+    def mean(self):
+        """E z = ∫ P(z > t) dt over 0 … 1, by the midpoint rule, in float64."""
+        points = [(k + 0.5) / MEAN_POINTS for k in range(MEAN_POINTS)]
+        return sum(self.logit_above(t).sigmoid() for t in points) / MEAN_POINTS
+
+    def _wide(self):
+        # gates of a half-precision model are computed in float32 all the same
+        wide = torch.promote_types(self.log_alpha.dtype, torch.float32)
+        return self.log_alpha.to(wide)
+
+    def extra_repr(self):
+        """Shown by ``print``."""
+        return str(len(self.log_alpha))
+
+
+def _stretch(s):
+    return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def log_alpha_of(value):
+    """The log α of a gate whose ẑ is ``value``, between 0 and 1 exclusive."""
+    return torch.logit((value - GAMMA) / (ZETA - GAMMA))
+
+
+class GateValues(NamedTuple):
+    """One draw of a module's gates; None: nothing to multiply.
+
+    ``units`` float [n], ``kept`` bool [n], ``whole`` float, a scalar.
+    """
+
+    units: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
+    whole: torch.Tensor | None = None
+
+    def on_units(self, x):
+        """Gate what enters the last linear map: [..., n · rows per unit]."""
+        if self.units is None:
+            return x
+        size = x.shape[-1] // len(self.units)
+        return x * self.units.to(x.dtype).repeat_interleave(size)
+
+    def layer_norm(self, x, norm):
+        """LayerNorm over the kept units of [..., n], as the pruned one will be."""
+        if self.units is None:
+            return norm(x)
+        return masked_layer_norm(x, self.kept, norm)
+
+    def on_output(self, x):
+        """Gate what the module gives, its bias included."""
+        return x if self.whole is None else x * self.whole.to(x.dtype)
+
+
+def masked_layer_norm(x, kept, norm):
+    """``norm`` with mean and variance over ``kept`` [n] of the last dimension.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        [..., n].
+    kept : torch.Tensor
+        Bool [n]. The others come out finite and mean nothing.
+    norm : torch.nn.LayerNorm
+        Of n channels.
+
+    Returns
+    -------
+    torch.Tensor
+        As ``x``; computed in float32 at least.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    weights = kept.to(wide.dtype)
+    weights = weights / weights.sum().clamp(min=1)
+    centred = wide - (wide * weights).sum(-1, keepdim=True)
+    variance = (centred.square() * weights).sum(-1, keepdim=True)
+    normal = centred * torch.rsqrt(variance + norm.eps)
+    return (normal * norm.weight + norm.bias).to(x.dtype)
+
+
+class NoGate(nn.Module):
+    """What a prunable module has in the place of its gate until it gets one."""
+
+    def forward(self):
+        """Nothing to multiply."""
+        return GateValues()
+
+
+class GroupGate(nn.Module):
+    """The gates of one module: one per unit, one on the whole, or both.
+
+    Arguments
+    ---------
+    size : int
+        Number n of units.
+    gate_units, gate_whole : bool
+        Which gates there are.
+    floor : int
+        The ``floor`` units with the largest log α are never removed: they count with
+        probability 1 and stay at pruning, even where their value is 0.
+    can_vanish : bool
+        Whether the module may go with its last unit; otherwise the floor is 1 at least.
+    log_alpha : float
+        Initial value.
+    """
+
+    def __init__(
+        self,
+        size,
+        gate_units=True,
+        gate_whole=False,
+        floor=0,
+        can_vanish=True,
+        log_alpha=OPEN,
+    ):
+        super().__init__()
+        self.size = size
+        self.floor = min(size, max(floor, int(not can_vanish)))
+        self.units = HardConcrete(size, log_alpha) if gate_units else None
+        self.whole = HardConcrete(1, log_alpha) if gate_whole else None
+
+    def forward(self):
+        """GateValues: drawn in training mode, fixed in eval mode."""
+        return self.values(noisy=self.training)
+
+    def values(self, noisy=False):
+        """GateValues with noise or without, whatever the mode."""
+        units = kept = whole = None
+        if self.units is not None:
+            units = self.units.sample() if noisy else self.units.value()
+            kept = units > 0
+            if self.floor:
+                kept = kept | self._protected()
+            else:
+                whole = kept.any().to(units.dtype)
+        if self.whole is not None:
+            gate = (self.whole.sample() if noisy else self.whole.value()).squeeze(0)
+            whole = gate if whole is None else gate * whole
+        return GateValues(units, kept, whole)
+
+    def kept(self):
+        """Units that pruning leaves → bool [n] on the CPU."""
+        _, kept, whole = self.values()
+        if whole is not None and not whole > 0:
+            return torch.zeros(self.size, dtype=torch.bool)
+        return torch.ones(self.size, dtype=torch.bool) if kept is None else kept.cpu()
+
+    def expected(self):
+        """(E[units kept], P(any is kept)), float64 scalars with a gradient.
+
+        Gates are independent: E = p_w Σ p_i and P = p_w (1 − Π (1 − p_i)).
+        """
+        units, alive = float(self.size), 1.0
+        if self.units is not None:
+            logits = self.units.logit_above()
+            kept = logits.sigmoid()
+            if self.floor:
+                kept = kept.masked_fill(self._protected(), 1.0)
+            else:
+                alive = -torch.expm1(F.logsigmoid(-logits).sum())
+            units = kept.sum()
+        if self.whole is not None:
+            whole = self.whole.logit_above().sigmoid().squeeze(0)
+            units, alive = units * whole, alive * whole
+        return units, alive
+
+    def removal_order(self):
+        """Unit numbers, the smallest log α first; floors are the end of this list."""
+        order = self.units.log_alpha.detach().argsort(descending=True, stable=True)
+        return order.flip(0)
+
+    def _protected(self):
+        protected = torch.zeros(
+            self.size, dtype=torch.bool, device=self.units.log_alpha.device
+        )
+        protected[self.removal_order()[self.size - self.floor :]] = True
+        return protected

@@ -1,0 +1,101 @@
+"""Pictures of pruning: what is left where, and how training got there.
+
+matplotlib is imported when a picture is drawn, as in
+:mod:`speechbrain_ext.scoring.plots`.
+"""
+
+import numpy as np
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.plots import new_figure, save_figure
+
+
+def plot_structure(path, structure):
+    """Draw the share removed per layer and kind, with the units left in figures.
+
+    Arguments
+    ---------
+    path : str or Path
+        PNG to write.
+    structure : dict
+        From :func:`speechbrain_ext.pruning.structure`.
+
+    Raises
+    ------
+    InputError
+        No groups.
+    """
+    removed, left, kinds = sparsity_table(structure)
+    if not removed.size:
+        raise InputError(f"{path}: no groups to draw, expected at least one")
+    figure, axes = new_figure(1.6 + 1.1 * len(kinds), 1.6 + 0.27 * len(removed))
+    image = axes.imshow(100 * removed, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    for (layer, column), share in np.ndenumerate(removed):
+        if not np.isnan(share):
+            colour = "black" if share > 0.6 else "white"
+            style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+            axes.text(column, layer, str(left[layer, column]), **style)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(removed)))
+    axes.tick_params(labelsize=8)
+    axes.set_ylabel("layer")
+    axes.set_title(f"units left; {structure['parameters']:,} parameters", fontsize=9)
+    figure.colorbar(image, ax=axes, label="removed (%)")
+    save_figure(figure, path)
+
+
+def sparsity_table(structure):
+    """Layers × kinds of a structure.
+
+    Returns
+    -------
+    removed : np.ndarray
+        float [layers, kinds], share of the unpruned width; NaN: no such group.
+    left : np.ndarray
+        int [layers, kinds], units kept.
+    kinds : list of str
+        In the order in which a layer has them.
+    """
+    groups = structure["groups"]
+    kinds = list(dict.fromkeys(group["kind"] for group in groups))
+    layers = 1 + max((group["layer"] for group in groups), default=-1)
+    removed = np.full((layers, len(kinds)), np.nan)
+    left = np.zeros(removed.shape, dtype=int)
+    for group in groups:
+        place = group["layer"], kinds.index(group["kind"])
+        removed[place] = 1 - group["kept"] / group["full"]
+        left[place] = group["kept"]
+    return removed, left, kinds
+
+
+def plot_progress(path, steps, sparsity, target, loss):
+    """Draw sparsity, its target, and the training loss over steps.
+
+    Arguments
+    ---------
+    path : str or Path
+        PNG to write.
+    steps : array_like
+        int [N].
+    sparsity, target, loss : array_like
+        float [N] each.
+
+    Raises
+    ------
+    InputError
+        No step, or series of other lengths.
+    """
+    lengths = [len(series) for series in (steps, sparsity, target, loss)]
+    if len(set(lengths)) > 1 or not lengths[0]:
+        raise InputError(
+            f"{path}: series of {lengths} points, expected as many of each"
+        )
+    figure, axes = new_figure(6.4, 4.0)
+    axes.plot(steps, 100 * np.asarray(sparsity), label="sparsity")
+    axes.plot(steps, 100 * np.asarray(target), "--", label="target")
+    axes.set(xlabel="training step", ylabel="sparsity (%)")
+    others = axes.twinx()
+    others.plot(steps, loss, color="tab:grey", linewidth=0.8, label="loss")
+    others.set_ylabel("loss")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    save_figure(figure, path)
