@@ -14,6 +14,7 @@ from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.array_files import read_arrays, write_arrays
 
 BLOCK = 4096  # rows or trials per step: 4 MiB of float32 at E = 256, in the cache
+NORM_BLOCK = 512  # in float64, beside such a block
 SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
@@ -202,9 +203,9 @@ def check_rows(side, rows, size):
 def euclidean_norms(vectors):
     """Norms, float64 [U]: the square of a large float32 would overflow."""
     norms = np.empty(len(vectors))
-    for start in range(0, len(vectors), BLOCK):
-        part = vectors[start : start + BLOCK].astype(np.float64)
-        norms[start : start + BLOCK] = np.sqrt(np.einsum("ue,ue->u", part, part))
+    for start in range(0, len(vectors), NORM_BLOCK):
+        part = vectors[start : start + NORM_BLOCK].astype(np.float64)
+        norms[start : start + NORM_BLOCK] = np.sqrt(np.einsum("ue,ue->u", part, part))
     return norms
 
 

@@ -41,6 +41,17 @@ def test_fast_path_equals_plain_path(case, top_n, leave_out, memory_mib):
     assert np.abs(np.transpose(found) - expected).max() < 1e-6
 
 
+def test_selection_in_long_rows():
+    """Short rows are sorted in full by the partition itself, 5,000 scores are not."""
+    random = np.random.default_rng(2)
+    vectors = random.standard_normal((30, 8)).astype(np.float32)
+    cohort = random.standard_normal((5000, 8)).astype(np.float32)
+    for top_n in (2, 300, 4999):
+        expected = [*plain_statistics(vectors, cohort, top_n, np.full(30, -1))]
+        found = cohort_statistics(vectors, cohort, top_n)
+        assert np.abs(np.transpose(found) - expected).max() < 1e-6
+
+
 def test_own_speaker_at_the_top():
     """The own speaker's score, the highest of all, does not count."""
     cohort = np.eye(4, dtype=np.float32) + 0.1
@@ -58,6 +69,9 @@ def test_equal_scores():
         mean, std = cohort_statistics(vectors, cohort, top_n)
         assert mean == pytest.approx([0.6, 0], abs=1e-6)
         assert std == pytest.approx([0, 0], abs=1e-6)
+    # Where rounding takes the variance below 0, the deviation is still a number.
+    vectors = np.random.default_rng(0).standard_normal((100, 2))
+    assert (cohort_statistics(vectors, cohort, None).std < 1e-6).all()
 
 
 @pytest.mark.parametrize("top_n", [7, None])
