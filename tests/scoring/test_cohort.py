@@ -50,8 +50,10 @@ def test_means_against_plain_loop(monkeypatch, block):
     assert cohort.mean == pytest.approx(cohort.vectors.mean(axis=0), abs=1e-6)
 
 
-def test_sums_are_float64():
+@pytest.mark.parametrize("block", [1, 4096])
+def test_sums_are_float64(monkeypatch, block):
     """In float32 the many small recordings after one large one would be lost."""
+    monkeypatch.setattr(module, "BLOCK", block)
     vectors = np.full((3001, 1), 1, dtype=np.float32)
     vectors[0] = 2**25
     means = speaker_means(vectors, ["a"] * 3001).vectors
