@@ -54,6 +54,18 @@ def test_text_round_trip(tmp_path, monkeypatch, dtype, block):
     assert os.listdir(path.parent) == ["scores.txt"]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_text_has_enough_digits(tmp_path, dtype):
+    random = np.random.default_rng(0)
+    scores = random.standard_normal(2000) * 10.0 ** random.integers(-30, 30, 2000)
+    scores = scores.astype(dtype)
+    side = np.zeros(2000, np.int32)
+    trials = make_trials(enrol=side, test=side, labels=None)
+    write_scores(tmp_path / "scores.txt", trials, scores)
+    _, read = read_scores(tmp_path / "scores.txt")
+    assert np.array_equal(read.astype(dtype), scores)
+
+
 def test_text_of_a_name_with_percent_sign(tmp_path):
     trials = make_trials(names=np.array(["%s", "100%", "c"]))
     write_scores(tmp_path / "scores.txt", trials, SCORES)
