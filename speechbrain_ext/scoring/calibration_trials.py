@@ -3,7 +3,9 @@
 A calibrator that is to learn what a short recording does to a score must see short
 and long ones. Utterances are short (``shortest`` to ``boundary`` seconds) or long
 (``boundary`` or more); a third of the trials is short-short, a third short-long, a
-third long-long, each half target and half non-target.
+third long-long, each half target and half non-target. Where a kind has too few pairs of
+one label it gets as few of the other: else the calibrator would take its durations for
+a sign of the label (with 1 target and 5,000 non-targets of two long ones, it did).
 
 Target trials are spread evenly over speakers, non-target trials over pairs of
 speakers, so that those with many recordings do not rule: round after round each gets
@@ -73,8 +75,8 @@ def draw_calibration_trials(
     durations : array_like
         float [N], seconds.
     n_trials : int
-        How many to draw; fewer where a kind has not enough pairs (see
-        :meth:`CalibrationTrials.counts`).
+        How many to draw, rounded down to an even number; fewer where a kind has not
+        enough pairs (see :meth:`CalibrationTrials.counts`).
     boundary : float
         Seconds from which an utterance is long.
     shortest : float
@@ -91,7 +93,7 @@ def draw_calibration_trials(
     ------
     InputError
         Different lengths, a duration that is not finite and above 0, an impossible
-        option, or not a single target or non-target trial to be made.
+        option, or no kind with both a target and a non-target trial.
     """
     durations = _checked(speakers, durations, n_trials, boundary, shortest)
     # Speakers are numbered as they appear: sorting a million names takes seconds.
@@ -102,22 +104,23 @@ def draw_calibration_trials(
     classes = [_by_speaker(codes, chosen) for chosen in (short, durations >= boundary)]
     random = np.random.default_rng(seed)
     parts = []
-    for kind, (first, second) in enumerate(SIDES):
-        for label, draw in ((1, _draw_targets), (0, _draw_nontargets)):
-            slot = 2 * kind + 1 - label
-            wanted = n_trials // 6 + (slot < n_trials % 6)
-            enrol, test = draw(classes[first], classes[second], wanted, random)
+    for kind, sides in enumerate(SIDES):
+        both = [classes[side] for side in sides]
+        wanted = (n_trials // 2 + 2 - kind) // 3  # a third of each label
+        wanted = len(_draw_nontargets(*both, wanted, random)[0])  # how many exist
+        targets = _draw_targets(*both, wanted, random)
+        nontargets = _draw_nontargets(*both, len(targets[0]), random)
+        for label, (enrol, test) in ((1, targets), (0, nontargets)):
             marks = np.full((2, len(enrol)), [[label], [kind]], dtype=np.int8)
             parts.append((enrol, test, *marks))
     trials = CalibrationTrials(*(np.concatenate(column) for column in zip(*parts)))
-    for label, name in ((1, "target"), (0, "non-target")):
-        if not np.any(trials.labels == label):
-            usable = len(np.flatnonzero(durations >= shortest))
-            raise InputError(
-                f"no {name} trial can be made: {usable} of {len(codes)} utterances by "
-                f"{len(numbers)} speakers last {shortest:g} s or more, expected two "
-                "speakers and two utterances of one of them"
-            )
+    if len(trials.labels) == 0:
+        usable = len(np.flatnonzero(durations >= shortest))
+        raise InputError(
+            f"no trials can be made: {usable} of {len(codes)} utterances by "
+            f"{len(numbers)} speakers last {shortest:g} s or more, expected two "
+            f"speakers and two utterances of one of them ({', '.join(KINDS)})"
+        )
     return trials
 
 
@@ -152,7 +155,7 @@ def _draw_nontargets(first, second, wanted, random):
         drawn = _choose(n_first * n_second, wanted + min(n_first, n_second), random)
         a, b = np.divmod(drawn, max(n_second, 1))
         different = first.speakers[a] != second.speakers[b]
-        a, b = a[different][:wanted], b[different][:wanted]
+        a, b = a[different], b[different]
     group, pair = _spread(first.size[a] * second.size[b], wanted, random)
     a, b = a[group], b[group]
     pick_a, pick_b = np.divmod(pair, second.size[b])

@@ -12,7 +12,7 @@ from speechbrain_ext.scoring.calibration_trials import (
     draw_calibration_trials,
 )
 
-SHORT, LONG, TOO_SHORT = 3.0, 9.0, 1.0
+SHORT, LONG, TOO_SHORT = 2.0, 6.0, 1.99  # the first of each class
 
 
 def corpus(size=4000, n_speakers=60, seed=0):
@@ -66,9 +66,10 @@ def test_thresholds_are_options():
 @pytest.mark.parametrize("n_trials", [6, 7, 8, 9, 10, 11, 100])
 def test_any_number(n_trials):
     trials = draw_calibration_trials(*corpus(), n_trials=n_trials)
-    assert len(trials.enrol) == n_trials
-    cells = [count for counts in trials.counts().values() for count in counts]
-    assert max(cells) - min(cells) <= 1
+    assert len(trials.enrol) == n_trials // 2 * 2
+    counts = list(trials.counts().values())
+    assert all(targets == nontargets for targets, nontargets in counts)
+    assert max(counts)[0] - min(counts)[0] <= 1
 
 
 def test_the_seed_decides():
@@ -107,6 +108,18 @@ def test_big_speakers_do_not_rule():
     assert counts.max() <= 3 * 67 + 1
 
 
+def test_trials_left_over_go_to_any_speaker():
+    """15 short targets over ten speakers: one each, and a second one for any five."""
+    speakers, durations = utterances(*[(f"s{s}", 8, SHORT) for s in range(10)])
+    twice = np.zeros(10)
+    for seed in range(100):
+        trials = draw_calibration_trials(speakers, durations, n_trials=90, seed=seed)
+        counts = np.bincount(trials.enrol[trials.labels == 1] // 8)
+        assert sorted(counts) == [1] * 5 + [2] * 5
+        twice += counts == 2
+    assert twice == pytest.approx(np.full(10, 50), abs=20)  # four deviations
+
+
 def test_speaker_pairs_are_drawn_evenly_when_there_are_more_than_trials():
     """Of 1,770 pairs of speakers, 300 are drawn: no speaker in far too many."""
     speakers, durations = corpus(size=20_000)
@@ -130,10 +143,10 @@ def test_all_that_exists():
     assert trials.counts() == {
         # targets: 3 of a; non-targets: 3 × 1
         "short-short": (3, 3),
-        # targets: a 3 × 2, b 1 × 1; non-targets: a 3 × b 1 long, b 1 × a 2 long
-        "short-long": (7, 5),
-        # targets: 1 of a; non-targets: 2 × 1
-        "long-long": (1, 2),
+        # targets: 5 of a 3 × 2, b 1 × 1; non-targets: a 3 × b 1 long, b 1 × a 2 long
+        "short-long": (5, 5),
+        # targets: 1 of a; non-targets: 1 of 2 × 1
+        "long-long": (1, 1),
     }
 
 
@@ -150,26 +163,28 @@ def test_small_corpora_are_used_up(seed):
             if min(durations[i], durations[j]) > TOO_SHORT:
                 kind = int(durations[i] == LONG) + int(durations[j] == LONG)
                 expected[kind, int(speakers[i] != speakers[j])] += 1
-    if expected.sum(axis=0).min() == 0:
-        with pytest.raises(InputError, match="trial can be made"):
+    expected = expected.min(axis=1)  # as many of either label
+    if expected.sum() == 0:
+        with pytest.raises(InputError, match="no trials can be made"):
             draw_calibration_trials(speakers, durations)
         return
     trials = draw_calibration_trials(speakers, durations, n_trials=6000, seed=seed)
     check(trials, speakers, durations)
-    assert list(trials.counts().values()) == [tuple(row) for row in expected]
+    assert list(trials.counts().values()) == [(n, n) for n in expected]
     some = draw_calibration_trials(speakers, durations, n_trials=24, seed=seed)
     check(some, speakers, durations)
-    limited = [tuple(np.minimum(row, 4)) for row in expected]
-    assert list(some.counts().values()) == limited
+    assert list(some.counts().values()) == [(n, n) for n in np.minimum(expected, 4)]
 
 
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([("a", 1, LONG), ("b", 1, LONG)], "no target trial .* 2 of 2 utterances"),
-        ([("a", 5, SHORT), ("a", 5, LONG)], "no non-target trial .* by 1 speakers"),
-        ([("a", 2, TOO_SHORT), ("b", 2, TOO_SHORT)], "no target .* 0 of 4 utterances"),
-        ([], "no target trial .* 0 of 0"),
+        ([("a", 1, LONG), ("b", 1, LONG)], "2 of 2 utterances by 2 speakers last 2 s"),
+        ([("a", 5, SHORT), ("a", 5, LONG)], "10 of 10 utterances by 1 speakers"),
+        ([("a", 2, TOO_SHORT), ("b", 2, TOO_SHORT)], "0 of 4 utterances"),
+        ([], "0 of 0 utterances"),
+        # A target of two short ones, non-targets of a short and a long one only.
+        ([("a", 2, SHORT), ("b", 1, LONG)], "3 of 3 utterances by 2 speakers"),
     ],
 )
 def test_nothing_to_draw(groups, message):
