@@ -101,7 +101,7 @@ def _removals(number, account, multiple):
     """What may be removed of one group, in the order in which it has to be."""
     group, gate = account.group, account.gate
     if gate.whole is not None:
-        yield _Removal(float(gate.whole.log_alpha), 0.5, number, None)
+        yield _Removal(gate.whole.log_alpha.item(), 0.5, number, None)
     if gate.units is None:
         return
     size = min(gate.size, multiple // math.gcd(multiple, group.unit_size))

@@ -78,7 +78,7 @@ def test_closed_forms_without_samples(log_alpha):
 def test_golden_figures():
     """By hand: 11^(2/3) = 4.9461, so P(z > 0) = 4.9461 / 5.9461 at log α = 0."""
     gates = HardConcrete(3, 0.0)
-    assert float(gates.logit_above().sigmoid()[0]) == pytest.approx(0.83182, abs=1e-5)
+    assert gates.logit_above().sigmoid()[0].item() == pytest.approx(0.83182, abs=1e-5)
     with torch.no_grad():
         gates.log_alpha.copy_(torch.tensor([math.log(11), 0.0, -math.log(11)]))
     expected = torch.tensor([1.0, 0.5, 0.0])
