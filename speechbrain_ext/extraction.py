@@ -124,16 +124,19 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
         a full disk.
     """
     check_suffix(Path(path))
-    check_ids(path, manifest.ids.tolist())
-    settings = {name: options.get(name) for name in ("max_seconds", "precision")}
-    name = fingerprint(model, manifest, **settings) if if_main_process() else None
-    parts = Parts(path, ddp_broadcast(name), manifest.ids, save_every)
-    vectors = parts.finished() if if_main_process() else None
+    run, vectors, main = None, None, if_main_process()
+    if main:
+        check_ids(path, manifest.ids.tolist())
+        settings = {name: options.get(name) for name in ("max_seconds", "precision")}
+        run = fingerprint(model, manifest, **settings)
+    parts = Parts(path, ddp_broadcast(run), manifest.ids, save_every)
+    if main:
+        vectors = parts.finished()
     if not ddp_broadcast(vectors is not None):
         vectors = extract_embeddings(model, manifest, parts=parts, **options)
-        if if_main_process():
+        if main:
             parts.finish(vectors)
-    if if_main_process():
+    if main:
         parts.remove()
     return vectors
 

@@ -40,8 +40,8 @@ def write_atomically(path, mode="w"):
     except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.filename in (None, beside, str(beside)):
+            error.filename = str(path)  # the name that the user knows
         raise
 
 

@@ -16,6 +16,10 @@ from speechbrain_ext.errors import InputError, describe_os_error
 from speechbrain_ext.files import write_atomically
 
 SUFFIXES = (".npz", ".safetensors")
+# What the readers raise for a file that is truncated, foreign or wrong in any byte
+# (RuntimeError: zip's flags would have it encrypted, or compressed in an unknown way).
+DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
+DAMAGE += (safetensors.SafetensorError,)
 
 
 def write_arrays(path, **arrays):
@@ -53,7 +57,7 @@ def read_arrays(path, what, text, *numbers):
         ) from error
     except OSError as error:
         raise InputError(f"{describe_os_error(error)}, expected {what}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as e:
+    except DAMAGE as e:
         raise InputError(f"{path}: cannot be read as {what} ({e})") from e
 
 
