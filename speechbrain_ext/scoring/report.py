@@ -1,0 +1,275 @@
+"""The report of a verification: every figure of every system on every trial list.
+
+Systems are the scores of one model after each step (cosine, AS-norm, calibrated), or
+those of several models. Written to one folder:
+
+    results.json                all figures with all digits, and the worst trials
+    results.md                  the table that people read, and the worst trials
+    det_LIST.png                DET curves of all systems
+    scores_LIST_SYSTEM.png      score histograms
+    calibration_LIST.png        cost against the prior, of likelihood ratios
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_ext.files import write_atomically, write_json
+from speechbrain_ext.scoring.calibration_plots import plot_calibration
+from speechbrain_ext.scoring.intervals import bootstrap_intervals
+from speechbrain_ext.scoring.metrics import (
+    actual_dcf,
+    cllr,
+    equal_error_rate,
+    min_cllr,
+    min_dcf,
+)
+from speechbrain_ext.scoring.plots import plot_det, plot_histogram
+
+P_TARGETS = (0.01, 0.05)
+N_RESAMPLES = 200
+N_WORST = 10
+
+
+@dataclass(frozen=True)
+class System:
+    """Scores of one system on one list.
+
+    Attributes
+    ----------
+    name : str
+        As in file names: ``as_norm``.
+    title : str
+        As people read it: ``AS-norm``.
+    scores : np.ndarray
+        float [T].
+    as_norm, qmf, calibrated : bool
+        What was done to them: normalised, corrected for quality, made natural-log
+        likelihood ratios, whose actual costs mean something.
+    """
+
+    name: str
+    title: str
+    scores: np.ndarray
+    as_norm: bool = False
+    qmf: bool = False
+    calibrated: bool = False
+
+
+def evaluate(trials, systems, speakers=None, n_resamples=N_RESAMPLES):
+    """All figures of one trial list.
+
+    Arguments
+    ---------
+    trials : Trials
+        T trials with labels.
+    systems : list of System
+        Scores in the order of the list.
+    speakers : np.ndarray or None
+        int [U], the speaker of each of ``trials.names``; None leaves the bootstrap
+        intervals out.
+    n_resamples : int
+        Of the bootstrap; 0 leaves the intervals out.
+
+    Returns
+    -------
+    dict
+        ``list``, ``trials``, ``targets``, ``nontargets``, and ``systems``: a list of
+        dictionaries of figures, costs by prior.
+
+    Raises
+    ------
+    InputError
+        As the metrics.
+    """
+    rows = []
+    for system in systems:
+        row = _figures(system, trials.labels)
+        if speakers is not None and n_resamples:
+            codes = speakers[trials.enrol], speakers[trials.test]
+            row["intervals_95"] = bootstrap_intervals(
+                system.scores, trials.labels, *codes, n_resamples
+            )
+        row["worst"] = worst_trials(trials, system.scores)
+        rows.append(row)
+    return {
+        "list": str(trials.path),
+        "trials": len(trials),
+        "targets": trials.n_target,
+        "nontargets": trials.n_nontarget,
+        "systems": rows,
+    }
+
+
+def worst_trials(trials, scores, n=N_WORST):
+    """Targets that score lowest and non-targets that score highest.
+
+    Returns
+    -------
+    dict
+        ``targets`` and ``nontargets``: lists of up to ``n`` dictionaries ``line``,
+        ``enrol``, ``test``, ``score``, the worst first.
+    """
+    found = {}
+    for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1)):
+        rows = np.flatnonzero(trials.labels == label)
+        # of a long list only the worst few are sorted
+        few = min(n, len(rows) - 1)
+        rows = rows[np.argpartition(sign * scores[rows], few)[: few + 1]]
+        rows = rows[np.lexsort((rows, sign * scores[rows]))][:n]
+        found[name] = [_as_dict(trials, scores, row) for row in rows.tolist()]
+    return found
+
+
+def draw_pictures(folder, name, trials, systems):
+    """DET curves, histograms and the calibration of one list.
+
+    Arguments
+    ---------
+    folder : str or Path
+    name : str
+        Of the list, as in file names.
+    trials : Trials
+        With labels.
+    systems : list of System
+
+    Returns
+    -------
+    dict
+        ``det``, ``histograms`` (by system) and ``calibration`` → path.
+    """
+    folder, labels = Path(folder), trials.labels
+    pictures = {"det": str(folder / f"det_{name}.png"), "histograms": {}}
+    plot_det(pictures["det"], {s.title: (s.scores, labels) for s in systems})
+    for system in systems:
+        path = str(folder / f"scores_{name}_{system.name}.png")
+        plot_histogram(path, system.scores, labels)
+        pictures["histograms"][system.name] = path
+    calibrated = {s.title: (s.scores, labels) for s in systems if s.calibrated}
+    if calibrated:
+        pictures["calibration"] = str(folder / f"calibration_{name}.png")
+        plot_calibration(pictures["calibration"], calibrated)
+    return pictures
+
+
+def write_report(folder, results, about):
+    """Write results.json and results.md.
+
+    Arguments
+    ---------
+    folder : str or Path
+    results : list of dict
+        From :func:`evaluate`, a list each.
+    about : dict
+        What was verified, and how: goes into both files.
+
+    Returns
+    -------
+    str
+        The table in Markdown.
+    """
+    folder = Path(folder)
+    table = as_markdown(results)
+    notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    worst = "\n\n".join(_worst_as_markdown(result) for result in results)
+    write_json(folder / "results.json", {**about, "lists": results})
+    with write_atomically(folder / "results.md") as file:
+        file.write(f"{table}\n\n{LEGEND}\n\n{notes}\n\n{worst}\n")
+    return table
+
+
+LEGEND = (
+    "Intervals: 95 %, bootstrap over speakers. minDCF and actDCF: unit costs, prior in "
+    "brackets, normalised. Cllr in bits; of scores that are not calibrated it says how "
+    "wrong they would be as likelihood ratios."
+)
+
+
+def as_markdown(results):
+    """The table: a row per list and system."""
+    points = list(results[0]["systems"][0]["min_dcf"])
+    head = ["list", "system", "AS-norm", "QMF", "EER % (95 %)"]
+    head += [f"minDCF({p}) (95 %)" for p in points]
+    head += [f"actDCF({p})" for p in points] + ["Cllr (95 %)", "minCllr"]
+    lines = [_row(head), "|" + " --- |" * len(head)]
+    for result in results:
+        name = _name_of(result)
+        lines += [_row([name, *_cells(row, points)]) for row in result["systems"]]
+    return "\n".join(lines)
+
+
+def _figures(system, labels):
+    scores = system.scores
+    eer = equal_error_rate(scores, labels)
+    row = {
+        "system": system.name,
+        "title": system.title,
+        "as_norm": system.as_norm,
+        "qmf": system.qmf,
+        "calibrated": system.calibrated,
+        "eer_percent": 100 * eer.eer,
+        "eer_threshold": eer.threshold,
+        "min_dcf": {str(p): min_dcf(scores, labels, p).dcf for p in P_TARGETS},
+        "cllr": cllr(scores, labels).cllr,
+        "min_cllr": min_cllr(scores, labels).cllr,
+    }
+    if system.calibrated:
+        row["actual_dcf"] = {
+            str(p): actual_dcf(scores, labels, p).dcf for p in P_TARGETS
+        }
+    return row
+
+
+def _as_dict(trials, scores, row):
+    return {
+        "line": row + 1,
+        "enrol": str(trials.names[trials.enrol[row]]),
+        "test": str(trials.names[trials.test[row]]),
+        "score": float(scores[row]),
+    }
+
+
+def _name_of(result):
+    """The list's file name, its enrolment where that is not one recording, its size."""
+    enrolment = result.get("enrolment")
+    by = f", enrolment: {enrolment}" if enrolment else ""
+    return f"{Path(result['list']).name} ({result['trials']:,}{by})"
+
+
+def _cells(row, points):
+    intervals = row.get("intervals_95", {})
+    percent = [100 * bound for bound in intervals.get("eer", ())]
+    cells = [row["title"], *("yes" if row[k] else "no" for k in ("as_norm", "qmf"))]
+    cells.append(_with_interval(row["eer_percent"], percent, 2))
+    for p in points:
+        interval = intervals.get(f"min_dcf_{p}", ())
+        cells.append(_with_interval(row["min_dcf"][p], interval, 3))
+    actual = row.get("actual_dcf", {})
+    cells += [f"{actual[p]:.3f}" if p in actual else "–" for p in points]
+    cells.append(_with_interval(row["cllr"], intervals.get("cllr", ()), 3))
+    return [*cells, f"{row['min_cllr']:.3f}"]
+
+
+def _with_interval(value, interval, digits):
+    if not interval:
+        return f"{value:.{digits}f}"
+    low, high = interval
+    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def _worst_as_markdown(result):
+    """Of the last system, which is the one that a user would take."""
+    row = result["systems"][-1]
+    lines = [f"Worst trials of {_name_of(result)}, {row['title']}:", ""]
+    lines += [_row(["", "line", "enrol", "test", "score"]), "|" + " --- |" * 5]
+    for kind, trials in row["worst"].items():
+        what = "target" if kind == "targets" else "non-target"
+        for trial in trials:
+            cells = [what, str(trial["line"]), trial["enrol"], trial["test"]]
+            lines.append(_row([*cells, f"{trial['score']:.3f}"]))
+    return "\n".join(lines)
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |"
