@@ -134,9 +134,9 @@ def test_expectation_is_that_of_all_outcomes(floor, whole):
         kept = len({n for n, on in enumerate(outcome) if on} | safe)
         expected_units += p * p_whole * kept
         expected_alive += p * p_whole * (kept > 0)
-    found = gate.expected()
-    assert float(found[0]) == pytest.approx(expected_units, rel=1e-12)
-    assert float(found[1]) == pytest.approx(expected_alive, rel=1e-12)
+    units, alive = (torch.as_tensor(x).item() for x in gate.expected())
+    assert units == pytest.approx(expected_units, rel=1e-12)
+    assert alive == pytest.approx(expected_alive, rel=1e-12)
 
 
 def test_expectation_without_gates_on_units():
