@@ -5,6 +5,7 @@ the culprit, the value seen and the value expected. Command lines wrap their
 ``main`` in :func:`command_line`, which prints that line to stderr.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -13,6 +14,15 @@ import sys
 
 class InputError(Exception):
     """The user's input is wrong. The message is one line: culprit, seen, expected."""
+
+
+@contextlib.contextmanager
+def naming(culprit):
+    """Begin the message of an InputError inside the block with ``culprit``."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{culprit}: {error}") from error
 
 
 def command_line(main):

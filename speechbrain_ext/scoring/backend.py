@@ -16,15 +16,11 @@ import numpy as np
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.calibration import QualityCalibrator
-from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import Cohort
+from speechbrain_ext.scoring.cohort_statistics import cohort_statistics, rows_in_memory
 from speechbrain_ext.scoring.cross_validation import choose_l2
 from speechbrain_ext.scoring.embeddings import cosine_scores, euclidean_norms
-from speechbrain_ext.scoring.normalization import (
-    MEMORY_MIB,
-    cohort_statistics,
-    symmetric_norm,
-)
+from speechbrain_ext.scoring.normalization import MEMORY_MIB, symmetric_norm
 from speechbrain_ext.scoring.quality import quality_features
 
 BLOCK = 262_144  # trials per step of the calibration: 26 MiB of features
@@ -48,7 +44,7 @@ class Side(NamedTuple):
     own: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """Scores of trials, step by step.
 
@@ -58,20 +54,63 @@ class Backend:
         Without it there is no AS-norm.
     calibrator : QualityCalibrator or None
         Without it there are no likelihood ratios.
-    top_n : int
-        Cohort members that count in AS-norm.
+    top_n : int or None
+        Cohort members that count in AS-norm; None takes all, which is S-norm.
     memory_mib : float
         Working memory of AS-norm, MiB.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, a cohort of fewer than ``top_n`` speakers.
     """
 
     cohort: Cohort | None = None
     calibrator: QualityCalibrator | None = None
-    top_n: int = 300
+    top_n: int | None = 300
     memory_mib: float = MEMORY_MIB
 
-    def with_cohort(self, cohort):
-        """The same with a cohort."""
-        return replace(self, cohort=cohort)
+    def __post_init__(self):
+        rows_in_memory(self.memory_mib, 1)
+        if self.top_n is not None and not (type(self.top_n) is int and self.top_n > 1):
+            raise InputError(
+                f"top_n is {self.top_n}, expected a whole number of at least 2, or "
+                "none for all"
+            )
+        if self.cohort is not None:
+            self.check_cohort_size(len(self.cohort.speakers))
+
+    @property
+    def normalisation(self):
+        """What a cohort makes of the scores: ``as_norm`` or ``s_norm``."""
+        return "s_norm" if self.top_n is None else "as_norm"
+
+    def check_cohort_size(self, size, why=""):
+        """InputError for a cohort of ``size`` speakers that are not enough."""
+        wanted = 2 if self.top_n is None else self.top_n
+        if size < wanted:
+            raise InputError(
+                f"cohort of {size} speakers{why}, expected at least {wanted} "
+                f"(top_n: {self.top_n})"
+            )
+
+    def check_width(self, width, source):
+        """InputError for embeddings [N, width] that are not of the cohort's width."""
+        if self.cohort is not None and self.cohort.vectors.shape[1] != width:
+            raise InputError(
+                f"{source}: embeddings of {width} values and a cohort of "
+                f"{self.cohort.vectors.shape[1]}, expected as many"
+            )
+
+    def describe(self):
+        """What its scores depend on, for a report: dict of numbers and words."""
+        found = {}
+        if self.cohort is not None:
+            found = {"cohort_speakers": len(self.cohort.speakers), "top_n": self.top_n}
+        if self.calibrator is not None:
+            keys = ("objective", "l2", "n_target", "n_nontarget")
+            found |= {f"calibration_{k}": getattr(self.calibrator, k) for k in keys}
+        return found
 
     def scores(self, enrol, test, trials):
         """Scores after each step that this back-end has.
@@ -86,8 +125,8 @@ class Backend:
         Returns
         -------
         dict
-            ``cosine``, ``as_norm``, ``llr`` → float [T], in this order, where they
-            exist.
+            ``cosine``, ``as_norm`` (or ``s_norm``), ``llr`` → float [T], in this
+            order, where they exist.
 
         Raises
         ------
@@ -95,6 +134,8 @@ class Backend:
             As :func:`~speechbrain_ext.scoring.normalization.as_norm`; a calibrator that
             was fitted on other inputs, or wants durations that are not given.
         """
+        if self.calibrator is not None:
+            self._check_inputs(enrol, test)
         found, measures = self._normalised(enrol, test, trials)
         if self.calibrator is not None:
             found["llr"] = self._calibrated(list(found.values())[-1], measures, trials)
@@ -107,26 +148,25 @@ class Backend:
 
     def _normalised(self, enrol, test, trials):
         """Scores before calibration; {measure: (enrol [N], test [M])}."""
+        sides = (enrol,) if enrol is test else (enrol, test)
+        for side in sides:
+            self.check_width(side.vectors.shape[1], "trials")
         found = {
             "cosine": cosine_scores(enrol.vectors, *trials.T, test_vectors=test.vectors)
         }
-        sides = (enrol,) if enrol is test else (enrol, test)
-        measures = {
-            "magnitude": _both([euclidean_norms(side.vectors) for side in sides])
-        }
-        if all(side.durations is not None for side in sides):
-            durations = _both([side.durations for side in sides])
-            measures = {"duration": durations, **measures}
+        measures = {}
+        if _have_durations(enrol, test):
+            measures["duration"] = enrol.durations, test.durations
+        measures["magnitude"] = _both(euclidean_norms(side.vectors) for side in sides)
         if self.cohort is not None:
-            centred = _both([side.vectors - self.cohort.mean for side in sides])
-            statistics = _both(
-                [
-                    self._statistics(vectors, side.own, rows)
-                    for vectors, side, rows in zip(centred, sides, _rows(trials, sides))
-                ]
-            )
+            centred = _both(side.vectors - self.cohort.mean for side in sides)
             cosine = cosine_scores(centred[0], *trials.T, test_vectors=centred[1])
-            found["as_norm"] = symmetric_norm(cosine, trials, *statistics)
+            named = (trials,) if enrol is test else trials.T
+            statistics = _both(
+                self._statistics(vectors, side.own, rows)
+                for vectors, side, rows in zip(centred, sides, named)
+            )
+            found[self.normalisation] = symmetric_norm(cosine, trials, *statistics)
             measures["cohort_mean"] = tuple(side.mean for side in statistics)
         return found, measures
 
@@ -140,47 +180,61 @@ class Backend:
         ratios = np.empty(len(scores))
         for start in range(0, len(scores), BLOCK):
             part = slice(start, start + BLOCK)
-            names, values = quality_features(
-                scores[part], _of_trials(measures, trials[part])
-            )
-            _check_names(self.calibrator.names, names)
-            ratios[part] = self.calibrator.log_likelihood_ratio(values)
+            inputs = quality_features(scores[part], _of_trials(measures, trials[part]))
+            ratios[part] = self.calibrator.log_likelihood_ratio(inputs.values)
         return ratios
 
+    def _check_inputs(self, enrol, test):
+        names = input_names(_have_durations(enrol, test), self.cohort is not None)
+        if self.calibrator.names != names:
+            raise InputError(
+                f"the calibrator takes {', '.join(self.calibrator.names)}; here are "
+                f"{', '.join(names)}, expected the same: with a cohort or without, "
+                "with durations or without"
+            )
 
-def fit_calibrator(backend, side, speakers, objective="cllr", l2=None, **drawing):
+
+def input_names(with_durations, with_cohort):
+    """What the calibrator of such a back-end takes, list of str."""
+    measures = ["duration"] * with_durations + ["magnitude"]
+    measures += ["cohort_mean"] * with_cohort
+    none = np.empty(0)
+    return quality_features(none, dict.fromkeys(measures, (none, none))).names
+
+
+def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     """Fit the calibration of a back-end to utterances of known speakers.
+
+    An utterance's own speaker is left out of its cohort scores. The speaker of the
+    other side of a non-target trial is not: one of ``top_n`` members at most, and none
+    where these speakers are not in the cohort.
 
     Arguments
     ---------
     backend : Backend
         With or without a cohort; a calibrator that it has is not used.
     side : Side
-        N utterances with their durations; each one's own speaker is left out of the
-        cohort, so ``own`` is found here.
+        N utterances with their durations; ``own`` is found here.
     speakers : np.ndarray
         str [N], whose each is.
+    trials : CalibrationTrials
+        Of these utterances, from
+        :func:`~speechbrain_ext.scoring.calibration_trials.draw_calibration_trials`.
     objective : str
         As for :class:`~speechbrain_ext.scoring.calibration.QualityCalibrator`.
     l2 : float or None
         Likewise; None chooses it by cross-validation over speakers.
-    **drawing
-        As for
-        :func:`~speechbrain_ext.scoring.calibration_trials.draw_calibration_trials`.
 
     Returns
     -------
-    backend : Backend
+    Backend
         With the calibrator.
-    trials : CalibrationTrials
-        What it was fitted on.
 
     Raises
     ------
     InputError
         As the parts.
     """
-    trials = draw_calibration_trials(speakers, side.durations, **drawing)
     if backend.cohort is not None:
         side = side._replace(own=backend.cohort.rows_of_speakers(speakers))
     rows = np.stack([trials.enrol, trials.test], axis=1)
@@ -189,31 +243,20 @@ def fit_calibrator(backend, side, speakers, objective="cllr", l2=None, **drawing
         codes = np.unique(np.asarray(speakers), return_inverse=True)[1]
         l2, _ = choose_l2(values, trials.labels, codes[rows], objective)
     calibrator = QualityCalibrator(names, objective, l2=l2)
-    calibrator.fit(values, trials.labels)
-    return replace(backend, calibrator=calibrator), trials
+    return replace(backend, calibrator=calibrator.fit(values, trials.labels))
+
+
+def _have_durations(*sides):
+    return all(side.durations is not None for side in sides)
 
 
 def _both(of_sides):
     """(enrol, test), the same object where both sides are one."""
-    return (of_sides[0], of_sides[-1])
-
-
-def _rows(trials, sides):
-    """Embeddings that some trial names, for each side."""
-    if len(sides) == 1:
-        return [np.unique(trials)]
-    return [np.unique(column) for column in trials.T]
+    of_sides = list(of_sides)
+    return of_sides[0], of_sides[-1]
 
 
 def _of_trials(measures, trials):
     """Measures per row → per trial."""
     enrol, test = trials.T
     return {name: (a[enrol], b[test]) for name, (a, b) in measures.items()}
-
-
-def _check_names(expected, names):
-    if expected != names:
-        raise InputError(
-            f"the calibrator takes {', '.join(expected)}; here are {', '.join(names)}, "
-            "expected the same: with a cohort or without, with durations or without"
-        )

@@ -13,8 +13,8 @@ one trial, until enough are drawn or none has a pair of utterances left. No pair
 twice, in either order, and none is an utterance with itself. Nothing is listed that is
 not drawn: the cost grows with utterances and trials, not with possible pairs.
 
-The cohort for these trials must leave out both speakers of each trial, which are
-training speakers too.
+Where these speakers are in the cohort of a score normalisation, each utterance's own
+speaker must be left out of its cohort scores.
 """
 
 from typing import NamedTuple

@@ -69,6 +69,38 @@ def load_embeddings(path):
     return Embeddings(*check_embeddings(path, *arrays))
 
 
+def select_vectors(embeddings, ids, source):
+    """Vectors of some recordings, in their order.
+
+    Arguments
+    ---------
+    embeddings : Embeddings
+    ids : sequence of str
+        N utterance IDs, as a manifest has them.
+    source : str or Path
+        Where the embeddings are from, for the message.
+
+    Returns
+    -------
+    np.ndarray
+        float32 [N, E].
+
+    Raises
+    ------
+    InputError
+        Names the first recording that has no embedding.
+    """
+    row_of = {name: row for row, name in enumerate(embeddings.ids.tolist())}
+    names = np.asarray(ids).tolist()
+    rows = np.array([row_of.get(name, -1) for name in names], dtype=np.int64)
+    if (rows < 0).any():
+        raise InputError(
+            f"{source}: no embedding of '{names[int(np.argmin(rows))]}', expected "
+            f"those of all {len(rows)} recordings ({int((rows < 0).sum())} absent)"
+        )
+    return embeddings.vectors[rows]
+
+
 def cosine_scores(vectors, enrol_rows, test_rows, block=BLOCK, test_vectors=None):
     """Cosine of each trial's two embeddings, in bounded memory.
 

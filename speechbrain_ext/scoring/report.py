@@ -10,11 +10,13 @@ those of several models. Written to one folder:
     calibration_LIST.png        cost against the prior, of likelihood ratios
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from speechbrain_ext.errors import naming
 from speechbrain_ext.files import write_atomically, write_json
 from speechbrain_ext.scoring.calibration_plots import plot_calibration
 from speechbrain_ext.scoring.intervals import bootstrap_intervals
@@ -26,13 +28,18 @@ from speechbrain_ext.scoring.metrics import (
     min_dcf,
 )
 from speechbrain_ext.scoring.plots import plot_det, plot_histogram
+from speechbrain_ext.scoring.report_tables import (
+    LEGEND,
+    as_markdown,
+    worst_as_markdown,
+)
 
 P_TARGETS = (0.01, 0.05)
 N_RESAMPLES = 200
 N_WORST = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class System:
     """Scores of one system on one list.
 
@@ -44,16 +51,18 @@ class System:
         As people read it: ``AS-norm``.
     scores : np.ndarray
         float [T].
-    as_norm, qmf, calibrated : bool
-        What was done to them: normalised, corrected for quality, made natural-log
-        likelihood ratios, whose actual costs mean something.
+    as_norm, qmf : bool or None
+        Whether they were normalised, and corrected for quality; None: not known.
+    calibrated : bool
+        Whether they are natural-log likelihood ratios, whose actual costs mean
+        something.
     """
 
     name: str
     title: str
     scores: np.ndarray
-    as_norm: bool = False
-    qmf: bool = False
+    as_norm: bool | None = None
+    qmf: bool | None = None
     calibrated: bool = False
 
 
@@ -81,16 +90,17 @@ def evaluate(trials, systems, speakers=None, n_resamples=N_RESAMPLES):
     Raises
     ------
     InputError
-        As the metrics.
+        As the metrics; names the list and the system.
     """
     rows = []
     for system in systems:
-        row = _figures(system, trials.labels)
-        if speakers is not None and n_resamples:
-            codes = speakers[trials.enrol], speakers[trials.test]
-            row["intervals_95"] = bootstrap_intervals(
-                system.scores, trials.labels, *codes, n_resamples
-            )
+        with naming(f"{trials.path}: {system.title}"):
+            row = _figures(system, trials.labels)
+            if speakers is not None and n_resamples:
+                codes = speakers[trials.enrol], speakers[trials.test]
+                row["intervals_95"] = bootstrap_intervals(
+                    system.scores, trials.labels, *codes, n_resamples
+                )
         row["worst"] = worst_trials(trials, system.scores)
         rows.append(row)
     return {
@@ -105,19 +115,30 @@ def evaluate(trials, systems, speakers=None, n_resamples=N_RESAMPLES):
 def worst_trials(trials, scores, n=N_WORST):
     """Targets that score lowest and non-targets that score highest.
 
+    Arguments
+    ---------
+    trials : Trials
+        T trials with labels.
+    scores : np.ndarray
+        float [T].
+    n : int
+        How many of each, at least 1.
+
     Returns
     -------
     dict
         ``targets`` and ``nontargets``: lists of up to ``n`` dictionaries ``line``,
-        ``enrol``, ``test``, ``score``, the worst first.
+        ``enrol``, ``test``, ``score``, the worst first; of equal scores, the first in
+        the list.
     """
     found = {}
     for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1)):
         rows = np.flatnonzero(trials.labels == label)
-        # of a long list only the worst few are sorted
-        few = min(n, len(rows) - 1)
-        rows = rows[np.argpartition(sign * scores[rows], few)[: few + 1]]
-        rows = rows[np.lexsort((rows, sign * scores[rows]))][:n]
+        goodness = sign * scores[rows]
+        if len(rows) > n:  # of a long list only the worst few are sorted
+            among = goodness <= np.partition(goodness, n - 1)[n - 1]
+            rows, goodness = rows[among], goodness[among]
+        rows = rows[np.argsort(goodness, kind="stable")[:n]]
         found[name] = [_as_dict(trials, scores, row) for row in rows.tolist()]
     return found
 
@@ -168,35 +189,27 @@ def write_report(folder, results, about):
     -------
     str
         The table in Markdown.
+
+    Figures that are not finite (the Cllr of scores such as 1e308) are null in the JSON
+    file, which knows no other name for them.
     """
     folder = Path(folder)
     table = as_markdown(results)
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    worst = "\n\n".join(_worst_as_markdown(result) for result in results)
-    write_json(folder / "results.json", {**about, "lists": results})
+    worst = "\n\n".join(worst_as_markdown(result) for result in results)
+    write_json(folder / "results.json", _without_nan({**about, "lists": results}))
     with write_atomically(folder / "results.md") as file:
         file.write(f"{table}\n\n{LEGEND}\n\n{notes}\n\n{worst}\n")
     return table
 
 
-LEGEND = (
-    "Intervals: 95 %, bootstrap over speakers. minDCF and actDCF: unit costs, prior in "
-    "brackets, normalised. Cllr in bits; of scores that are not calibrated it says how "
-    "wrong they would be as likelihood ratios."
-)
-
-
-def as_markdown(results):
-    """The table: a row per list and system."""
-    points = list(results[0]["systems"][0]["min_dcf"])
-    head = ["list", "system", "AS-norm", "QMF", "EER % (95 %)"]
-    head += [f"minDCF({p}) (95 %)" for p in points]
-    head += [f"actDCF({p})" for p in points] + ["Cllr (95 %)", "minCllr"]
-    lines = [_row(head), "|" + " --- |" * len(head)]
-    for result in results:
-        name = _name_of(result)
-        lines += [_row([name, *_cells(row, points)]) for row in result["systems"]]
-    return "\n".join(lines)
+def _without_nan(value):
+    """The same for JSON: None in place of floats that are not finite."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _figures(system, labels):
@@ -228,48 +241,3 @@ def _as_dict(trials, scores, row):
         "test": str(trials.names[trials.test[row]]),
         "score": float(scores[row]),
     }
-
-
-def _name_of(result):
-    """The list's file name, its enrolment where that is not one recording, its size."""
-    enrolment = result.get("enrolment")
-    by = f", enrolment: {enrolment}" if enrolment else ""
-    return f"{Path(result['list']).name} ({result['trials']:,}{by})"
-
-
-def _cells(row, points):
-    intervals = row.get("intervals_95", {})
-    percent = [100 * bound for bound in intervals.get("eer", ())]
-    cells = [row["title"], *("yes" if row[k] else "no" for k in ("as_norm", "qmf"))]
-    cells.append(_with_interval(row["eer_percent"], percent, 2))
-    for p in points:
-        interval = intervals.get(f"min_dcf_{p}", ())
-        cells.append(_with_interval(row["min_dcf"][p], interval, 3))
-    actual = row.get("actual_dcf", {})
-    cells += [f"{actual[p]:.3f}" if p in actual else "–" for p in points]
-    cells.append(_with_interval(row["cllr"], intervals.get("cllr", ()), 3))
-    return [*cells, f"{row['min_cllr']:.3f}"]
-
-
-def _with_interval(value, interval, digits):
-    if not interval:
-        return f"{value:.{digits}f}"
-    low, high = interval
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
-
-
-def _worst_as_markdown(result):
-    """Of the last system, which is the one that a user would take."""
-    row = result["systems"][-1]
-    lines = [f"Worst trials of {_name_of(result)}, {row['title']}:", ""]
-    lines += [_row(["", "line", "enrol", "test", "score"]), "|" + " --- |" * 5]
-    for kind, trials in row["worst"].items():
-        what = "target" if kind == "targets" else "non-target"
-        for trial in trials:
-            cells = [what, str(trial["line"]), trial["enrol"], trial["test"]]
-            lines.append(_row([*cells, f"{trial['score']:.3f}"]))
-    return "\n".join(lines)
-
-
-def _row(cells):
-    return "| " + " | ".join(cells) + " |"

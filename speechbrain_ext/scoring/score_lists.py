@@ -4,19 +4,24 @@ embeddings of both sides → scores of every system, written → figures and pic
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.enrolment import average_enrolment
+from speechbrain_ext.scoring.intervals import FEWEST_SPEAKERS
 from speechbrain_ext.scoring.report import System, draw_pictures, evaluate
 from speechbrain_ext.scoring.score_files import write_score_table, write_scores
 from speechbrain_ext.scoring.speakers import check_speakers, speakers_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of
 
 logger = logging.getLogger(__name__)
+
+NORMALISED = {"as_norm": "AS-norm", "s_norm": "S-norm"}
 
 
 class Recordings(NamedTuple):
@@ -48,37 +53,80 @@ def read_lists(paths, allow_duplicates=False):
     Raises
     ------
     InputError
-        As ``read_trials``; two lists of one name.
+        As ``read_trials``; no list, two lists of one name, a list of one label only.
     """
-    paths = [paths] if isinstance(paths, (str, Path)) else paths
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    if not paths or not isinstance(paths, (list, tuple)):
+        raise InputError(f"trial_lists: {paths!r}, expected one file, or [several]")
     lists = {}
     for path in paths:
-        name = Path(path).stem
-        if name in lists:
-            raise InputError(f"trial_lists: two of the name {name!r}, expected one")
-        lists[name] = read_trials(path, allow_duplicates=allow_duplicates)
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"trial_lists: {path!r}, expected the name of a file")
+        path = Path(path).expanduser()
+        if path.stem in lists:
+            raise InputError(
+                f"trial_lists: two of the name '{path.stem}', {lists[path.stem].path} "
+                f"and {path}, expected one: their results are named so"
+            )
+        lists[path.stem] = trials = read_trials(path, allow_duplicates=allow_duplicates)
+        if not trials.n_target or not trials.n_nontarget:
+            raise InputError(
+                f"{path}: {trials.n_target} targets and {trials.n_nontarget} "
+                "non-targets, expected at least one of each"
+            )
     return lists
 
 
-def score_list(name, trials, backend, enrol, test, folder, n_resamples):
-    """Score one trial list, write its scores and pictures → its part of the report.
+def averaged(enrol_map, recordings):
+    """Models as the mean embedding of their recordings, as long as all of these.
+
+    Arguments
+    ---------
+    enrol_map : EnrolMap
+    recordings : Recordings
+        Among them those of the map.
+
+    Returns
+    -------
+    Recordings
+
+    Raises
+    ------
+    InputError
+        As :func:`~speechbrain_ext.scoring.enrolment.average_enrolment`.
+    """
+    ids, side, speakers, source = recordings
+    models, vectors = average_enrolment(enrol_map, ids, side.vectors, source)
+    seconds = None
+    if side.durations is not None:
+        rows = enrol_map.rows(ids, source)
+        seconds = np.array([side.durations[row].sum() for row in rows])
+    known = enrol_map.speakers(speakers)
+    return Recordings(models, Side(vectors, seconds), known, str(enrol_map.path))
+
+
+def score_list(name, trials, backend, enrol, test, folder):
+    """Score one trial list by every step of a back-end, and write the scores.
 
     Arguments
     ---------
     name : str
-        Of the list, as in file names.
+        Of the list, as in file names: ``scores_NAME_SYSTEM.txt`` and ``.npz``.
     trials : Trials
     backend : Backend
     enrol, test : Recordings
         The same object where both sides are recordings.
     folder : Path
-    n_resamples : int
-        Of the bootstrap; 0 leaves the intervals out.
 
     Returns
     -------
-    dict
-        As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures``.
+    list of System
+
+    Raises
+    ------
+    InputError
+        Names the list: a name of its that is not there, and as
+        :meth:`~speechbrain_ext.scoring.backend.Backend.scores`.
     """
     rows = np.stack(
         [
@@ -87,19 +135,43 @@ def score_list(name, trials, backend, enrol, test, folder, n_resamples):
         ],
         axis=1,
     )
-    systems = []
-    for system, scores in backend.scores(enrol.side, test.side, rows).items():
+    with naming(trials.path):
+        found = backend.scores(enrol.side, test.side, rows)
+    for system, scores in found.items():
         write_scores(folder / f"scores_{name}_{system}.txt", trials, scores)
         write_score_table(folder / f"scores_{name}_{system}.npz", trials, scores)
-        systems.append(_system(system, scores, backend))
-    speakers = _speakers(trials, test.speakers | enrol.speakers)
-    result = evaluate(trials, systems, speakers, n_resamples)
+    return [_system(system, scores, backend) for system, scores in found.items()]
+
+
+def report_list(name, trials, systems, folder, n_resamples, speakers=None):
+    """Draw the pictures of one trial list → its part of the report.
+
+    Arguments
+    ---------
+    name : str
+        Of the list, as in file names.
+    trials : Trials
+        With labels.
+    systems : list of System
+    folder : Path
+    n_resamples : int
+        Of the bootstrap; 0 leaves the intervals out.
+    speakers : dict or None
+        Name on either side → speaker; names tell the others.
+
+    Returns
+    -------
+    dict
+        As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures``.
+    """
+    codes = _speakers(trials, speakers) if n_resamples else None
+    result = evaluate(trials, systems, codes, n_resamples)
     return {**result, "pictures": draw_pictures(folder, name, trials, systems)}
 
 
 def _system(name, scores, backend):
     normalised = backend.cohort is not None and name != "cosine"
-    title = "AS-norm" if normalised else "cosine"
+    title = NORMALISED[backend.normalisation] if normalised else "cosine"
     calibrated = name == "llr"
     if calibrated:
         title += " + QMF"
@@ -107,11 +179,18 @@ def _system(name, scores, backend):
 
 
 def _speakers(trials, known):
-    """int [U], or None where names and labels contradict each other."""
+    """int [U], or None where the bootstrap cannot have them."""
     speakers = speakers_of(trials.names, known)
     try:
         check_speakers(trials, speakers)
     except InputError as error:
         logger.warning("%s; no bootstrap intervals", error)
+        return None
+    n_speakers = len(np.unique(speakers[[trials.enrol, trials.test]]))
+    if n_speakers < FEWEST_SPEAKERS:
+        logger.warning(
+            "%s: %d speakers, %d are needed for bootstrap intervals",
+            *(trials.path, n_speakers, FEWEST_SPEAKERS),
+        )
         return None
     return speakers

@@ -22,6 +22,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from voxceleb_prepare import prepare_voxceleb_test
 
+from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import InputError, command_line
@@ -30,140 +31,160 @@ from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.precision import autocast_type
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.scoring.embeddings import load_embeddings
+from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.report import write_report
-from speechbrain_ext.scoring.score_lists import read_lists, score_list
-from speechbrain_ext.verification import (
-    add_calibrator,
-    add_cohort,
-    choose_training,
-    embedded,
-    enrolled,
-    load_backend,
-)
+from speechbrain_ext.scoring.score_lists import read_lists, report_list, score_list
+from speechbrain_ext.verification import checked_enrolments, embedded, enrolled
 
 logger = logging.getLogger(__name__)
 
 # Top-level keys of the YAML file that this script reads.
+FILES = (
+    *("enrol_map", "pretrained_folder", "embeddings", "training_manifest"),
+    *("calibration_manifest", "cohort", "calibrator"),
+)
+BACKEND = (
+    *("training_manifest", "calibration_manifest", "cohort", "calibrator"),
+    *("max_utterances", "seed", "backend", "calibration"),
+)
 KEYS = (
-    *("output_folder", "seed", "prepare", "trial_lists", "allow_duplicates"),
-    *("enrol_map", "enrolment", "pretrained_folder", "embeddings"),
-    *("max_batch_seconds", "max_seconds", "num_workers"),
-    *("training_manifest", "calibration_manifest", "max_utterances"),
-    *("cohort", "calibrator", "backend", "calibration", "n_resamples"),
+    *FILES,
+    *BACKEND,
+    *("output_folder", "prepare", "trial_lists", "allow_duplicates", "enrolment"),
+    *("max_batch_seconds", "max_seconds", "num_workers", "n_resamples"),
 )
 
 
-def make_embedder(hparams, run_opts):
-    """A function (manifest, file) → embeddings [N, E], on the main process."""
-    device = run_opts.device or sb.utils.distributed.infer_device()
-    model = load_pretrained(hparams["pretrained_folder"]).to(device)
-    logger.info("%d parameters", count_parameters(model).total)
+class Embedder:
+    """The model, as a function (manifest, file) → embeddings [N, E].
 
-    def embed(manifest, path):
+    Attributes
+    ----------
+    size : int
+        E.
+    """
+
+    def __init__(self, hparams, run_opts):
+        self.device = run_opts.device or sb.utils.distributed.infer_device()
+        self.model = load_pretrained(hparams["pretrained_folder"]).to(self.device)
+        self.size = self.model.embedding_size
+        self.options = {
+            **{k: hparams[k] for k in ("max_batch_seconds", "max_seconds")},
+            "num_workers": hparams["num_workers"],
+            "precision": autocast_type(hparams["eval_precision"]),
+            "progress": not run_opts.noprogressbar,
+        }
+        logger.info("%d parameters", count_parameters(self.model).total)
+
+    def __call__(self, manifest, path):
+        """On every process; None on others than the main one."""
         hours = manifest.durations.sum() / 3600
         logger.info("%s: %d recordings, %.1f h", path, len(manifest), hours)
         return embed_to_file(
-            *(model, manifest, path),
-            device=device,
-            max_batch_seconds=hparams["max_batch_seconds"],
-            max_seconds=hparams["max_seconds"],
-            num_workers=hparams["num_workers"],
-            precision=autocast_type(hparams["eval_precision"]),
-            progress=not run_opts.noprogressbar,
+            self.model, manifest, path, device=self.device, **self.options
         )
 
-    return embed
 
-
-def make_backend(hparams, embed, folder):
-    """Cohort and calibrator: given, or from recordings of other speakers."""
-    backend = load_backend(
-        hparams["cohort"], hparams["calibrator"], **hparams["backend"]
-    )
-    of_training = hparams["training_manifest"]
-    of_calibration = hparams["calibration_manifest"] or of_training
-    if of_training == of_calibration and of_training and hparams["calibration"]:
-        logger.warning(
-            "calibration on speakers that the model was trained on, if %s is what its "
-            "name says: it will trust its scores too much; see calibration_manifest",
-            of_training,
+def check(hparams):
+    """Settings that need no file."""
+    for key in FILES:
+        if not isinstance(hparams[key], (str, type(None))):
+            raise InputError(f"{key}: {hparams[key]!r}, expected the name of a file")
+    if hparams["n_resamples"] == 1 or hparams["n_resamples"] < 0:
+        raise InputError(
+            f"n_resamples: {hparams['n_resamples']}, expected 0 or at least 2"
         )
-    done = {}
-    for path, wanted in (
-        (of_training, backend.cohort is None),
-        (of_calibration, backend.calibrator is None and hparams["calibration"]),
-    ):
-        if path and wanted and path not in done:
-            chosen = choose_training(path, hparams["max_utterances"], hparams["seed"])
-            file = folder / f"{Path(path).stem}_embeddings.npz"
-            done[path] = chosen, embed(chosen, file)
-    if not if_main_process():
-        return None
-    if of_training and backend.cohort is None:
-        backend = add_cohort(backend, *done[of_training], folder)
-    if of_calibration and hparams["calibration"] and backend.calibrator is None:
-        options = hparams["calibration"]
-        backend = add_calibrator(backend, *done[of_calibration], options, folder)
-    return backend
+    protocols = checked_enrolments(hparams["enrolment"])
+    joins = hparams["enrol_map"] is not None and "concatenate" in protocols
+    if hparams["pretrained_folder"] is None and (joins or not hparams["embeddings"]):
+        raise InputError(
+            "pretrained_folder is not given, expected a model: --pretrained_folder=…, "
+            "or --embeddings=… without concatenation"
+        )
 
 
-def score(hparams, manifest, lists, embed, folder):
-    """Everything after preparation → the report's parts, on the main process."""
-    test = embedded(manifest, embed, folder / "embeddings.npz", hparams["embeddings"])
-    sides = {None: test}
-    if hparams["enrol_map"] is not None:
-        sides = {
-            protocol: enrolled(
-                *(protocol, hparams["enrol_map"], test, manifest, embed, folder)
+def check_sizes(hparams, plan, embed, given):
+    """One size of embedding everywhere."""
+    if embed is not None:
+        plan.backend.check_width(embed.size, hparams["pretrained_folder"])
+    elif plan.needs_embeddings:
+        raise InputError(
+            "pretrained_folder is not given, expected a model to embed the recordings "
+            "of training_manifest or calibration_manifest"
+        )
+    if given is not None:
+        size = given.vectors.shape[1]
+        plan.backend.check_width(size, hparams["embeddings"])
+        if embed is not None and size != embed.size:
+            raise InputError(
+                f"{hparams['embeddings']}: embeddings of {size} values, expected "
+                f"{embed.size} as those of {hparams['pretrained_folder']}"
             )
-            for protocol in hparams["enrolment"]
-        }
-    backend = make_backend(hparams, embed, folder)
-    if not if_main_process():
-        return None
-    results = []
+
+
+def both_sides(hparams, manifest, models, embed, given):
+    """The recordings of the test, and of the enrol side by protocol."""
+    folder = Path(hparams["output_folder"])
+    path = hparams["embeddings"] or folder / "embeddings.npz"
+    test = embedded(manifest, embed, path, given)
+    if models is None:
+        return test, {None: test}
+    return test, {
+        protocol: enrolled(protocol, models, test, manifest, embed, folder)
+        for protocol in checked_enrolments(hparams["enrolment"])
+    }
+
+
+def score(hparams, lists, backend, test, sides):
+    """Every list with every enrolment → the parts of the report."""
+    folder, results = Path(hparams["output_folder"]), []
     for name, trials in lists.items():
         for protocol, enrol in sides.items():
             label = f"{name}_{protocol}" if protocol else name
-            result = score_list(
-                *(label, trials, backend, enrol, test, folder, hparams["n_resamples"])
+            systems = score_list(label, trials, backend, enrol, test, folder)
+            speakers = {**test.speakers, **enrol.speakers}
+            result = report_list(
+                *(label, trials, systems, folder, hparams["n_resamples"], speakers)
             )
             results.append({**result, "enrolment": protocol})
     return results
 
 
-def check_model(hparams):
-    """A model, or nothing that needs one."""
-    manifests = hparams["training_manifest"], hparams["calibration_manifest"]
-    needs = hparams["embeddings"] is None or any(manifests)
-    joins = hparams["enrol_map"] is not None and "concatenate" in hparams["enrolment"]
-    if hparams["pretrained_folder"] is None and (needs or joins):
-        raise InputError(
-            "pretrained_folder is not given, expected a model: --pretrained_folder=…, "
-            "or --embeddings=… without training_manifest and concatenation"
-        )
+def report(hparams, backend, results):
+    """Write the report, and print its table."""
+    folder = Path(hparams["output_folder"])
+    files = {key: hparams[key] for key in FILES if hparams[key] is not None}
+    print(write_report(folder, results, {**files, **backend.describe()}))
+    for result in results:
+        print(f"DET curve {result['pictures']['det']}")
+    print(f"report {folder / 'results.md'}")
 
 
 @command_line
 def main():
-    """Prepare the test recordings, embed, score, report."""
+    """Read and check everything, prepare, embed, score, report."""
     hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], KEYS)
-    check_model(hparams)
+    check(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    prepared = main_process_first(call_with, prepare_voxceleb_test, "prepare", hparams)
 
-    folder, manifest = Path(hparams["output_folder"]), read_manifest(prepared.test)
-    lists = read_lists(hparams["trial_lists"], hparams["allow_duplicates"])
-    embed = make_embedder(hparams, run_opts) if hparams["pretrained_folder"] else None
-    results = score(hparams, manifest, lists, embed, folder)
-    if results is None:
-        return
-    about = {key: hparams[key] for key in ("pretrained_folder", "training_manifest")}
-    print(write_report(folder, results, {**about, **hparams["backend"]}))
-    for result in results:
-        print(f"DET curve {result['pictures']['det']}")
-    print(f"report {folder / 'results.md'}")
+    lists, path = {}, hparams["embeddings"]
+    if if_main_process():  # the others never see a score
+        lists = read_lists(hparams["trial_lists"], hparams["allow_duplicates"])
+    given = load_embeddings(path) if path else None
+    models = read_enrol_map(hparams["enrol_map"]) if hparams["enrol_map"] else None
+    plan = plan_backend(**{key: hparams[key] for key in BACKEND})
+    embed = Embedder(hparams, run_opts) if hparams["pretrained_folder"] else None
+    check_sizes(hparams, plan, embed, given)
+    prepared = main_process_first(call_with, prepare_voxceleb_test, "prepare", hparams)
+    manifest = read_manifest(prepared.test)
+
+    plan.warn_of(manifest.speakers)
+    test, sides = both_sides(hparams, manifest, models, embed, given)
+    backend = plan.carry_out(embed, Path(hparams["output_folder"]))
+    if if_main_process():
+        report(hparams, backend, score(hparams, lists, backend, test, sides))
 
 
 if __name__ == "__main__":
