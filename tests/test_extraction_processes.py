@@ -169,14 +169,24 @@ def test_one_rank_fails_and_no_other_waits(manifest, path, unbroken):
 
 def _write_to_own_disk(manifest, path):
     path = path.with_name(f"rank{get_rank()}") / path.name
+    model, counts, text = make_model(), [], ""
+    model.register_forward_hook(lambda m, i, o: counts.append(len(o)))
     try:
-        go_on(manifest, path)
+        embed_to_file(model, manifest, path, **OPTIONS)
     except InputError as error:
-        path.with_name("error").write_text(str(error))
+        text = str(error)
+    path.with_name("counts").write_text(str(sum(counts)))
+    path.with_name("error").write_text(text)
 
 
 def test_a_disk_that_is_not_shared_is_noticed(manifest, path):
+    folders = [path.parent / f"rank{rank}" for rank in range(2)]
+    begin(manifest, folders[0] / path.name, 3)
     assert in_processes(_write_to_own_disk, 2, manifest, path) == [0, 0]
-    text = (path.parent / "rank0/error").read_text()
-    assert "of 10 recordings are not there, first r" in text
-    assert "a disk that they share" in text
+    # what the first rank has found, the second knows too
+    counts = [int((folder / "counts").read_text()) for folder in folders]
+    assert sum(counts) == N - 3
+    texts = [(folder / "error").read_text() for folder in folders]
+    assert f"{counts[1]} of 10 recordings are not there, first r" in texts[0]
+    assert "a disk that they share" in texts[0]
+    assert texts[1] == ""
