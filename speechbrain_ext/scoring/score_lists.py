@@ -55,7 +55,8 @@ def read_lists(paths, allow_duplicates=False):
     InputError
         As ``read_trials``; no list, two lists of one name, a list of one label only.
     """
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    if paths and isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
     if not paths or not isinstance(paths, (list, tuple)):
         raise InputError(f"trial_lists: {paths!r}, expected one file, or [several]")
     lists = {}

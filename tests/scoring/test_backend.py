@@ -1,0 +1,305 @@
+"""The back-end's steps are those of its parts, taken by hand."""
+
+import numpy as np
+import pytest
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring import backend as module
+from speechbrain_ext.scoring.backend import (
+    Backend,
+    Side,
+    fit_calibrator,
+    input_names,
+)
+from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
+from speechbrain_ext.scoring.cohort import Cohort, speaker_means
+from speechbrain_ext.scoring.cohort_statistics import cohort_statistics
+from speechbrain_ext.scoring.cross_validation import choose_l2
+from speechbrain_ext.scoring.embeddings import cosine_scores
+from speechbrain_ext.scoring.normalization import as_norm, s_norm
+from speechbrain_ext.scoring.quality import quality_features
+
+SIZE, N_SPEAKERS, TOP_N = 8, 12, 5
+
+
+def voices(seed, n_speakers=N_SPEAKERS, each=6, prefix="s"):
+    """Embeddings off the origin, their durations and speakers."""
+    random = np.random.default_rng(seed)
+    speakers = np.repeat(np.arange(n_speakers), each)
+    centres = random.standard_normal((n_speakers, SIZE))
+    noise = random.standard_normal((len(speakers), SIZE))
+    vectors = (centres[speakers] + 0.5 * noise + 1).astype(np.float32)
+    durations = random.uniform(2, 12, len(speakers))
+    return Side(vectors, durations), np.array([f"{prefix}{s}" for s in speakers])
+
+
+def some_trials(n_enrol, n_test, size=200):
+    random = np.random.default_rng(1)
+    sides = random.integers(0, n_enrol, size), random.integers(0, n_test, size)
+    return np.stack(sides, axis=1)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    side, speakers = voices(7, n_speakers=20, prefix="c")
+    return speaker_means(side.vectors, speakers)
+
+
+@pytest.fixture(scope="module")
+def sides():
+    """Two sides of their own, and trials between them."""
+    enrol, test = voices(2)[0], voices(3, each=4)[0]
+    return enrol, test, some_trials(len(enrol.vectors), len(test.vectors))
+
+
+def by_hand(enrol, test, trials, cohort=None, top_n=TOP_N):
+    """The last score before calibration, and its inputs, from the parts."""
+    a, b = trials.T
+    scores = cosine_scores(enrol.vectors, a, b, test_vectors=test.vectors)
+    norms = [
+        np.linalg.norm(side.vectors.astype(float), axis=1) for side in (enrol, test)
+    ]
+    measures = {"duration": (enrol.durations[a], test.durations[b])}
+    measures["magnitude"] = norms[0][a], norms[1][b]
+    if cohort is not None:
+        centred = [
+            x - cohort.mean for x in (enrol.vectors, test.vectors, cohort.vectors)
+        ]
+        owns = [enrol.own, test.own]
+        scores = as_norm(*centred, trials, top_n, *owns)
+        means = [
+            cohort_statistics(x, centred[2], top_n, own).mean
+            for x, own in zip(centred[:2], owns)
+        ]
+        measures["cohort_mean"] = means[0][a], means[1][b]
+    return scores, quality_features(scores, measures)
+
+
+# ---- scores --------------------------------------------------------------------------
+
+
+def test_without_anything_it_is_the_cosine(sides):
+    scores = Backend().scores(*sides)
+    assert list(scores) == ["cosine"]
+    assert np.array_equal(scores["cosine"], by_hand(*sides)[0])
+
+
+def test_a_cohort_adds_as_norm_of_centred_vectors(sides, cohort):
+    scores = Backend(cohort, top_n=TOP_N).scores(*sides)
+    assert list(scores) == ["cosine", "as_norm"]
+    assert np.array_equal(scores["cosine"], by_hand(*sides)[0])
+    assert np.array_equal(scores["as_norm"], by_hand(*sides, cohort)[0])
+
+
+def test_all_of_the_cohort_is_s_norm(sides, cohort):
+    enrol, test, trials = sides
+    backend = Backend(cohort, top_n=None)
+    scores = backend.scores(*sides)
+    assert list(scores) == ["cosine", "s_norm"]
+    centred = [x - cohort.mean for x in (enrol.vectors, test.vectors, cohort.vectors)]
+    assert np.array_equal(scores["s_norm"], s_norm(*centred, trials))
+
+
+def test_one_side_for_both_is_as_two_equal_ones(cohort):
+    side = voices(2)[0]
+    trials = some_trials(*[len(side.vectors)] * 2)
+    backend = Backend(cohort, top_n=TOP_N)
+    other = Side(side.vectors.copy(), side.durations.copy())
+    one, two = (backend.scores(side, x, trials) for x in (side, other))
+    assert all(np.array_equal(one[name], two[name]) for name in two)
+    one, two = (backend.features(side, x, trials) for x in (side, other))
+    assert one.names == two.names
+    assert np.array_equal(one.values, two.values)
+
+
+def test_own_speakers_are_left_out_where_they_are_given(sides, cohort):
+    enrol, test, trials = sides
+    own = np.arange(len(enrol.vectors)) % len(cohort.speakers)
+    marked = enrol._replace(own=own)
+    backend = Backend(cohort, top_n=TOP_N)
+    scores = backend.scores(marked, test, trials)["as_norm"]
+    assert np.array_equal(scores, by_hand(marked, test, trials, cohort)[0])
+    assert not np.allclose(scores, by_hand(*sides, cohort)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("with_cohort", [False, True])
+@pytest.mark.parametrize("block", [7, 10**6])
+def test_a_calibrator_adds_the_likelihood_ratio(
+    sides, cohort, monkeypatch, with_cohort, block
+):
+    monkeypatch.setattr(module, "BLOCK", block)  # 200 trials: a tail of 4
+    cohort = cohort if with_cohort else None
+    scores, (names, values) = by_hand(*sides, cohort)
+    labels = (np.arange(len(scores)) % 3 == 0).astype(np.int8)
+    calibrator = QualityCalibrator(names).fit(values, labels)
+    found = Backend(cohort, calibrator, TOP_N).scores(*sides)
+    assert list(found) == ["cosine", *["as_norm"] * with_cohort, "llr"]
+    expected = calibrator.log_likelihood_ratio(values)
+    assert found["llr"].dtype == np.float64
+    np.testing.assert_allclose(found["llr"], expected, rtol=1e-12, atol=1e-12)
+    found.pop("llr")
+    assert np.array_equal(list(found.values())[-1], scores)
+
+
+@pytest.mark.parametrize("with_cohort", [False, True])
+@pytest.mark.parametrize("with_durations", [False, True])
+def test_the_names_of_the_inputs_are_known_beforehand(
+    sides, cohort, with_cohort, with_durations
+):
+    enrol, test, trials = sides
+    if not with_durations:
+        test = test._replace(durations=None)
+    backend = Backend(cohort if with_cohort else None, top_n=TOP_N)
+    names, values = backend.features(enrol, test, trials)
+    assert names == input_names(with_durations, with_cohort)
+    assert values.shape == (len(trials), 1 + 4 * (1 + with_cohort + with_durations))
+
+
+def test_features_are_those_of_the_parts(sides, cohort):
+    names, values = Backend(cohort, top_n=TOP_N).features(*sides)
+    expected = by_hand(*sides, cohort)[1]
+    assert names == expected.names
+    np.testing.assert_allclose(values, expected.values, rtol=1e-12)
+
+
+def test_what_it_says_about_itself(sides, cohort):
+    assert Backend().describe() == {}
+    expected = {"cohort_speakers": 20, "top_n": TOP_N}
+    assert Backend(cohort, top_n=TOP_N).describe() == expected
+    _, (names, values) = by_hand(*sides)
+    calibrator = QualityCalibrator(names, l2=0.1).fit(values, np.arange(200) % 5 == 0)
+    assert Backend(calibrator=calibrator).describe() == {
+        "calibration_objective": "cllr",
+        "calibration_l2": 0.1,
+        "calibration_n_target": 40,
+        "calibration_n_nontarget": 160,
+    }
+
+
+# ---- fitting -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def training():
+    side, speakers = voices(5)
+    return side, speakers, draw_calibration_trials(speakers, side.durations, 300)
+
+
+def rows_of(trials):
+    return np.stack([trials.enrol, trials.test], axis=1)
+
+
+def test_fitting_without_a_cohort(training):
+    side, speakers, trials = training
+    fitted = fit_calibrator(Backend(), side, speakers, trials, "cross_entropy", 0.01)
+    names, values = by_hand(side, side, rows_of(trials))[1]
+    expected = QualityCalibrator(names, "cross_entropy", l2=0.01)
+    expected.fit(values, trials.labels)
+    assert fitted.calibrator.names == names
+    assert fitted.calibrator.objective == "cross_entropy"
+    np.testing.assert_allclose(fitted.calibrator.weights, expected.weights, rtol=1e-9)
+    assert fitted.cohort is None
+
+
+def test_fitting_leaves_everybody_out_of_their_own_cohort(training):
+    """The cohort holds others too, in an order of its own."""
+    side, speakers, trials = training
+    others, names = voices(6, prefix="x")
+    vectors = np.concatenate((others.vectors, side.vectors))
+    cohort = speaker_means(vectors, np.concatenate((names, speakers)))
+    order = np.random.default_rng(0).permutation(len(cohort.speakers))
+    cohort = Cohort(cohort.speakers[order], cohort.vectors[order], cohort.mean)
+    backend = Backend(cohort, top_n=TOP_N)
+    fitted = fit_calibrator(backend, side, speakers, trials, l2=1e-3)
+    assert fitted.cohort is cohort
+    row_of = {name: row for row, name in enumerate(cohort.speakers)}
+    own = np.array([row_of[name] for name in speakers])
+    weights = {}
+    for name, marked in (("own", side._replace(own=own)), ("all", side)):
+        columns, values = by_hand(marked, marked, rows_of(trials), cohort)[1]
+        calibrator = QualityCalibrator(columns, l2=1e-3).fit(values, trials.labels)
+        weights[name] = calibrator.weights
+    np.testing.assert_allclose(fitted.calibrator.weights, weights["own"], rtol=1e-9)
+    assert not np.allclose(weights["all"], weights["own"], rtol=0.05)
+
+
+def test_l2_is_chosen_where_it_is_not_given(training):
+    side, speakers, trials = training
+    fitted = fit_calibrator(Backend(), side, speakers, trials)
+    _, values = by_hand(side, side, rows_of(trials))[1]
+    chosen, costs = choose_l2(values, trials.labels, speakers[rows_of(trials)])
+    assert fitted.calibrator.l2 == chosen
+    assert len(set(costs.values())) == len(costs)
+
+
+def test_names_of_variable_width_will_do(training):
+    """As a manifest has them."""
+    side, speakers, trials = training
+    backend = Backend(speaker_means(side.vectors, speakers), top_n=TOP_N)
+    texts = speakers.astype(np.dtypes.StringDType())
+    one, two = (
+        fit_calibrator(backend, side, names, trials).calibrator
+        for names in (speakers, texts)
+    )
+    assert np.array_equal(one.weights, two.weights)
+    assert one.l2 == two.l2
+
+
+# ---- refused -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_n": 1}, "top_n is 1, expected a whole number of at least 2"),
+        ({"top_n": 2.5}, "top_n is 2.5"),
+        ({"top_n": True}, "top_n is True"),
+        ({"memory_mib": 0}, "memory_mib is 0"),
+        ({"top_n": 21}, r"cohort of 20 speakers, expected at least 21 \(top_n: 21\)"),
+        ({}, r"cohort of 20 speakers, expected at least 300 \(top_n: 300\)"),
+    ],
+)
+def test_settings(cohort, settings, message):
+    with pytest.raises(InputError, match=message):
+        Backend(cohort, **settings)
+
+
+def test_a_cohort_of_one_for_s_norm(cohort):
+    one = Cohort(cohort.speakers[:1], cohort.vectors[:1], cohort.mean)
+    with pytest.raises(InputError, match="cohort of 1 speakers, expected at least 2"):
+        Backend(one, top_n=None)
+
+
+@pytest.mark.parametrize("width", [1, 7])
+def test_a_cohort_of_another_width(sides, cohort, width):
+    """Also of one value, which numpy would subtract from all."""
+    narrow = Cohort(cohort.speakers, cohort.vectors[:, :width], cohort.mean[:width])
+    backend = Backend(narrow, top_n=TOP_N)
+    message = f"embeddings of 8 values and a cohort of {width}, expected as many"
+    with pytest.raises(InputError, match=message):
+        backend.scores(*sides)
+    with pytest.raises(InputError, match=f"m.npz: {message}"):
+        backend.check_width(8, "m.npz")
+    backend.check_width(width, "m.npz")
+
+
+def test_a_calibrator_of_other_inputs_is_refused_before_any_work(sides, cohort):
+    enrol, test, trials = sides
+    _, (names, values) = by_hand(*sides)
+    calibrator = QualityCalibrator(names).fit(values, np.arange(200) % 5 == 0)
+    nothing = np.full_like(enrol.vectors, np.nan)  # would be refused otherwise
+    with pytest.raises(InputError, match=r"here are .*cohort_mean_ratio, expected the"):
+        Backend(cohort, calibrator, TOP_N).scores(Side(nothing), test, trials)
+    with pytest.raises(
+        InputError, match=r"duration_ratio.*; here are score, magnitude_"
+    ):
+        Backend(None, calibrator).scores(Side(nothing), test, trials)
+
+
+def test_an_embedding_without_direction_is_named_by_its_row(sides):
+    enrol, test, trials = sides
+    vectors = enrol.vectors.copy()
+    vectors[trials[0, 0]] = 0
+    with pytest.raises(InputError, match=f"enrolment embedding in row {trials[0, 0]} "):
+        Backend().scores(Side(vectors), test, trials)
