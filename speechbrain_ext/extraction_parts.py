@@ -140,7 +140,7 @@ class Parts:
                 "%s: of another model, setting or list: is made anew", self.path
             )
             return None
-        logger.info("%s: was finished before, is taken as it is", self.path)
+        logger.info("%s: was finished by another run", self.path)
         return vectors
 
     def finish(self, vectors):
@@ -195,12 +195,12 @@ class Parts:
     def _write(self, path, **arrays):
         arrays["fingerprint"] = np.array([self.fingerprint])
         try:
-            try:
-                write_arrays(path, **arrays)
-            except FileNotFoundError:
-                # a process that has finished the same work took the folder away
-                write_arrays(path, **arrays)
+            write_arrays(path, **arrays)
         except OSError as error:
+            # a process that finished the same work took the folder away just now: then
+            # this part has become needless, too
+            if isinstance(error, FileNotFoundError) and self.finished() is not None:
+                return
             raise InputError(
                 f"{describe_os_error(error)} (parts in {self.folder} stay: the same "
                 "command goes on from them)"

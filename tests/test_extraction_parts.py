@@ -114,7 +114,7 @@ def test_a_finished_file_is_taken_as_it_is(manifest, path, unbroken, suffix, cap
     before = path.stat().st_mtime_ns
     vectors, embedded = go_on(manifest, path, max_batch_seconds=9.0)
     assert embedded == 0
-    assert "was finished before, is taken as it is" in caplog.text
+    assert "was finished by another run" in caplog.text
     np.testing.assert_array_equal(vectors, unbroken)
     assert path.stat().st_mtime_ns == before
 
@@ -347,21 +347,41 @@ def test_parts_that_vanish_are_missed(manifest, path):
         parts.collect()
 
 
-def test_a_folder_taken_away_while_a_part_is_written(
+def test_another_process_finishes_while_a_part_is_written(
     manifest, path, unbroken, monkeypatch
 ):
-    """Another process has finished: what is being written is written again."""
     real, calls = os.fsync, iter(range(1000))
 
     def fsync(descriptor):
-        if next(calls) == 2:
-            shutil.rmtree(path.parent / parts_of(path)[0].parent.name)
         real(descriptor)
+        if next(calls) == 2:  # what is being written has not got its name yet
+            monkeypatch.setattr(os, "fsync", real)
+            assert go_on(manifest, path)[1] == N - 2
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(InputError, match="2 of 10 recordings are not there"):
+    vectors, embedded = go_on(manifest, path, save_every=0)
+    assert embedded == N
+    np.testing.assert_array_equal(vectors, unbroken)
+    assert_whole(path, manifest, unbroken)
+
+
+def test_a_folder_taken_away_by_somebody_else_is_said(
+    manifest, path, unbroken, monkeypatch
+):
+    real = os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        monkeypatch.setattr(os, "fsync", real)
+        (folder,) = path.parent.glob("*.parts-*")
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(
+        InputError, match=r"\.npz: No such file or directory \(parts in"
+    ):
         go_on(manifest, path, save_every=0)
-    assert go_on(manifest, path)[1] == 2
+    assert go_on(manifest, path)[1] == N - 1
     assert_whole(path, manifest, unbroken)
 
 
