@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import sync_folder, write_json
 from speechbrain_ext.hyper import load_yaml
+from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.weights import load_strictly, read_weights
 
 MODEL_FILE = "speaker_encoder.safetensors"
@@ -130,7 +131,7 @@ def load_pretrained(folder):
     return model.eval()
 
 
-def load_trainable(folder, gradient_checkpointing=False):
+def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
     """A former stage's model, to be trained on: every parameter requires a gradient.
 
     Arguments
@@ -139,15 +140,18 @@ def load_trainable(folder, gradient_checkpointing=False):
         Written by :func:`save_pretrained`.
     gradient_checkpointing : bool
         As in the encoder.
+    frozen_encoder : bool
+        Only the head trains; the encoder stays as it is, in eval mode.
 
     Returns
     -------
     SpeakerEncoder
     """
-    model = load_pretrained(folder)
-    model.encoder.frozen = False
+    model = load_pretrained(folder).requires_grad_(True)
+    model.encoder.frozen = frozen_encoder
+    model.encoder.requires_grad_(not frozen_encoder)
     model.encoder.gradient_checkpointing = gradient_checkpointing
-    return model.requires_grad_(True).train()
+    return model.train()
 
 
 def load_classifier(folder, classifier, speakers, n_speeds):
@@ -187,6 +191,26 @@ def load_classifier(folder, classifier, speakers, n_speeds):
             f"in {TRAINING}"
         )
     load_strictly(classifier, {"weight": weights["weight"][rows]}, str(path))
+
+
+def keep_classifier(folder):
+    """A former stage's classifier, for one that trains none and hands it on.
+
+    Returns
+    -------
+    classifier : ArcFace
+        Or None.
+    training : dict
+        ``speakers`` and ``n_speeds``, which its rows stand for; else empty.
+    """
+    if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
+        return None, {}
+    kept = {name: read_training(folder)[name] for name in ("speakers", "n_speeds")}
+    weights = read_weights(path)
+    size = max((weight.shape[-1] for weight in weights.values()), default=0)
+    classifier = ArcFace(size, len(kept["speakers"]) * kept["n_speeds"])
+    load_strictly(classifier, weights, str(path))
+    return classifier, kept
 
 
 def read_training(folder):

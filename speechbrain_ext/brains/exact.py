@@ -49,8 +49,7 @@ class ExactBrain(sb.Brain):
                 f"grad_accumulation_factor: {self.grad_accumulation_factor}, expected "
                 "at least 1"
             )
-        self.sampler = sampler
-        self.train_sampler = sampler  # SpeechBrain calls its set_epoch
+        self.sampler = self.train_sampler = sampler  # SpeechBrain calls its set_epoch
         self.stop_signal = 0  # what reached this process
         self.stopping = 0  # what all processes have agreed on
         if self.checkpointer is not None:
@@ -120,11 +119,14 @@ class ExactBrain(sb.Brain):
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
 
+    def parameter_groups(self):
+        """What the optimiser is given: parameters, or groups of them with options."""
+        return [p for p in self.modules.parameters() if p.requires_grad]
+
     def init_optimizers(self):
         """One optimiser over what requires a gradient, saved with the checkpoints."""
-        trained = [p for p in self.modules.parameters() if p.requires_grad]
         try:
-            self.optimizer = self.opt_class(trained)
+            self.optimizer = self.opt_class(self.parameter_groups())
         except (ValueError, TypeError) as error:
             raise InputError(f"opt_class: {error}") from error
         self.optimizers_dict = {"optimizer": self.optimizer}
@@ -138,10 +140,9 @@ class ExactBrain(sb.Brain):
 
     def _group_size(self):
         """Batches in this step's accumulation group; the last may be smaller."""
-        factor, steps = self.grad_accumulation_factor, len(self.sampler)
-        return (
-            steps % factor or factor if self.step > steps - steps % factor else factor
-        )
+        factor = self.grad_accumulation_factor
+        tail = len(self.sampler) % factor
+        return tail if self.step > len(self.sampler) - tail else factor
 
     # -- stopping and resuming -----------------------------------------------------
 

@@ -19,7 +19,8 @@ from tiny_training import (
 )
 from torch import nn
 
-from speechbrain_ext.brains.speaker import SpeakerBrain, standard_error
+from speechbrain_ext.brains.speaker import SpeakerBrain
+from speechbrain_ext.brains.validated import standard_error
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.metrics import equal_error_rate
 

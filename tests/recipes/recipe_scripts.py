@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def run(name, words, stderr, seconds=100):
     process.join(seconds)
     process.kill()
     return process.exitcode, Path(stderr).read_text().splitlines()
+
+
+def run_on_two(name, words, folder):
+    """A script on two ranks as torchrun starts it → exit codes, stderr of each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        start(
+            *(run_script, name, *words),
+            stderr=folder / f"stderr{rank}",
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=2,
+            MASTER_ADDR="localhost",
+            MASTER_PORT=port,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(100)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes, [(folder / f"stderr{rank}").read_text() for rank in range(2)]
 
 
 def write_recipe_corpus(folder):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from recipe_scripts import (
     SMALL,
     data_words,
     run,
-    run_script,
+    run_on_two,
     write_recipe_corpus,
 )
 from tiny_training import (
@@ -25,7 +24,6 @@ from tiny_training import (
     constant_rate,
     in_processes,
     saved,
-    start,
     state_of,
     tiny_run,
     train,
@@ -243,31 +241,6 @@ def stage_words(corpus, out, yaml, *more):
     return [word for word in words if "embedding_size" not in word] + list(more)
 
 
-def run_on_two(words, folder):
-    """train.py on two ranks as torchrun starts it → exit codes, stderr of each."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        start(
-            *(run_script, "train", *words),
-            stderr=folder / f"stderr{rank}",
-            RANK=rank,
-            LOCAL_RANK=rank,
-            WORLD_SIZE=2,
-            MASTER_ADDR="localhost",
-            MASTER_PORT=port,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.join(100)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes, [(folder / f"stderr{rank}").read_text() for rank in range(2)]
-
-
 def test_stages_1_and_2_train_and_export_once(recipe_corpus, tmp_path):
     outs = [tmp_path / "1", tmp_path / "2"]
     words = [
@@ -278,7 +251,7 @@ def test_stages_1_and_2_train_and_export_once(recipe_corpus, tmp_path):
         ),
     ]
     for out, stage in zip(outs, words):
-        codes, errors = run_on_two(stage, tmp_path)
+        codes, errors = run_on_two("train", stage, tmp_path)
         assert codes == [0, 0], errors
         log = (out / "log.txt").read_text()
         assert log.count("is the best; model in") == 1

@@ -23,8 +23,10 @@ HEADS = {
     "stage1_weighted_ecapa": WeightedSumECAPA,
 }
 LATER = ("stage2_joint", "stage3_lmft")
-PUBLISHED = (*HEADS, *LATER)
-TRAINING = (*PUBLISHED, "small_from_scratch")
+FROM_A_MODEL = (*LATER, "stage1_pruned")
+DISTILLING = ("prune1_distill", "prune2_distill")
+PUBLISHED = (*HEADS, *FROM_A_MODEL)
+TRAINING = (*PUBLISHED, *DISTILLING, "small_from_scratch")
 EVERY = (*TRAINING, "verify")
 
 
@@ -49,18 +51,29 @@ def load(tiny, tmp_path, monkeypatch):
         given = {"encoder_source": tiny / "tiny.json"}
         for key in re.findall(r"^(\w+): !PLACEHOLDER", text, re.M):
             given[key] = tmp_path
-        given["pretrained_folder"] = tiny / "final"
+        given |= dict.fromkeys(
+            ("pretrained_folder", "teacher_folder", "student_folder"), tiny / "final"
+        )
         given["output_folder"] = tmp_path / "out"
         words = [
             *(f"--{k}={v}" for k, v in given.items() if f"\n{k}: " in text),
             *words,
         ]
-        if name not in (*LATER, "verify"):
+        if name not in (*FROM_A_MODEL, "verify"):
             words = [word for word in words if "pretrained_folder" not in word]
-        keys = script("verify" if name == "verify" else "train").KEYS
+        if name == "prune1_distill":
+            words = [word for word in words if "student_folder" not in word]
+        keys = script(script_of(name)).KEYS
         return load_run([f"hparams/{name}.yaml", *words], keys)[3]
 
     return load
+
+
+def script_of(name):
+    """Which script reads the file of that name."""
+    if name == "verify":
+        return "verify"
+    return "distill_prune" if name in DISTILLING else "train"
 
 
 def body(name):
@@ -94,9 +107,8 @@ def test_the_header_says_purpose_needs_command_and_one_override(name):
     text = header(name)
     assert "\n# Needs: " in text
     assert "\n# One override: --" in text
-    script_name = "verify" if name == "verify" else "train"
-    assert re.search(rf"\n#   .*{script_name}\.py hparams/{name}\.yaml ", text)
-    if name in PUBLISHED:
+    assert re.search(rf"\n#   .*{script_of(name)}\.py hparams/{name}\.yaml ", text)
+    if name in (*PUBLISHED, *DISTILLING):
         assert "arXiv 2510.04213" in text
 
 
@@ -163,7 +175,7 @@ def test_what_all_published_stages_share(load, name):
     assert "precision: bf16" in "\n".join(body(name))
 
 
-@pytest.mark.parametrize("name", [*HEADS, "stage2_joint"])
+@pytest.mark.parametrize("name", [*HEADS, "stage2_joint", "stage1_pruned"])
 def test_data_of_stages_1_and_2(load, name):
     hparams = load(name)
     assert hparams["crop_seconds"] == [2.0, 3.0]
@@ -228,6 +240,76 @@ def test_stage_3(load):
     assert hparams["augment_chains"] is None
     assert hparams["classifier"].keywords["margin"] == 0.5
     assert hparams["margin_schedule"](0.3) == 0.5
+
+
+def test_stage_1_of_a_pruned_encoder(load):
+    hparams = load("stage1_pruned")
+    assert hparams["epoch_counter"].limit == 10
+    rate = hparams["lr_schedule"]
+    assert [rate(p) for p in (0, 4.99, 5, 9.99)] == pytest.approx(
+        [1e-4] * 2 + [1e-5] * 2
+    )
+    model = hparams["speaker_encoder"].train()
+    assert model.encoder.frozen
+    assert not any(module.training for module in model.encoder.modules())
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
+    assert model.head.training
+    assert hparams["lora"] is None
+    assert hparams["classifier"].keywords["embedding_size"] == 256
+
+
+@pytest.mark.parametrize("name", DISTILLING)
+def test_what_both_distillations_share(load, name):
+    hparams = load(name)
+    assert hparams["epoch_counter"].limit == 20
+    assert hparams["crop_seconds"] == [4.0, 4.0]
+    assert hparams["batch_size"] == 16
+    assert optimiser(hparams) == (torch.optim.AdamW, 2e-4, 0.0)
+    assert [hparams["lr_schedule"](p) for p in (0, 3.3, 20)] == [2e-4] * 3
+    assert hparams["max_grad_norm"] == 1.0
+    assert hparams["grad_accumulation_factor"] == 1
+    assert hparams["draws_per_epoch"] is None
+    assert hparams["multiple"] == 1
+    assert "precision: bf16" in "\n".join(body(name))
+    assert not hparams["student"].encoder.gradient_checkpointing
+    assert hparams["student"].training
+    assert not hparams["teacher"].training
+    shared = {id(p) for p in hparams["teacher"].parameters()}
+    assert not any(id(p) in shared for p in hparams["student"].parameters())
+
+
+def test_pruning(load, tiny):
+    hparams = load("prune1_distill")
+    assert hparams["student_folder"] == hparams["teacher_folder"] == str(tiny / "final")
+    assert hparams["gate_lr"] == hparams["multiplier_lr"] == 2e-2
+    assert hparams["gates"]["kinds"] == ["heads", "ffn1", "ffn2", "conv"]
+    given = {k: v for k, v in hparams["budget"].items() if v is not None}
+    assert given == {"sparsity": 0.8, "warmup_steps": 10_000}
+    given = load("prune1_distill", "--sparsity=0.5", "--warmup_steps=3")["budget"]
+    assert (given["sparsity"], given["warmup_steps"]) == (0.5, 3)
+    words = ["--budget.sparsity=null", "--budget.macs=6310000000"]
+    given = load("prune1_distill", *words)["budget"]
+    assert (given["sparsity"], given["macs"]) == (None, 6_310_000_000)
+
+
+def test_distillation_alone(load):
+    hparams = load("prune2_distill")
+    assert hparams["gates"] is None
+    assert hparams["budget"] is None
+
+
+def test_the_two_distillations_differ_in_gates_and_budget_alone(load):
+    one, two = ({**load(name)} for name in DISTILLING)
+    for values in (one, two):
+        for key, value in list(values.items()):
+            plain = isinstance(value, (int, float, str, list, type(None)))
+            if not plain or "folder" in key:
+                del values[key]
+    left_out = {"sparsity", "warmup_steps", "gate_lr", "multiplier_lr"}
+    assert {k: v for k, v in one.items() if k not in left_out} == {
+        k: v for k, v in two.items() if k not in ("gates", "budget")
+    }
 
 
 def check_cosine(schedule, epochs):

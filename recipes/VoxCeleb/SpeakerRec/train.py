@@ -22,6 +22,7 @@ from voxceleb_prepare import prepare_voxceleb
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.brains.speaker import SpeakerBrain
+from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
@@ -32,7 +33,6 @@ from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.pretrained import load_classifier, save_pretrained
 from speechbrain_ext.profiling import count_parameters
-from speechbrain_ext.scoring.trials import read_trials, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +76,6 @@ def make_training_set(hparams, manifest):
     )
     dataset = TrainingSet(manifest, hparams["seed"], augmenter, hparams["speeds"])
     return dataset, sampler
-
-
-def read_validation(prepared):
-    """What the Brain validates on, or None where no speakers were held out."""
-    if prepared.valid is None:
-        return None
-    manifest = read_manifest(prepared.valid)
-    trials = read_trials(prepared.valid_trials)
-    return manifest, trials, rows_of(trials, manifest.ids, str(prepared.valid))
 
 
 def make_modules(hparams, manifest):
