@@ -22,6 +22,7 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
     class_rows,
+    keep_classifier,
     load_classifier,
     load_pretrained,
     load_trainable,
@@ -138,6 +139,14 @@ def test_the_next_stage_trains_every_parameter(folder):
     assert all(parameter.requires_grad for parameter in model.parameters())
     model(wavs()).square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_next_stage_may_leave_the_encoder_as_it_is(folder):
+    model = load_trainable(folder, frozen_encoder=True)
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert not any(module.training for module in model.encoder.modules())
+    assert all(p.requires_grad for p in model.head.parameters())
+    assert all(module.training for module in model.head.modules())
 
 
 # ---- whole or absent -----------------------------------------------------------------
@@ -407,3 +416,26 @@ def test_training_must_say_speakers_and_speeds(folder, values):
 
 def test_what_training_knew_is_read_back(folder):
     assert read_training(folder) == training()
+
+
+# ---- a classifier that is handed on --------------------------------------------------
+
+
+def test_a_classifier_is_kept_with_what_its_rows_stand_for(folder, tmp_path):
+    classifier, kept = keep_classifier(folder)
+    assert kept == {"speakers": SPEAKERS, "n_speeds": 3}
+    again = save_pretrained(tmp_path / "again", make_model(), classifier, kept)
+    files = [f / "classifier.safetensors" for f in (folder, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_model_without_classifier_has_none_to_hand_on(tmp_path):
+    folder = save_pretrained(tmp_path / "bare", make_model())
+    assert keep_classifier(folder) == (None, {})
+
+
+def test_a_classifier_of_other_speakers_is_not_handed_on(tmp_path):
+    few = training(SPEAKERS[:3])
+    folder = save_pretrained(tmp_path / "a", make_model(), make_classifier(), few)
+    with pytest.raises(InputError, match=r"weight \(12, 8\) instead of \(9, 8\)"):
+        keep_classifier(folder)

@@ -34,10 +34,11 @@ class StepLog:
         header = ",".join(["step", *self.columns]) + "\n"
         rows = []
         if step and self.path.is_file():
-            found, *lines = self.path.read_text().splitlines(keepends=True)
+            found, *lines = self.path.read_text().splitlines(keepends=True) or [""]
             if found != header:
                 raise InputError(
-                    f"{self.path}: columns {found.strip()}, expected {header.strip()}"
+                    f"{self.path}: columns {found.strip()!r}, expected "
+                    f"{header.strip()!r}; the file is of another run"
                 )
             # a killed process may leave part of a line at the end
             whole = [line for line in lines if line.endswith("\n")]
