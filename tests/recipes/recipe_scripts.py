@@ -42,14 +42,17 @@ def run(name, words, stderr, seconds=100):
     return process.exitcode, Path(stderr).read_text().splitlines()
 
 
-def run_on_two(name, words, folder):
-    """A script on two ranks as torchrun starts it → exit codes, stderr of each."""
+def run_on_two(name, words, folder, function=run_script):
+    """A script on two ranks as torchrun starts it → exit codes, stderr of each.
+
+    ``function`` is called as :func:`run_script` is.
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     processes = [
         start(
-            *(run_script, name, *words),
+            *(function, name, *words),
             stderr=folder / f"stderr{rank}",
             RANK=rank,
             LOCAL_RANK=rank,

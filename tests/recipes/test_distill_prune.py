@@ -25,6 +25,7 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.weights import read_weights
 
 PRUNE1, PRUNE2 = "hparams/prune1_distill.yaml", "hparams/prune2_distill.yaml"
@@ -249,11 +250,35 @@ def test_a_student_of_another_width_is_refused(corpus, tmp_path):
 # ---- several processes ---------------------------------------------------------------
 
 
-def test_two_processes_prune_and_export_once(corpus, tmp_path):
+def _run_keeping_noise(name, *words):
+    """Run, and leave the draws of one gate in a file of this rank."""
+    module = script(name)
+    draws = []
+
+    class Watched(module.DistillPruneBrain):
+        def on_fit_start(self):
+            super().on_fit_start()
+            _, gate = gated_groups(self.embedder().encoder)[0]
+            gate.register_forward_hook(lambda gate, _, out: self.keep(gate, out))
+
+        def keep(self, gate, values):
+            if gate.training:
+                draws.append(values.units.detach())
+
+    module.DistillPruneBrain = Watched
+    run_script(name, *words)
+    folder = next(word for word in words if "output_folder" in word).split("=")[1]
+    torch.save(draws, f"{folder}/noise{os.environ['RANK']}")
+
+
+def test_two_processes_prune_with_noise_of_their_own_and_export_once(corpus, tmp_path):
     out = tmp_path / "out"
     words = prune1_words(corpus, out, "--batch_size=2", "--device=cpu")
-    codes, errors = run_on_two("distill_prune", words, tmp_path)
+    codes, errors = run_on_two("distill_prune", words, tmp_path, _run_keeping_noise)
     assert codes == [0, 0], errors
+    draws = [torch.load(out / f"noise{rank}") for rank in range(2)]
+    assert len(draws[0]) == len(draws[1]) == 7 * EPOCHS
+    assert not any(torch.equal(one, two) for one, two in zip(*draws))
     log = (out / "log.txt").read_text()
     assert log.count("7 steps per epoch") == 1
     assert log.count("; model in") == 1

@@ -15,7 +15,8 @@ time; the same command continues where it stopped. Written to ``output_folder``:
 
     final/           the smaller model, for verify.py and the next stage of train.py
     pruning.json     units that are left, by layer and kind; structure.png shows them
-    steps.csv        loss, sparsity and multipliers of every step; steps.png shows them
+    steps.csv        loss, sparsity and multipliers of every step; steps.png shows the
+                     distillation and the sparsity
 """
 
 import logging
@@ -125,8 +126,10 @@ def export(brain, hparams):
     plot_structure(folder / "structure.png", left)
     if brain.prunes:
         steps = read_steps(folder / "steps.csv")
-        series = (steps[name] for name in ("step", "sparsity", "target", "loss"))
-        plot_progress(folder / "steps.png", *series)
+        # without the Lagrangian, which grows and shrinks with its multipliers
+        loss = [l1 - cosine for l1, cosine in zip(steps["l1"], steps["cosine"])]
+        series = (steps[name] for name in ("step", "sparsity", "target"))
+        plot_progress(folder / "steps.png", *series, loss)
     logger.info(
         "epoch %s: the encoder has %d parameters, validation EER %s; model in %s",
         *(best.get("epoch"), left["parameters"], stats.get("EER"), folder / "final"),
