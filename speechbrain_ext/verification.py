@@ -8,15 +8,13 @@ and the calibrator are in :mod:`speechbrain_ext.backend_plan`, scores and report
 :mod:`speechbrain_ext.scoring.score_lists`.
 """
 
-import numpy as np
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ext.data.concatenate import concatenate_enrolment
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.backend import Side
 from speechbrain_ext.scoring.embeddings import select_vectors
-from speechbrain_ext.scoring.score_lists import Recordings, averaged
+from speechbrain_ext.scoring.score_lists import averaged, recordings_of
 
 ENROLMENTS = ("average", "concatenate")
 
@@ -48,7 +46,7 @@ def embedded(manifest, embed, path, given=None):
         vectors = select_vectors(given, manifest.ids, path)
     else:
         vectors = embed(manifest, path)
-    return _recordings(manifest, vectors, path) if if_main_process() else None
+    return recordings_of(manifest, vectors, path) if if_main_process() else None
 
 
 def enrolled(protocol, models, test, manifest, embed, folder):
@@ -84,7 +82,7 @@ def enrolled(protocol, models, test, manifest, embed, folder):
         )
         path = folder / "enrolment_embeddings.npz"
         vectors = embed(joined, path)
-        return _recordings(joined, vectors, path) if if_main_process() else None
+        return recordings_of(joined, vectors, path) if if_main_process() else None
     return averaged(models, test) if if_main_process() else None
 
 
@@ -102,9 +100,3 @@ def checked_enrolments(enrolment):
             "once"
         )
     return list(protocols)
-
-
-def _recordings(manifest, vectors, path):
-    ids = np.array(manifest.ids.tolist())
-    by_id = dict(zip(ids.tolist(), manifest.speakers.tolist()))
-    return Recordings(ids, Side(vectors, manifest.durations), by_id, str(path))

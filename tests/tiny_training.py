@@ -255,9 +255,13 @@ def assert_same(found, expected):
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PACKAGE = ("adaptation", "brains.speaker", "data.augment", "data.prepare", "hyper")
-_PACKAGE += ("lobes.heads", "pretrained", "profiling", "scoring.plots")
+_PACKAGE += ("lobes.heads", "pretrained", "profiling", "backend_plan", "verification")
+_PACKAGE += ("extraction", "scoring.report")
 _CONTEXT.set_forkserver_preload(
-    ["pytest", *(f"speechbrain_ext.{name}" for name in _PACKAGE)]
+    [
+        *("pytest", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+        *(f"speechbrain_ext.{name}" for name in _PACKAGE),
+    ]
 )
 
 

@@ -78,6 +78,26 @@ def read_lists(paths, allow_duplicates=False):
     return lists
 
 
+def recordings_of(manifest, vectors, source):
+    """Recordings with the durations and speakers of a manifest.
+
+    Arguments
+    ---------
+    manifest : Manifest
+        N recordings.
+    vectors : np.ndarray
+        float [N, E], their embeddings.
+    source : str or Path
+
+    Returns
+    -------
+    Recordings
+    """
+    ids = np.array(manifest.ids.tolist())
+    speakers = dict(zip(ids.tolist(), manifest.speakers.tolist()))
+    return Recordings(ids, Side(vectors, manifest.durations), speakers, str(source))
+
+
 def averaged(enrol_map, recordings):
     """Models as the mean embedding of their recordings, as long as all of these.
 

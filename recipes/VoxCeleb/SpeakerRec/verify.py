@@ -168,6 +168,8 @@ def main():
     check(hparams)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    # The log takes everything: hundreds of lines about fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
     lists, path = {}, hparams["embeddings"]
     if if_main_process():  # the others never see a score

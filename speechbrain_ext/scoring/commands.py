@@ -1,0 +1,228 @@
+"""The steps of scoring alone, each from saved files to saved files.
+
+    cohort       embeddings, manifest → cohort.npz
+    qmf          embeddings, manifest (cohort) → calibration.json
+    score        embeddings, trial lists (cohort, calibration.json) → score files
+    calibrate    a trial list, score files → calibration.json
+    fuse         calibration.json, score files → one score file
+    evaluate     a trial list, score files → report and pictures
+
+Score files are text or tables, by their suffix. Arguments are in
+:mod:`speechbrain_ext.scoring.arguments`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.errors import InputError, naming
+from speechbrain_ext.scoring.array_files import SUFFIXES
+from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
+from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
+from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
+from speechbrain_ext.scoring.embeddings import load_embeddings, select_vectors
+from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.scoring.fusion import stack_scores
+from speechbrain_ext.scoring.report import System, write_report
+from speechbrain_ext.scoring.score_files import (
+    read_score_table,
+    read_scores,
+    write_score_table,
+    write_scores,
+)
+from speechbrain_ext.scoring.score_lists import (
+    Recordings,
+    averaged,
+    read_lists,
+    recordings_of,
+    report_list,
+    score_list,
+)
+
+LIST = "the trial list"  # among systems; no name of theirs has white space
+
+
+def cohort(arguments):
+    """Mean embedding of every speaker, and their mean."""
+    manifest, vectors = _embeddings_of(arguments)
+    with naming(arguments.embeddings):
+        means = speaker_means(vectors, manifest.speakers)
+    save_cohort(arguments.output, means)
+    print(f"{arguments.output}: {len(means.speakers)} speakers")
+
+
+def qmf(arguments):
+    """Fit the quality-aware calibration of a back-end."""
+    backend = _backend(arguments)
+    manifest, vectors = _embeddings_of(arguments)
+    backend.check_width(vectors.shape[1], arguments.embeddings)
+    keys = ("n_trials", "boundary", "shortest", "seed")
+    drawing = {key: getattr(arguments, key) for key in keys}
+    with naming(arguments.manifest):
+        trials = draw_calibration_trials(
+            manifest.speakers, manifest.durations, **drawing
+        )
+        backend = fit_calibrator(
+            *(backend, Side(vectors, manifest.durations), manifest.speakers, trials),
+            *(arguments.objective, arguments.l2),
+        )
+    _save_calibrator(arguments.output, backend.calibrator)
+
+
+def score(arguments):
+    """Score trial lists by every step that files are given for."""
+    lists = read_lists(arguments.trials)
+    backend = _backend(arguments)
+    if arguments.calibrator:
+        names = input_names(bool(arguments.manifest), bool(arguments.cohort))
+        calibrator = QualityCalibrator.load(arguments.calibrator, names)
+        backend = replace(backend, calibrator=calibrator)
+    embeddings = load_embeddings(arguments.embeddings)
+    backend.check_width(embeddings.vectors.shape[1], arguments.embeddings)
+    if arguments.manifest:
+        manifest = read_manifest(arguments.manifest)
+        vectors = select_vectors(embeddings, manifest.ids, arguments.embeddings)
+        test = recordings_of(manifest, vectors, arguments.manifest)
+    else:
+        side = Side(embeddings.vectors)
+        test = Recordings(embeddings.ids, side, {}, arguments.embeddings)
+    enrol = test
+    if arguments.enrol_map:
+        enrol = averaged(read_enrol_map(arguments.enrol_map), test)
+    folder = Path(arguments.output)
+    for name, trials in lists.items():
+        for system in score_list(name, trials, backend, enrol, test, folder):
+            print(folder / f"scores_{name}_{system.name}.txt")
+
+
+def calibrate(arguments):
+    """Fit an affine map of one system's scores, or a fusion of several."""
+    files = _named_files(arguments.scores)
+    calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
+    trials, values = _stacked(files, _read_list(arguments.trials))
+    calibrator.fit(values, trials.labels)
+    _save_calibrator(arguments.output, calibrator)
+
+
+def fuse(arguments):
+    """Scores of systems → natural-log likelihood ratios."""
+    output = Path(arguments.output)
+    if output.suffix.lower() not in (".txt", *SUFFIXES):
+        raise InputError(
+            f"{output}: suffix '{output.suffix}', expected .txt or one of "
+            f"{', '.join(SUFFIXES)}"
+        )
+    calibrator = QualityCalibrator.load(arguments.calibrator)
+    systems = _named_files(arguments.scores)
+    if set(systems) != set(calibrator.names):
+        raise InputError(
+            f"{arguments.calibrator}: calibrates {', '.join(calibrator.names)}, "
+            f"expected the systems of --scores: {', '.join(systems)}"
+        )
+    trials, values = _stacked(
+        {name: systems[name] for name in calibrator.names},
+        _read_list(arguments.trials) if arguments.trials else None,
+    )
+    ratios = calibrator.log_likelihood_ratio(values)
+    write = write_scores if output.suffix.lower() == ".txt" else write_score_table
+    write(output, trials, ratios)
+    print(f"{output}: {len(ratios):,} trials")
+
+
+def evaluate(arguments):
+    """Figures and pictures of the scores of systems on one list."""
+    files = _named_files(arguments.scores)
+    unknown = sorted(set(arguments.calibrated) - set(files))
+    if unknown:
+        raise InputError(
+            f"--calibrated {unknown[0]}, expected systems of --scores: "
+            f"{', '.join(files)}"
+        )
+    if arguments.n_resamples == 1 or arguments.n_resamples < 0:
+        raise InputError(
+            f"--n_resamples {arguments.n_resamples}, expected 0 or at least 2"
+        )
+    speakers = None
+    if arguments.manifest:
+        manifest = read_manifest(arguments.manifest)
+        speakers = dict(zip(manifest.ids.tolist(), manifest.speakers.tolist()))
+    trials, values = _stacked(files, _read_list(arguments.trials))
+    systems = [
+        System(name, name, column, calibrated=name in arguments.calibrated)
+        for name, column in zip(files, values.T, strict=True)
+    ]
+    folder = Path(arguments.output)
+    result = report_list(
+        *(trials.path.stem, trials, systems, folder, arguments.n_resamples, speakers)
+    )
+    print(write_report(folder, [result], {f"scores {n}": f for n, f in files.items()}))
+    print(f"report {folder / 'results.md'}")
+
+
+def _embeddings_of(arguments):
+    """(manifest, vectors float32 [N, E] of its recordings)."""
+    manifest = read_manifest(arguments.manifest)
+    embeddings = load_embeddings(arguments.embeddings)
+    return manifest, select_vectors(embeddings, manifest.ids, arguments.embeddings)
+
+
+def _backend(arguments):
+    top_n = None
+    if arguments.top_n != "all":
+        try:
+            top_n = int(arguments.top_n)
+        except ValueError:
+            raise InputError(
+                f"--top_n {arguments.top_n}, expected a whole number, or all"
+            ) from None
+    cohort = load_cohort(arguments.cohort) if arguments.cohort else None
+    with naming(arguments.cohort or "back-end"):
+        return Backend(cohort, top_n=top_n, memory_mib=arguments.memory_mib)
+
+
+def _save_calibrator(path, calibrator):
+    calibrator.save(path)
+    print(f"{path}: {calibrator.n_target} target, {calibrator.n_nontarget} non-target")
+    for name, weight in zip(calibrator.names, calibrator.weights, strict=True):
+        print(f"{name:<24}{weight:>14.6g}")
+    print(f"{'bias':<24}{calibrator.bias:>14.6g}")
+
+
+def _read_list(path):
+    (trials,) = read_lists([path]).values()
+    return trials
+
+
+def _named_files(words):
+    """NAME=FILE words → {name: file}."""
+    files = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not path or not name or set(name) & set("/\\ \t\n"):
+            raise InputError(
+                f"--scores {word!r}, expected NAME=FILE, no slash or space in NAME"
+            )
+        if name in files:
+            raise InputError(f"--scores: two systems named '{name}', expected one")
+        files[name] = path
+    return files
+
+
+def _read_any_scores(path):
+    """(Trials, scores [T]) of a table or a text, by the suffix."""
+    read = read_score_table if Path(path).suffix.lower() in SUFFIXES else read_scores
+    return read(path)
+
+
+def _stacked(files, trials=None):
+    """Scores side by side, in the order of a list or of the first system.
+
+    → Trials, float64 [T, S].
+    """
+    systems = {name: _read_any_scores(path) for name, path in files.items()}
+    if trials is None:
+        trials = next(iter(systems.values()))[0]
+        return trials, stack_scores(systems).values
+    systems = {LIST: (trials, trials.labels), **systems}
+    return trials, stack_scores(systems).values[:, 1:]
