@@ -18,7 +18,7 @@ from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import Cohort
 from speechbrain_ext.scoring.cohort_statistics import cohort_statistics, rows_in_memory
-from speechbrain_ext.scoring.cross_validation import choose_l2
+from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores, euclidean_norms
 from speechbrain_ext.scoring.normalization import MEMORY_MIB, symmetric_norm
 from speechbrain_ext.scoring.quality import quality_features
@@ -223,7 +223,8 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     objective : str
         As for :class:`~speechbrain_ext.scoring.calibration.QualityCalibrator`.
     l2 : float or None
-        Likewise; None chooses it by cross-validation over speakers.
+        Of the score, the qualities' is 100 times as much; None chooses it by
+        cross-validation over speakers.
 
     Returns
     -------
@@ -242,7 +243,7 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     if l2 is None:
         codes = np.unique(np.asarray(speakers), return_inverse=True)[1]
         l2, _ = choose_l2(values, trials.labels, codes[rows], objective)
-    calibrator = QualityCalibrator(names, objective, l2=l2)
+    calibrator = make_calibrator(l2, names, objective)
     return replace(backend, calibrator=calibrator.fit(values, trials.labels))
 
 

@@ -30,6 +30,7 @@ ENTRIES = {
     "objective": str,
     "p_target": float,
     "l2": float,
+    "l2_quality": float,
     "weights": list,
     "bias": float,
     "n_target": int,
@@ -51,7 +52,9 @@ class QualityCalibrator:
         Prior P of the ``cllr`` objective, in (0, 1); 0.5 is Cllr itself, a smaller one
         minds false alarms more.
     l2 : float
-        λ above 0.
+        λ above 0, of the first input, which is the score.
+    l2_quality : float or None
+        λ of the other inputs; None takes ``l2``, as fusion wants it.
 
     Attributes
     ----------
@@ -62,7 +65,9 @@ class QualityCalibrator:
         Trials of the training.
     """
 
-    def __init__(self, names=None, objective="cllr", p_target=0.5, l2=L2):
+    def __init__(
+        self, names=None, objective="cllr", p_target=0.5, l2=L2, l2_quality=None
+    ):
         if objective not in OBJECTIVES:
             raise InputError(
                 f"objective '{objective}', expected one of {', '.join(OBJECTIVES)}"
@@ -74,10 +79,13 @@ class QualityCalibrator:
                 f"p_target is {p_target} with objective 'cross_entropy', whose prior "
                 "is the share of targets in training; expected objective 'cllr'"
             )
-        if not 0 < l2 < np.inf:
-            raise InputError(f"l2 is {l2}, expected a finite number above 0")
+        l2_quality = l2 if l2_quality is None else l2_quality
+        for name, value in (("l2", l2), ("l2_quality", l2_quality)):
+            if not 0 < value < np.inf:
+                raise InputError(f"{name} is {value}, expected a finite number above 0")
         self.names = None if names is None else _checked_names(names)
-        self.objective, self.p_target, self.l2 = objective, float(p_target), float(l2)
+        self.objective, self.p_target = objective, float(p_target)
+        self.l2, self.l2_quality = float(l2), float(l2_quality)
         self.weights = self.bias = self.n_target = self.n_nontarget = None
 
     def fit(self, features, labels):
@@ -115,7 +123,9 @@ class QualityCalibrator:
         # Rounding gives constant columns a deviation of about 1e-16 of their size.
         varies = scale > 1e-12 * np.abs(features).max(axis=0)
         inputs = (features[:, varies] - mean[varies]) / scale[varies]
-        weights, bias = fit_logistic(inputs, labels, prior, self.l2)
+        l2 = np.full(len(names), self.l2_quality)
+        l2[0] = self.l2
+        weights, bias = fit_logistic(inputs, labels, prior, l2[varies])
         self.names = names
         self.weights = np.zeros(len(names))
         self.weights[varies] = weights / scale[varies]
@@ -185,7 +195,7 @@ class QualityCalibrator:
                 f"{path}: calibrates {', '.join(content['names'])}, expected "
                 f"{', '.join(names)}"
             )
-        options = ("names", "objective", "p_target", "l2")
+        options = ("names", "objective", "p_target", "l2", "l2_quality")
         try:
             calibrator = cls(**{key: content.pop(key) for key in options})
         except InputError as error:

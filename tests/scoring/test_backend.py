@@ -15,7 +15,7 @@ from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import Cohort, speaker_means
 from speechbrain_ext.scoring.cohort_statistics import cohort_statistics
-from speechbrain_ext.scoring.cross_validation import choose_l2
+from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores
 from speechbrain_ext.scoring.normalization import as_norm, s_norm
 from speechbrain_ext.scoring.quality import quality_features
@@ -194,7 +194,7 @@ def test_fitting_without_a_cohort(training):
     side, speakers, trials = training
     fitted = fit_calibrator(Backend(), side, speakers, trials, "cross_entropy", 0.01)
     names, values = by_hand(side, side, rows_of(trials))[1]
-    expected = QualityCalibrator(names, "cross_entropy", l2=0.01)
+    expected = make_calibrator(0.01, names, "cross_entropy")
     expected.fit(values, trials.labels)
     assert fitted.calibrator.names == names
     assert fitted.calibrator.objective == "cross_entropy"
@@ -218,7 +218,7 @@ def test_fitting_leaves_everybody_out_of_their_own_cohort(training):
     weights = {}
     for name, marked in (("own", side._replace(own=own)), ("all", side)):
         columns, values = by_hand(marked, marked, rows_of(trials), cohort)[1]
-        calibrator = QualityCalibrator(columns, l2=1e-3).fit(values, trials.labels)
+        calibrator = make_calibrator(1e-3, columns).fit(values, trials.labels)
         weights[name] = calibrator.weights
     np.testing.assert_allclose(fitted.calibrator.weights, weights["own"], rtol=1e-9)
     assert not np.allclose(weights["all"], weights["own"], rtol=0.05)

@@ -218,6 +218,7 @@ def test_unnamed_inputs_need_columns():
         ({"p_target": 0.1, "objective": "cross_entropy"}, "expected objective 'cllr'"),
         ({"l2": 0}, "l2 is 0"),
         ({"l2": math.inf}, "l2 is inf"),
+        ({"l2_quality": 0}, "l2_quality is 0"),
         ({"names": []}, "at least one name"),
         ({"names": ["a", ""]}, "at least one name"),
         ({"names": ["a", "b", "a"]}, "input 'a' comes twice"),
@@ -235,7 +236,8 @@ def fitted(**options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"p_target": 0.05, "l2": 1e-4}, {"objective": "cross_entropy"}]
+    "options",
+    [{"p_target": 0.05, "l2": 1e-4, "l2_quality": 0.1}, {"objective": "cross_entropy"}],
 )
 def test_round_trip(tmp_path, options):
     calibrator = fitted(**options)
