@@ -14,6 +14,8 @@ Score files are text or tables, by their suffix. Arguments are in
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.scoring.array_files import SUFFIXES
@@ -21,7 +23,7 @@ from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
-from speechbrain_ext.scoring.embeddings import load_embeddings, select_vectors
+from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.fusion import stack_scores
 from speechbrain_ext.scoring.report import System, write_report
@@ -78,15 +80,12 @@ def score(arguments):
         names = input_names(bool(arguments.manifest), bool(arguments.cohort))
         calibrator = QualityCalibrator.load(arguments.calibrator, names)
         backend = replace(backend, calibrator=calibrator)
-    embeddings = load_embeddings(arguments.embeddings)
-    backend.check_width(embeddings.vectors.shape[1], arguments.embeddings)
     if arguments.manifest:
-        manifest = read_manifest(arguments.manifest)
-        vectors = select_vectors(embeddings, manifest.ids, arguments.embeddings)
-        test = recordings_of(manifest, vectors, arguments.manifest)
+        test = recordings_of(*_embeddings_of(arguments), arguments.embeddings)
     else:
-        side = Side(embeddings.vectors)
-        test = Recordings(embeddings.ids, side, {}, arguments.embeddings)
+        ids, vectors = load_embeddings(arguments.embeddings)
+        test = Recordings(ids, Side(vectors), {}, arguments.embeddings)
+    backend.check_width(test.side.vectors.shape[1], arguments.embeddings)
     enrol = test
     if arguments.enrol_map:
         enrol = averaged(read_enrol_map(arguments.enrol_map), test)
@@ -161,10 +160,17 @@ def evaluate(arguments):
 
 
 def _embeddings_of(arguments):
-    """(manifest, vectors float32 [N, E] of its recordings)."""
+    """(manifest of the recordings, float32 [N, E]), in the order of the embeddings."""
     manifest = read_manifest(arguments.manifest)
-    embeddings = load_embeddings(arguments.embeddings)
-    return manifest, select_vectors(embeddings, manifest.ids, arguments.embeddings)
+    ids, vectors = load_embeddings(arguments.embeddings)
+    row_of = {name: row for row, name in enumerate(manifest.ids.tolist())}
+    rows = np.array([row_of.get(name, -1) for name in ids.tolist()])
+    if (rows < 0).any():
+        raise InputError(
+            f"{arguments.manifest}: no recording '{ids[np.argmin(rows)]}', expected "
+            f"all {len(rows)} of {arguments.embeddings} ({(rows < 0).sum()} absent)"
+        )
+    return manifest.select(rows), vectors
 
 
 def _backend(arguments):

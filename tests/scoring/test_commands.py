@@ -29,7 +29,7 @@ SIZE, EACH = 6, 5
 
 
 def write_speakers(folder, name, first, n_speakers):
-    """NAME.npz, in another order than NAME.csv and with one more recording."""
+    """NAME.npz, in another order than NAME.csv, which has one recording more."""
     random = np.random.default_rng(first)
     speakers = [f"id{first + s:02d}" for s in range(n_speakers) for _ in range(EACH)]
     ids = [f"{who}/{row % EACH}" for row, who in enumerate(speakers)]
@@ -37,14 +37,12 @@ def write_speakers(folder, name, first, n_speakers):
     noise = random.standard_normal((len(ids), SIZE))
     vectors = (np.repeat(centres, EACH, axis=0) + noise).astype(np.float32)
     seconds = random.uniform(2, 10, len(ids))
-    manifest = Manifest(ids, [f"{i}.wav" for i in ids], seconds, speakers)
-    write_manifest(folder / f"{name}.csv", manifest)
-    order = random.permutation(len(ids) + 1)
-    more = np.concatenate((vectors, np.ones((1, SIZE), np.float32)))
-    save_embeddings(
-        folder / f"{name}.npz", np.array([*ids, "more"])[order], more[order]
-    )
-    return manifest, vectors
+    more = [*ids, "more"], ["x"] * (len(ids) + 1), [*seconds, 2.0], [*speakers, "more"]
+    write_manifest(folder / f"{name}.csv", Manifest(*more))
+    order = random.permutation(len(ids))
+    save_embeddings(folder / f"{name}.npz", np.array(ids)[order], vectors[order])
+    manifest = Manifest(ids, ids, seconds, speakers)
+    return manifest.select(order), vectors[order]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def data(tmp_path_factory):
             ("test", 40, 4),
         )
     }
-    ids = corpora["test"][0].ids.tolist()
+    ids = sorted(corpora["test"][0].ids.tolist())
     lines = [f"{int(a[:4] == b[:4])} {a} {b}" for a in ids for b in ids[::3]]
     (folder / "o.txt").write_text("\n".join(lines) + "\n")
     return folder, corpora
@@ -323,7 +321,7 @@ EVALUATE = "evaluate --trials o.txt --output out --scores"
     [
         (COHORT.replace("train.csv", "no.csv"), "no.csv: No such file"),
         (COHORT.replace("train.npz", "no.npz"), "no.npz: No such file"),
-        (COHORT.replace("train.npz", "test.npz"), "test.npz: no embedding of 'id00/0'"),
+        (COHORT.replace("train.npz", "test.npz"), "train.csv: no recording 'id4"),
         (COHORT.replace("out/c.npz", "c.txt"), "c.txt: suffix '.txt', expected one of"),
         (f"{QMF} --objective eer", "objective 'eer'"),
         (f"{QMF} --l2 0", "l2 is 0"),
@@ -356,7 +354,7 @@ EVALUATE = "evaluate --trials o.txt --output out --scores"
             SCORE.replace("test.npz", "valid.npz"),
             "o.txt: line 1: enrol name 'id40/0' is",
         ),
-        (f"{SCORE} --manifest valid.csv", "test.npz: no embedding of 'id20/0'"),
+        (f"{SCORE} --manifest valid.csv", "valid.csv: no recording 'id4"),
         (f"{SCORE} --enrol_map o.txt", "o.txt: line 1: utterance 'id40/0' of '1' tw"),
         (f"{CALIBRATE} a.npz", "--scores 'a.npz', expected NAME=FILE"),
         (f"{CALIBRATE} a=", "--scores 'a=', expected NAME=FILE"),
