@@ -130,6 +130,21 @@ def test_the_target_rises_with_training_steps_alone(corpus, tmp_path, factor):
     np.testing.assert_allclose(steps.target, first + (0.5 - first) * done, rtol=1e-6)
 
 
+def test_a_row_is_the_mean_of_its_accumulation_group(corpus, tmp_path):
+    losses = []
+
+    class Kept(DistillPruneBrain):
+        def compute_objectives(self, *arguments):
+            losses.append(super().compute_objectives(*arguments))
+            return losses[-1]
+
+    train(*distill_run(corpus, tmp_path, brain=Kept, factor=3, epochs=1))
+    found = torch.stack(losses).tolist()
+    groups = found[:3], found[3:6], found[6:]
+    expected = [sum(group) / len(group) for group in groups]
+    np.testing.assert_allclose(steps_of(tmp_path).loss, expected, rtol=1e-6)
+
+
 def test_multipliers_ascend_by_the_excess(corpus, tmp_path):
     rates = {"multiplier_lr": 0.5, "gate_lr": 3.0, "max_grad_norm": 0.0}
     plain = {"opt_class": lambda p: torch.optim.SGD(p, lr=0.01), "epochs": 3}
