@@ -175,7 +175,8 @@ def plan_backend(
         calibration needs.
     """
     settings = call_with(_settings, "backend", {"backend": backend or {}})
-    names = input_names(True, with_cohort=bool(cohort or training_manifest))
+    with_cohort = bool(cohort or training_manifest)
+    names = input_names(True, with_cohort, settings["top_n"])
     found = {
         "cohort": load_cohort(cohort) if cohort else None,
         "calibrator": QualityCalibrator.load(calibrator, names) if calibrator else None,

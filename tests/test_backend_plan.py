@@ -326,10 +326,13 @@ def test_a_calibrator_of_the_other_kind(files, with_cohort):
     plan.carry_out(Embed(), files)
     calibrator = str(files / "calibration.json")
     plan_of(files, train=with_cohort, calibrator=calibrator)
-    with pytest.raises(
-        InputError, match=r"calibration.json: calibrates score, .*, expec"
-    ):
+    kind = "as_norm_4" if with_cohort else "cosine"
+    message = rf"calibration.json: calibrates {kind}, .*, expected "
+    with pytest.raises(InputError, match=message):
         plan_of(files, train=not with_cohort, calibrator=calibrator)
+    if with_cohort:
+        with pytest.raises(InputError, match=rf"{message}as_norm_3"):
+            plan_of(files, train=True, calibrator=calibrator, backend={"top_n": 3})
 
 
 def test_too_few_speakers_to_choose_l2(tmp_path):

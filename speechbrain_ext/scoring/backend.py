@@ -21,7 +21,7 @@ from speechbrain_ext.scoring.cohort_statistics import cohort_statistics, rows_in
 from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores, euclidean_norms
 from speechbrain_ext.scoring.normalization import MEMORY_MIB, symmetric_norm
-from speechbrain_ext.scoring.quality import quality_features
+from speechbrain_ext.scoring.quality import QualityFeatures, quality_features
 
 BLOCK = 262_144  # trials per step of the calibration: 26 MiB of features
 
@@ -142,9 +142,14 @@ class Backend:
         return found
 
     def features(self, enrol, test, trials):
-        """What the calibrator is fitted on → QualityFeatures of the trials."""
+        """What the calibrator is fitted on → QualityFeatures of the trials.
+
+        As :func:`input_names` has them.
+        """
         found, measures = self._normalised(enrol, test, trials)
-        return quality_features(list(found.values())[-1], _of_trials(measures, trials))
+        scores = list(found.values())[-1]
+        values = quality_features(scores, _of_trials(measures, trials)).values
+        return QualityFeatures(self._input_names(enrol, test), values)
 
     def _normalised(self, enrol, test, trials):
         """Scores before calibration; {measure: (enrol [N], test [M])}."""
@@ -185,21 +190,39 @@ class Backend:
         return ratios
 
     def _check_inputs(self, enrol, test):
-        names = input_names(_have_durations(enrol, test), self.cohort is not None)
+        names = self._input_names(enrol, test)
         if self.calibrator.names != names:
             raise InputError(
                 f"the calibrator takes {', '.join(self.calibrator.names)}; here are "
-                f"{', '.join(names)}, expected the same: with a cohort or without, "
-                "with durations or without"
+                f"{', '.join(names)}, expected the same: cohort or none, top_n, "
+                "durations or none"
             )
 
+    def _input_names(self, enrol, test):
+        with_durations = _have_durations(enrol, test)
+        return input_names(with_durations, self.cohort is not None, self.top_n)
 
-def input_names(with_durations, with_cohort):
-    """What the calibrator of such a back-end takes, list of str."""
+
+def input_names(with_durations, with_cohort, top_n):
+    """What the calibrator of such a back-end takes.
+
+    The score by the name of what was done to it, so that a calibrator of one kind of
+    score is not applied to another.
+
+    Returns
+    -------
+    list of str
+        ``cosine``, ``s_norm`` or ``as_norm_300``, and those of
+        :func:`~speechbrain_ext.scoring.quality.quality_features`.
+    """
+    score = "cosine"
+    if with_cohort:
+        score = "s_norm" if top_n is None else f"as_norm_{top_n}"
     measures = ["duration"] * with_durations + ["magnitude"]
     measures += ["cohort_mean"] * with_cohort
     none = np.empty(0)
-    return quality_features(none, dict.fromkeys(measures, (none, none))).names
+    names = quality_features(none, dict.fromkeys(measures, (none, none))).names
+    return [score, *names[1:]]
 
 
 def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):

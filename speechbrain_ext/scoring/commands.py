@@ -77,7 +77,8 @@ def score(arguments):
     lists = read_lists(arguments.trials)
     backend = _backend(arguments)
     if arguments.calibrator:
-        names = input_names(bool(arguments.manifest), bool(arguments.cohort))
+        given = bool(arguments.manifest), bool(arguments.cohort)
+        names = input_names(*given, backend.top_n)
         calibrator = QualityCalibrator.load(arguments.calibrator, names)
         backend = replace(backend, calibrator=calibrator)
     if arguments.manifest:

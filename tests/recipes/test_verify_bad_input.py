@@ -31,7 +31,7 @@ def files(corpus):
     ids = [f"id{s:02d}/s{t % 2}/{t:05d}" for s in (6, 7) for t in range(3)]
     save_embeddings(corpus / "six.npz", ids, vectors[:6])
     save_embeddings(corpus / "five.npz", ids[:5], vectors[:5])
-    inputs = input_names(with_durations=True, with_cohort=True)
+    inputs = input_names(with_durations=True, with_cohort=True, top_n=300)
     features = random.standard_normal((20, len(inputs)))
     calibrator = QualityCalibrator(inputs).fit(features, np.arange(20) % 2)
     calibrator.save(corpus / "calibration.json")
@@ -84,7 +84,7 @@ def files(corpus):
         ),
         (
             ["--calibrator={c}/calibration.json"],
-            "{c}/calibration.json: calibrates score",
+            "{c}/calibration.json: calibrates as_norm_300",
         ),
         (["--training_manifest={c}/no.csv"], "{c}/no.csv: No such file"),
         ([TRAIN], "{c}/train.csv: cohort of 5 speakers besides that of an utterance"),

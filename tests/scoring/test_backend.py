@@ -18,7 +18,7 @@ from speechbrain_ext.scoring.cohort_statistics import cohort_statistics
 from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores
 from speechbrain_ext.scoring.normalization import as_norm, s_norm
-from speechbrain_ext.scoring.quality import quality_features
+from speechbrain_ext.scoring.quality import QualityFeatures, quality_features
 
 SIZE, N_SPEAKERS, TOP_N = 8, 12, 5
 
@@ -73,7 +73,9 @@ def by_hand(enrol, test, trials, cohort=None, top_n=TOP_N):
             for x, own in zip(centred[:2], owns)
         ]
         measures["cohort_mean"] = means[0][a], means[1][b]
-    return scores, quality_features(scores, measures)
+    names, values = quality_features(scores, measures)
+    names[0] = "cosine" if cohort is None else f"as_norm_{top_n}"
+    return scores, QualityFeatures(names, values)
 
 
 # ---- scores --------------------------------------------------------------------------
@@ -99,6 +101,7 @@ def test_all_of_the_cohort_is_s_norm(sides, cohort):
     assert list(scores) == ["cosine", "s_norm"]
     centred = [x - cohort.mean for x in (enrol.vectors, test.vectors, cohort.vectors)]
     assert np.array_equal(scores["s_norm"], s_norm(*centred, trials))
+    assert backend.features(*sides).names[0] == "s_norm"
 
 
 def test_one_side_for_both_is_as_two_equal_ones(cohort):
@@ -152,7 +155,8 @@ def test_the_names_of_the_inputs_are_known_beforehand(
         test = test._replace(durations=None)
     backend = Backend(cohort if with_cohort else None, top_n=TOP_N)
     names, values = backend.features(enrol, test, trials)
-    assert names == input_names(with_durations, with_cohort)
+    assert names == input_names(with_durations, with_cohort, TOP_N)
+    assert names[0] == ("as_norm_5" if with_cohort else "cosine")
     assert values.shape == (len(trials), 1 + 4 * (1 + with_cohort + with_durations))
 
 
@@ -291,10 +295,19 @@ def test_a_calibrator_of_other_inputs_is_refused_before_any_work(sides, cohort):
     nothing = np.full_like(enrol.vectors, np.nan)  # would be refused otherwise
     with pytest.raises(InputError, match=r"here are .*cohort_mean_ratio, expected the"):
         Backend(cohort, calibrator, TOP_N).scores(Side(nothing), test, trials)
-    with pytest.raises(
-        InputError, match=r"duration_ratio.*; here are score, magnitude_"
-    ):
+    message = r"takes cosine, duration_min.*; here are cosine, magnitude_min"
+    with pytest.raises(InputError, match=message):
         Backend(None, calibrator).scores(Side(nothing), test, trials)
+
+
+@pytest.mark.parametrize("other", [TOP_N + 1, None])
+def test_a_calibrator_of_another_normalisation_is_refused(sides, cohort, other):
+    names, values = Backend(cohort, top_n=TOP_N).features(*sides)
+    calibrator = QualityCalibrator(names).fit(values, np.arange(200) % 5 == 0)
+    Backend(cohort, calibrator, TOP_N).scores(*sides)
+    kind = "s_norm" if other is None else "as_norm_6"
+    with pytest.raises(InputError, match=rf"takes as_norm_5, .*; here are {kind}, "):
+        Backend(cohort, calibrator, other).scores(*sides)
 
 
 def test_an_embedding_without_direction_is_named_by_its_row(sides):

@@ -345,7 +345,7 @@ EVALUATE = "evaluate --trials o.txt --output out --scores"
         ),
         (
             f"{SCORE} --calibrator fused.json",
-            "fused.json: calibrates x, y, expected score, m",
+            "fused.json: calibrates x, y, expected cosine, m",
         ),
         (f"{SCORE} --calibrator o.txt", "o.txt: cannot be read as a speechbrain_ext c"),
         (SCORE.replace("o.txt", "one.txt"), "one.txt: 2 targets and 0 non-targets"),
