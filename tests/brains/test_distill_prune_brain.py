@@ -113,6 +113,39 @@ def test_the_first_step_is_that_of_the_stacked_loss(corpus, tmp_path):
     assert float(plain.norm()) > 0.01
 
 
+def test_recomputed_layers_draw_the_same_gates(corpus, tmp_path):
+    states = []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        brain, loader = distill_run(corpus, folder, gate_lr=0.5, epochs=3)
+        brain.modules.student.encoder.gradient_checkpointing = checkpointing
+        states.append(train(brain, loader))
+        assert steps_of(folder).sparsity[-1] > 0.05  # gates are in motion
+    assert_same(*states)
+
+
+def test_under_autocast_the_losses_are_float32(corpus, tmp_path):
+    seen = []
+
+    class Half(DistillPruneBrain):
+        def compute_objectives(self, predictions, *arguments):
+            loss = super().compute_objectives(predictions, *arguments)
+            seen.extend([*predictions, loss])
+            return loss
+
+    options = {"brain": Half, "precision": "bf16", "epochs": 1, "validate": False}
+    brain, loader = distill_run(corpus, tmp_path, **options)
+    layer = brain.modules.student.encoder.encoder.layers[0]
+    types = set()
+    layer.ffn1.register_forward_hook(lambda *a: types.add(a[-1].dtype))
+    train(brain, loader)
+    assert types == {torch.bfloat16}
+    assert {value.dtype for value in seen} == {torch.float32}
+    steps = steps_of(tmp_path)
+    assert np.isfinite(steps.loss).all()
+    assert steps.lambda1[-1] < 0 < steps.lambda2[-1]
+
+
 # ---- the Lagrangian ------------------------------------------------------------------
 
 
