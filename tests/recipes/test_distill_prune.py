@@ -3,6 +3,7 @@ verified. Stopped or killed it ends as if unbroken."""
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -209,6 +210,15 @@ def test_broken_off_and_continued(corpus, unbroken, tmp_path, ending):
     check("distill_prune", words, tmp_path)
     assert products(out) == products(unbroken)
     assert (out / "log.txt").read_text().count("resuming from CKPT+") == 3
+
+
+def test_a_finished_run_has_nothing_to_do_but_its_export(corpus, unbroken, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    shutil.rmtree(out / "final")
+    (out / "pruning.json").unlink()
+    check("distill_prune", prune1_words(corpus, out), tmp_path)
+    assert products(out) == products(unbroken)
 
 
 # ---- bad input -----------------------------------------------------------------------
