@@ -25,6 +25,7 @@ from speechbrain_ext.scoring.calibration_trials import (
 )
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
 from speechbrain_ext.scoring.cross_validation import deal_trials
+from speechbrain_ext.scoring.embeddings import check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,8 @@ def plan_backend(
             draw = functools.partial(_draw, plan.calibration)
             drawn = call_with(draw, "calibration", {"calibration": calibration})
         plan = replace(plan, **drawn)
-    _check_cohort_size(plan, of_cohort or cohort)
+    if cohort or of_cohort:
+        _check_cohort(plan, cohort or of_cohort)
     return plan
 
 
@@ -228,6 +230,7 @@ def choose_recordings(path, max_utterances, seed):
         As :func:`~speechbrain_ext.data.manifest.read_manifest`; a recording that is
         gone.
     """
+    check_at_least("seed", seed, 0)
     if max_utterances is not None:
         check_at_least("max_utterances", max_utterances, 1)
     manifest = chosen = read_manifest(path)
@@ -273,13 +276,12 @@ def _draw(manifest, objective="cllr", l2=None, **drawing):
     return {"trials": trials, "fitting": {"objective": objective, "l2": l2}}
 
 
-def _check_cohort_size(plan, source):
-    """Enough speakers for AS-norm, less the one of an utterance of the calibration."""
-    if source is None:
-        return
+def _check_cohort(plan, source):
+    """Names that a file can hold; enough for AS-norm, less one who is calibrated on."""
     speakers, others, why = plan.cohort_speakers.tolist(), [], ""
     if plan.calibration is not None:
         others = plan.calibration.speaker_names.tolist()
+    check_ids(source, speakers)
     size = len(speakers)
     if set(speakers) & set(others):
         size, why = size - 1, " besides that of an utterance of the calibration"

@@ -267,6 +267,8 @@ def test_speakers_of_the_test_are_warned_of(files, caplog):
             {"train": True, "backend": {"top_n": 8}, "calibration": CALIBRATION},
             "train.csv: cohort of 7 speakers besides that of an utterance of the calib",
         ),
+        ({"train": True, "seed": -1}, "seed=-1, expected a whole number of at least 0"),
+        ({"valid": True, "calibration": {"seed": -1}}, "valid.csv: seed is -1"),
         ({"backend": {"top_n": 1}}, "backend: top_n is 1, expected a whole number"),
         ({"backend": {"memory_mib": -1}}, "backend: memory_mib is -1"),
         ({"backend": {"top": 9}}, "backend: .*unexpected keyword argument 'top'"),
@@ -317,6 +319,9 @@ def test_a_cohort_that_is_too_small_is_named(files):
     with pytest.raises(InputError, match=r"cohort.npz: cohort of 7 speakers besides"):
         plan_of(files, backend={"top_n": 8}, **options)
     plan_of(files, backend={"top_n": 7}, **options)
+    # speakers to calibrate on who are not in the cohort cost nobody
+    options = {"train": True, "valid": True, "calibration": CALIBRATION}
+    assert plan_of(files, backend={"top_n": 8}, **options).trials is not None
 
 
 @pytest.mark.parametrize("with_cohort", [False, True])
@@ -333,6 +338,18 @@ def test_a_calibrator_of_the_other_kind(files, with_cohort):
     if with_cohort:
         with pytest.raises(InputError, match=rf"{message}as_norm_3"):
             plan_of(files, train=True, calibrator=calibrator, backend={"top_n": 3})
+
+
+def test_a_speaker_whose_name_no_cohort_file_can_hold(files):
+    manifest = write_recordings(files, "train", 8)
+    speakers = manifest.speakers.tolist()
+    speakers[5:10] = ["id 01"] * 5
+    spaced = Manifest(manifest.ids, manifest.paths, manifest.durations, speakers)
+    write_manifest(files / "train.csv", spaced)
+    with pytest.raises(
+        InputError, match=r"train.csv: ID 'id 01' .*, expected no white"
+    ):
+        plan_of(files, train=True)
 
 
 def test_too_few_speakers_to_choose_l2(tmp_path):

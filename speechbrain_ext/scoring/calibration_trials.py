@@ -95,7 +95,7 @@ def draw_calibration_trials(
         Different lengths, a duration that is not finite and above 0, an impossible
         option, or no kind with both a target and a non-target trial.
     """
-    durations = _checked(speakers, durations, n_trials, boundary, shortest)
+    durations = _checked(speakers, durations, n_trials, boundary, shortest, seed)
     # Speakers are numbered as they appear: sorting a million names takes seconds.
     numbers = {}
     codes = [numbers.setdefault(name, len(numbers)) for name in list(speakers)]
@@ -208,7 +208,7 @@ def _by_speaker(codes, chosen):
     return _Class(rows, speakers, start, size)
 
 
-def _checked(speakers, durations, n_trials, boundary, shortest):
+def _checked(speakers, durations, n_trials, boundary, shortest, seed):
     durations = np.asarray(durations, dtype=np.float64)
     if durations.ndim != 1 or len(speakers) != len(durations):
         raise InputError(
@@ -223,6 +223,8 @@ def _checked(speakers, durations, n_trials, boundary, shortest):
         )
     if n_trials < 6:
         raise InputError(f"n_trials is {n_trials}, expected at least 6, one of a kind")
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
     if not 0 <= shortest < boundary:
         raise InputError(
             f"short utterances from {shortest:g} to {boundary:g} s, expected the "

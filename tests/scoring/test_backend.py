@@ -12,7 +12,10 @@ from speechbrain_ext.scoring.backend import (
     input_names,
 )
 from speechbrain_ext.scoring.calibration import QualityCalibrator
-from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
+from speechbrain_ext.scoring.calibration_trials import (
+    CalibrationTrials,
+    draw_calibration_trials,
+)
 from speechbrain_ext.scoring.cohort import Cohort, speaker_means
 from speechbrain_ext.scoring.cohort_statistics import cohort_statistics
 from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
@@ -229,12 +232,20 @@ def test_fitting_leaves_everybody_out_of_their_own_cohort(training):
 
 
 def test_l2_is_chosen_where_it_is_not_given(training):
-    side, speakers, trials = training
-    fitted = fit_calibrator(Backend(), side, speakers, trials)
+    """By the objective that is fitted: unequal numbers of labels tell them apart."""
+    side, speakers, _ = training
+    trials = draw_calibration_trials(speakers, side.durations, 120, seed=2)
+    target = trials.labels == 1
+    kept = np.concatenate((np.flatnonzero(target)[::3], np.flatnonzero(~target)))
+    trials = CalibrationTrials(*(column[kept] for column in trials))
     _, values = by_hand(side, side, rows_of(trials))[1]
-    chosen, costs = choose_l2(values, trials.labels, speakers[rows_of(trials)])
-    assert fitted.calibrator.l2 == chosen
-    assert len(set(costs.values())) == len(costs)
+    chosen = {}
+    for objective in ("cllr", "cross_entropy"):
+        fitted = fit_calibrator(Backend(), side, speakers, trials, objective)
+        data = values, trials.labels, speakers[rows_of(trials)]
+        chosen[objective], _ = choose_l2(*data, objective)
+        assert fitted.calibrator.l2 == chosen[objective]
+    assert chosen["cllr"] != chosen["cross_entropy"]
 
 
 def test_names_of_variable_width_will_do(training):

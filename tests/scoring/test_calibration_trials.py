@@ -200,6 +200,7 @@ def test_nothing_to_draw(groups, message):
         (["a", "b"], [3.0, math.nan], {}, r"duration nan s of utterance 2 \(1 such\)"),
         (["a", "b"], [0.0, 1.0], {}, "duration 0.0 s of utterance 1"),
         (["a", "b"], [3.0, 3.0], {"n_trials": 5}, "n_trials is 5"),
+        (["a", "b"], [3.0, 3.0], {"seed": -1}, "seed is -1, expected 0 or more"),
         (["a", "b"], [3.0, 3.0], {"boundary": 2.0}, "from 2 to 2 s"),
         (["a", "b"], [3.0, 3.0], {"shortest": -1.0}, "from -1 to 6 s"),
         (["a", "b"], [3.0, 3.0], {"boundary": math.nan}, "from 2 to nan s"),
