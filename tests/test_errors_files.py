@@ -9,7 +9,12 @@ import signal
 import pytest
 from tiny_training import start
 
-from speechbrain_ext.errors import InputError, command_line, describe_os_error
+from speechbrain_ext.errors import (
+    InputError,
+    command_line,
+    describe_os_error,
+    naming,
+)
 from speechbrain_ext.files import sync_folder, write_atomically, write_json
 
 
@@ -54,6 +59,15 @@ def test_what_a_user_can_mend_is_one_line(error, code, line, capsys):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         command_line(lambda: 1 / 0)()
+
+
+def test_a_culprit_is_named_before_the_message():
+    caught = pytest.raises(InputError, match=r"^list.txt: 3 is wrong$")
+    with caught as error, naming("list.txt"):
+        raise InputError("3 is wrong")
+    assert isinstance(error.value.__cause__, InputError)
+    with pytest.raises(ValueError, match=r"^ours$"), naming("list.txt"):
+        raise ValueError("ours")
 
 
 def test_exit_codes_and_results_pass():

@@ -6,11 +6,12 @@
         --training_manifest=results/stage3_lmft/prepared/train.csv \
         --calibration_manifest=results/stage3_lmft/prepared/valid.csv
 
-Without a training manifest (and without ``cohort`` and ``calibrator``) it stops after
-the cosine. Written to ``output_folder``: embeddings.npz, cohort.npz, calibration.json,
-the scores of every list and system as text and as a table, results.json, results.md
-and pictures. The table also goes to the standard output. Stopped, the same command
-continues; several GPUs: ``torchrun --nproc_per_node=8 verify.py …``.
+Without these manifests (and without ``cohort`` and ``calibrator``) it stops after the
+cosine. What is wrong is found before anything is embedded, where that can be. Written
+to ``output_folder``: embeddings.npz, cohort.npz, calibration.json, the scores of every
+list and system as text and as a table, results.json, results.md and pictures. The table
+also goes to the standard output. Stopped, the same command continues; several GPUs:
+``torchrun --nproc_per_node=8 verify.py …``.
 """
 
 import logging
