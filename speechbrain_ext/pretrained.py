@@ -123,7 +123,9 @@ def load_pretrained(folder):
     except InputError as error:
         if str(folder / HYPERPARAMS) in str(error):
             raise
-        raise InputError(f"{folder / HYPERPARAMS}: {error}") from error
+        raise InputError(
+            f"{folder / HYPERPARAMS}: {error}; expected a folder written by train.py"
+        ) from error
     model = modules.get("speaker_encoder")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{folder / HYPERPARAMS}: no module 'speaker_encoder'")
@@ -241,12 +243,16 @@ def class_rows(former, former_speeds, speakers, n_speeds, source):
     """
     row = {name: number for number, name in enumerate(former)}
     unknown = [name for name in speakers if name not in row]
-    if unknown or n_speeds > former_speeds:
+    if unknown:
         raise InputError(
-            f"{source}: classifier of {len(former)} speakers at {former_speeds} "
-            f"speed(s) has no classes for {len(unknown)} of the {len(speakers)} "
-            f"training speakers at {n_speeds} speed(s)"
-            + (f", first {unknown[0]!r}" if unknown else "")
+            f"{source}: classifier of {len(former)} speakers has no classes for "
+            f"{len(unknown)} of the {len(speakers)} training speakers, first "
+            f"{unknown[0]!r}"
+        )
+    if n_speeds > former_speeds:
+        raise InputError(
+            f"{source}: classifier of {former_speeds} speed(s) has no classes for "
+            f"{n_speeds}, expected as many at most: see speeds"
         )
     return [
         speed * len(former) + row[name]

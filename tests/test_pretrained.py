@@ -375,7 +375,7 @@ def test_classes_go_by_name_and_not_by_place(folder):
 def test_an_unknown_speaker_is_named(folder):
     with pytest.raises(
         InputError,
-        match=r"has no classes for 2 of the 3 training speakers .* first 'emil'",
+        match=r"has no classes for 2 of the 3 training speakers, first 'emil'",
     ):
         rows_after(folder, ["anna", "emil", "fred"], 1)
 
@@ -385,7 +385,7 @@ def test_more_speeds_than_before_are_refused(tmp_path):
     folder = save_pretrained(
         tmp_path / "final", make_model(), classifier, training(n_speeds=1)
     )
-    with pytest.raises(InputError, match=r"4 speakers at 1 speed\(s\)"):
+    with pytest.raises(InputError, match=r"of 1 speed\(s\) has no classes for 3"):
         rows_after(folder, SPEAKERS, 3)
 
 

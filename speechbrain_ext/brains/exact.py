@@ -9,6 +9,7 @@
 - a loss or gradient that is not finite stops the run before it spoils the weights.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -49,6 +50,9 @@ class ExactBrain(sb.Brain):
                 f"grad_accumulation_factor: {self.grad_accumulation_factor}, expected "
                 "at least 1"
             )
+        limit = self.hparams.epoch_counter.limit
+        if limit < 1:
+            raise InputError(f"number_of_epochs: {limit}, expected at least 1")
         self.sampler = self.train_sampler = sampler  # SpeechBrain calls its set_epoch
         self.stop_signal = 0  # what reached this process
         self.stopping = 0  # what all processes have agreed on
@@ -64,7 +68,8 @@ class ExactBrain(sb.Brain):
         self.on_fit_batch_start(batch, should_step)
         with self.no_sync(not should_step):
             with self.training_ctx:
-                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                with batch_norm_explained():
+                    outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
             self.check_loss_isfinite(loss)
             self.scaler.scale(loss / group).backward()
@@ -284,6 +289,20 @@ class ExactBrain(sb.Brain):
                     self.modules[name] = DistributedDataParallel(module)
         else:
             super()._wrap_distributed()
+
+
+@contextlib.contextmanager
+def batch_norm_explained():
+    """BatchNorm cannot normalise one row; torch says so with its own shapes."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch of one recording, expected at least two, since BatchNorm is "
+            "trained: see batch_size"
+        ) from error
 
 
 def unwrap(module):

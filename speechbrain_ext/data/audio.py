@@ -4,6 +4,7 @@ Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part
 a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from speechbrain_ext.errors import InputError
 
 SAMPLE_RATE = 16000
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
+UNKNOWN_SIZE = 0x7FFF0000  # what programs write into a pipe, not knowing better
 
 
 class AudioHeader(NamedTuple):
@@ -38,9 +40,10 @@ def read_header(path):
     Raises
     ------
     InputError
-        Where the file is missing, empty, or not sound.
+        Where the file is missing, empty, truncated, or not sound.
     """
     with _open(path) as file:
+        _check_whole(path)
         return AudioHeader(file.frames, file.samplerate, file.channels)
 
 
@@ -90,6 +93,16 @@ def read_audio(path, start=0, frames=-1, check=True):
     if check and not np.isfinite(wav).all():
         raise InputError(f"{path}: NaN or infinite samples, expected finite ones")
     return wav
+
+
+def _check_whole(path):
+    """A wav file of half its size is read without complaint, as half the speech."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+    said = int.from_bytes(start[4:], "little") + 8
+    if start[:4] == b"RIFF" and said < UNKNOWN_SIZE and size < said - 1:  # a pad byte
+        raise InputError(f"{path}: {size} bytes, its header says {said}: truncated")
 
 
 def _open(path):

@@ -189,6 +189,12 @@ class Augmenter:
     """
 
     def __init__(self, chains, musan=None, rirs=None):
+        for name, weight in chains.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise InputError(
+                    f"chains: {weight} for {name!r}, expected a weight as in "
+                    "{none: 1, noise: 2}, with a blank after the colon"
+                )
         weights = np.array([float(weight) for weight in chains.values()])
         if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
             raise InputError(

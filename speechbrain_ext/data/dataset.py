@@ -141,7 +141,8 @@ class EvaluationSet(Dataset):
     """
 
     def __init__(self, manifest, max_seconds=None):
-        if max_seconds is not None and not max_seconds > 0:
+        number = max_seconds is None or isinstance(max_seconds, (int, float))
+        if not number or (max_seconds is not None and not max_seconds > 0):
             raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
         self.manifest = manifest
         self.longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)

@@ -83,6 +83,8 @@ def check_at_least(name, value, minimum, whole=True):
 
 def _resolve(path):
     """``~`` expanded, relative to the current folder, links followed."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{path!r}, expected the name of a file or folder")
     return Path(path).expanduser().resolve()
 
 

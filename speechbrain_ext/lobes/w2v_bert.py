@@ -261,7 +261,10 @@ def read_config(path):
         if kind != "wav2vec2-bert":
             raise InputError(f"{path}: model_type {kind!r}, expected 'wav2vec2-bert'")
         return Wav2Vec2BertConfig.from_dict(values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # transformers checks types with errors of its own
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{path}: not a readable Wav2Vec2Bert configuration ({error})"
+            f"{path}: not a readable Wav2Vec2Bert configuration ({reason})"
         ) from error

@@ -5,7 +5,9 @@ the UTF-8 bytes of one value per line. Neither format can carry code: pickled ar
 refused.
 """
 
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,10 @@ from speechbrain_ext.files import write_atomically
 
 SUFFIXES = (".npz", ".safetensors")
 # What the readers raise for a file that is truncated, foreign or wrong in any byte
-# (RuntimeError: zip's flags would have it encrypted, or compressed in an unknown way).
-DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
+# (RuntimeError: zip's flags would have it encrypted, or compressed in an unknown way;
+# MemoryError: a header that claims petabytes; TokenError: one that is no Python).
+DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE += (MemoryError, tokenize.TokenError)
 DAMAGE += (safetensors.SafetensorError,)
 
 

@@ -244,7 +244,7 @@ def _read(path):
     except OSError as error:
         reason = describe_os_error(error)
         raise InputError(f"{reason}, expected a {FORMAT}") from error
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nonsense
         raise InputError(f"{path}: cannot be read as a {FORMAT} ({error})") from error
     content = content if isinstance(content, dict) else {}
     kind = content.pop("format", None), content.pop("version", None)

@@ -19,6 +19,7 @@ from tiny_training import (
 )
 from torch import nn
 
+from speechbrain_ext.brains.exact import batch_norm_explained
 from speechbrain_ext.brains.speaker import SpeakerBrain
 from speechbrain_ext.brains.validated import standard_error
 from speechbrain_ext.errors import InputError
@@ -192,11 +193,22 @@ def _snapshot(brain):
         ({"opt_class": lambda p: torch.optim.AdamW(p, lr=-1.0)}, "Invalid learning"),
         ({"opt_class": lambda p: torch.optim.AdamW(p, rate=1.0)}, "rate"),
         ({"batch_size": 29}, "28 utterances per epoch"),
+        ({"epochs": 0}, "number_of_epochs: 0, expected at least 1"),
     ],
 )
 def test_impossible_settings_are_one_line(corpus, tmp_path, options, expected):
     with pytest.raises(InputError, match=expected):
         train(*tiny_run(corpus, tmp_path, **options))
+
+
+def test_a_batch_of_one_under_batch_norm_is_one_line():
+    with (
+        pytest.raises(InputError, match="a batch of one recording, expected at least"),
+        batch_norm_explained(),
+    ):
+        nn.BatchNorm1d(2)(torch.ones(1, 2))
+    with pytest.raises(ValueError, match="another"), batch_norm_explained():
+        raise ValueError("another")
 
 
 # ---- epochs --------------------------------------------------------------------------

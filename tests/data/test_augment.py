@@ -230,6 +230,8 @@ def test_chains_are_drawn_by_weight_and_applied_in_order():
         ({"none": 0, "noise": 0}, "chains: weights"),
         ({"none": 2, "noise": -1}, "chains: weights"),
         ({"none": float("nan")}, "chains: weights"),
+        ({"none:1": None}, "None for 'none:1', expected a weight"),
+        ({"none": "2"}, "2 for 'none', expected a weight"),
         ({}, "chains: weights"),
         ({"none": 1, "noise": 1}, "chain 'noise': nothing to draw noise from"),
         ({"none": 1, "reverb": 1}, "chain 'reverb': nothing to draw reverb from"),

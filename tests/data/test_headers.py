@@ -35,6 +35,28 @@ def test_durations_and_every_kind_of_bad_file(tmp_path):
     assert all("cannot be opened" in reason for reason in reasons[3:])
 
 
+@pytest.mark.parametrize("missing", [2, 7, 4000])
+def test_a_truncated_wav_is_no_shorter_recording(tmp_path, missing):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.ones(4000, np.float32) / 2, 16000)
+    content = path.read_bytes()
+    assert read_durations([str(path)], 1)[0].tolist() == [0.25]
+    path.write_bytes(content[:-missing])
+    seconds, bad = read_durations([str(path)], 1)
+    assert np.isnan(seconds).all()
+    assert f"{len(content) - missing} bytes, its header says {len(content)}" in str(bad)
+
+
+def test_a_wav_from_a_pipe_does_not_know_its_size(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.ones(4000, np.float32) / 2, 16000)
+    content = bytearray(path.read_bytes())
+    for unknown in (0xFFFFFFFF, 0x7FFFF024):
+        content[4:8] = unknown.to_bytes(4, "little")
+        path.write_bytes(content)
+        assert read_durations([str(path)], 1)[0].tolist() == [0.25]
+
+
 def test_bad_files_up_to_the_limit_are_listed(tmp_path):
     bad = [("/b.wav", "because"), ("/a.wav", "why not")]
     report_bad_files(bad, tmp_path, max_bad_files=2)

@@ -274,3 +274,12 @@ def test_padding_mask():
     assert padding_mask(10, torch.tensor([1.0, 0.999])) is None
     mask = padding_mask(4, torch.tensor([1.0, 0.5]))
     assert mask.tolist() == [[False] * 4, [False, False, True, True]]
+
+
+def test_a_configuration_of_wrong_types_is_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": "64"}')
+    with pytest.raises(InputError, match="not a readable Wav2Vec2Bert") as caught:
+        W2VBertEncoder(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,7 @@
 """Named arrays come back bit for bit. What damages a file: see test_embeddings.py."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -35,3 +37,30 @@ def test_refused(tmp_path):
         write_arrays(tmp_path / "file.txt", text=TEXT)
     with pytest.raises(InputError, match=r"No such file.*, expected a table"):
         read_arrays(tmp_path / "file.npz", "a table", "text", "one")
+
+
+def test_a_header_that_claims_petabytes_or_is_no_python(tmp_path):
+    path = tmp_path / "a.npz"
+    for header in (
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (",
+    ):
+        text = header.ljust(117).encode() + b"\n"
+        array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("ids.npy", array)
+            file.writestr("vectors.npy", array)
+        with pytest.raises(InputError, match="cannot be read as embeddings"):
+            read_arrays(path, "embeddings", "ids", "vectors")
+
+
+def test_a_broken_stream(tmp_path):
+    path = tmp_path / "a.npz"
+    random = np.random.default_rng(0)
+    np.savez_compressed(path, ids=np.array(["a"]), vectors=random.random((64, 64)))
+    content = bytearray(path.read_bytes())
+    start = content.index(b"vectors.npy") + 40
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as embeddings"):
+        read_arrays(path, "embeddings", "ids", "vectors")
