@@ -1,6 +1,6 @@
 """One distillation step over all hidden states: memory and time against stacking them.
 
-    python benchmarks/distillation.py          # 24 layers × 256, 16 crops of 4 s
+    python benchmarks/distillation.py          # 24 layers × 256, 8 crops of 4 s
     python benchmarks/distillation.py --toy    # 12 layers × 48, for CI
 
 The peer stacks the states of teacher and student to [states, B, T, C], as published,
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from harness import argument_parser, in_new_process, peak_memory, report, summarise
 
-FULL = {"layers": 24, "hidden": 256, "heads": 4, "batch": 16, "seconds": 4.0}
+FULL = {"layers": 24, "hidden": 256, "heads": 4, "batch": 8, "seconds": 4.0}
 TOY = {"layers": 12, "hidden": 48, "heads": 4, "batch": 4, "seconds": 4.0}
 UNITS = {"memory": "MiB", "time": "s"}
 ROUNDS = 3
@@ -103,9 +103,11 @@ def measure(arguments):
 
 
 def return_freed_memory(at_once):
-    """glibc's malloc otherwise keeps what is freed, in pieces that do not fit the next
-    tensor: the peak of its heap is three times that of the tensors (1,000 MiB to 300
-    here), and changes from run to run. Returning it costs time, so only for one step.
+    """Whether freed memory goes back to the system with every tensor.
+
+    glibc's malloc otherwise keeps it, in pieces that do not fit the next tensor: the
+    peak of its heap was three times that of the tensors and changed from run to run.
+    Giving it back costs time, so it is done for one step only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
