@@ -3,13 +3,16 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from tiny_training import all_pairs, manifest_of, tiny_config
 
 from speechbrain_ext.brains.distill_prune import DistillPruneBrain
+from speechbrain_ext.brains.step_log import read_steps
 from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.sampler import CropBatchSampler
@@ -18,6 +21,14 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pruning import Budget, add_gates
 from speechbrain_ext.schedules import Constant
+
+STEPS = 7  # of an epoch of the tiny corpus
+
+
+def steps_of(folder):
+    """The run's table as arrays."""
+    columns = read_steps(folder / "steps.csv").items()
+    return SimpleNamespace(**{name: np.array(values) for name, values in columns})
 
 
 def tiny_model(dropout=0.1, seed=3):
