@@ -167,7 +167,7 @@ def test_a_recording_cut_after_the_preparation_is_named(corpus):
         (STAGE1, "--speeds=[0.9, 1.0]", "speeds"),
         (STAGE1, "--n_valid_speakers=6", "n_valid_speakers=6"),
         (STAGE1, "--lr=-1", "Invalid learning rate: -1"),
-        (STAGE1, "--number_of_epochs=0", "no checkpoint of a finished epoch"),
+        (STAGE1, "--number_of_epochs=0", "number_of_epochs: 0, expected at least 1"),
         (STAGE1, "--num_workers=-1", "num_workers"),
         (STAGE1, "--valid_batch_seconds=0", "batches of 0 s"),
         (STAGE1, "--grad_accumulation_factor=0", "grad_accumulation_factor: 0"),
