@@ -1,9 +1,10 @@
-"""Files that are either whole or absent: write beside, then rename."""
+"""Files and folders that are either whole or absent: write beside, then rename."""
 
 import contextlib
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 
@@ -64,3 +65,43 @@ def sync_folder(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def write_folder_atomically(folder):
+    """Make a new folder beside ``folder`` and put it in its place at the end.
+
+    Whatever ends the process, one of the two is whole. What else ``folder`` held is
+    gone with it: whether it may be replaced is the caller's to check.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Its parent is created.
+
+    Yields
+    ------
+    Path
+        The new folder, empty; an exception inside the block removes it again.
+    """
+    folder = Path(folder)
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        sync_folder(beside)
+        _replace_folder(beside, folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _replace_folder(new, folder):
+    """Put ``new`` in the place of ``folder``: at any moment one of them is whole."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -10,21 +10,16 @@ The next stage, verification and inference all read this folder. Everything in i
 needed: loading is strict and downloads nothing.
 """
 
-import contextlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.files import sync_folder, write_json
+from speechbrain_ext.files import write_folder_atomically, write_json
 from speechbrain_ext.hyper import load_yaml
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.weights import load_strictly, read_weights
+from speechbrain_ext.weights import load_strictly, read_weights, save_weights
 
 MODEL_FILE = "speaker_encoder.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -79,18 +74,13 @@ def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
     weights = speaker_encoder.state_dict()
     if any(".lora_" in name for name in weights):
         raise InputError(f"{folder}: LoRA layers are not merged; call merge_lora first")
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-    with _removed_on_error(beside):
-        beside.mkdir(parents=True)
-        _save_tensors(weights, beside / MODEL_FILE)
+    with write_folder_atomically(folder) as beside:
+        save_weights(weights, beside / MODEL_FILE)
         if classifier is not None:
-            _save_tensors(classifier.state_dict(), beside / CLASSIFIER_FILE)
+            save_weights(classifier.state_dict(), beside / CLASSIFIER_FILE)
         write_json(beside / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
         write_json(beside / TRAINING, training or {})
         (beside / HYPERPARAMS).write_text(_hyperparams(speaker_encoder))
-        sync_folder(beside)
-        _replace_folder(beside, folder)
     return folder
 
 
@@ -276,30 +266,3 @@ def _hyperparams(speaker_encoder):
 
 def _dotted(instance):
     return f"{type(instance).__module__}.{type(instance).__qualname__}"
-
-
-def _save_tensors(tensors, path):
-    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, among others
-        raise InputError(f"{path}: not written ({error})") from error
-
-
-def _replace_folder(new, folder):
-    """Put ``new`` in the place of ``folder``: at any moment one of them is whole."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _removed_on_error(folder):
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from speechbrain_ext.errors import InputError
 
@@ -60,7 +60,24 @@ def read_weights(path):
     return values
 
 
-def load_strictly(module, weights, source, ignore=(), allow_missing=()):
+def save_weights(tensors, path):
+    """Write a flat dictionary of tensors as safetensors, for :func:`read_weights`.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be written: a full disk, among others.
+    """
+    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not written ({error})") from error
+
+
+def load_strictly(
+    module, weights, source, ignore=(), allow_missing=(), assign=False
+):
     """Load ``weights`` into ``module``; any other mismatch is an error.
 
     Arguments
@@ -73,6 +90,9 @@ def load_strictly(module, weights, source, ignore=(), allow_missing=()):
         Names (or their beginnings) of tensors in ``weights`` that are left aside.
     allow_missing : sequence of str
         Names (or their beginnings) of tensors in ``module`` that may stay as they are.
+    assign : bool
+        Take the given tensors themselves, in their dtype, in place of a copy into the
+        module's own: the module may then be built without memory, on ``meta``.
 
     Raises
     ------
@@ -106,7 +126,7 @@ def load_strictly(module, weights, source, ignore=(), allow_missing=()):
     bad = [k for k, v in given.items() if v.is_floating_point() and not _finite(v)]
     if bad:
         raise InputError(f"{source}: NaN or infinite weights in {bad[0]}")
-    module.load_state_dict(given, strict=False)
+    module.load_state_dict(given, strict=False, assign=assign)
 
 
 def _finite(tensor):

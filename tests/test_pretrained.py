@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_training import start, tiny_config
 
-from speechbrain_ext import pretrained
+from speechbrain_ext import files
 from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.errors import InputError, command_line
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
@@ -219,7 +219,7 @@ def _save_and_be_killed(folder, step):
         return call
 
     os.replace = counted(os.replace)
-    pretrained.sync_folder = counted(pretrained.sync_folder)
+    files.sync_folder = counted(files.sync_folder)
     save_pretrained(folder, make_model(seed=9), make_classifier(), training())
 
 
