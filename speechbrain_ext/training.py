@@ -1,0 +1,168 @@
+"""The parts of a training run, as the recipes' train.py scripts put them together.
+
+    YAML file, manifest → training set, modules → Brain, loader → ``final``
+
+A recipe decides how its corpus is prepared, and says these steps in their order; the
+loop itself is in :mod:`speechbrain_ext.brains`.
+"""
+
+import functools
+import logging
+from pathlib import Path
+
+import torch
+from speechbrain.utils.distributed import get_rank
+
+from speechbrain_ext.adaptation import inject_lora, merge_lora
+from speechbrain_ext.brains.speaker import SpeakerBrain
+from speechbrain_ext.checkpoints import AtomicCheckpointer
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.dataset import TrainingSet, make_loader
+from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.distributed import rank_and_world
+from speechbrain_ext.hyper import call_with
+from speechbrain_ext.pretrained import load_classifier, save_pretrained
+from speechbrain_ext.profiling import count_parameters
+
+logger = logging.getLogger(__name__)
+
+# Top-level keys of a stage's YAML file that these functions and the Brain read.
+KEYS = (
+    *("output_folder", "save_folder", "train_logger", "seed", "prepare"),
+    *("augment_chains", "musan", "rirs", "speeds", "crop_seconds", "batch_size"),
+    *("draws_per_epoch", "num_workers", "valid_batch_seconds"),
+    *("speaker_encoder", "lora", "classifier", "pretrained_folder"),
+    *("opt_class", "epoch_counter", "lr_schedule", "margin_schedule"),
+)
+
+
+def make_training_set(hparams, manifest):
+    """Manifest → (TrainingSet, its sampler) as the YAML says.
+
+    Reads ``augment_chains``, ``musan``, ``rirs``, ``speeds``, ``crop_seconds``,
+    ``batch_size``, ``draws_per_epoch`` and ``seed``.
+
+    Raises
+    ------
+    InputError
+        A setting out of range, noises or rooms that are wanted and not there.
+    """
+    rank, world = rank_and_world()
+    sampler = CropBatchSampler(
+        manifest.labels,
+        hparams["batch_size"],
+        hparams["crop_seconds"],
+        seed=hparams["seed"],
+        rank=rank,
+        world_size=world,
+        n_speeds=len(hparams["speeds"]),
+        draws_per_epoch=hparams["draws_per_epoch"],
+    )
+    augmenter = make_augmenter(hparams)
+    dataset = TrainingSet(manifest, hparams["seed"], augmenter, hparams["speeds"])
+    return dataset, sampler
+
+
+def make_augmenter(hparams):
+    """``augment_chains``, ``musan``, ``rirs`` → Augmenter, or None without chains.
+
+    Folders are opened only where a chain of some weight draws from them.
+    """
+    chains = hparams["augment_chains"]
+    if not chains:
+        return None
+    used = {
+        step for name, weight in chains.items() if weight for step in name.split("+")
+    }
+    return Augmenter(
+        chains,
+        musan=call_with(Musan, "musan", hparams) if "noise" in used else None,
+        rirs=call_with(RoomResponses, "rirs", hparams) if "reverb" in used else None,
+    )
+
+
+def make_modules(hparams, manifest):
+    """The modules to train: LoRA injected, or a former stage's classifier loaded.
+
+    Reads ``speaker_encoder``, ``classifier``, ``speeds``, ``lora`` and
+    ``pretrained_folder``; the number of classes is that of the manifest's speakers
+    times that of the speeds.
+
+    Raises
+    ------
+    InputError
+        A LoRA setting that fits no layer; a classifier without these speakers.
+    """
+    speaker_encoder = hparams["speaker_encoder"]
+    speakers, n_speeds = manifest.speaker_names.tolist(), len(hparams["speeds"])
+    classifier = hparams["classifier"](n_classes=len(speakers) * n_speeds)
+    if hparams["lora"]:
+        lora = functools.partial(inject_lora, speaker_encoder.encoder)
+        call_with(lora, "lora", hparams)
+    if hparams["pretrained_folder"]:
+        load_classifier(hparams["pretrained_folder"], classifier, speakers, n_speeds)
+    return {"speaker_encoder": speaker_encoder, "classifier": classifier}
+
+
+def log_decisions(modules, manifest, sampler, validation):
+    """What this run is about to do, in figures."""
+    logger.info(
+        "training on %d speakers, %d utterances, %.1f h; %d steps per epoch",
+        *(len(manifest.speaker_names), len(manifest)),
+        *(manifest.durations.sum() / 3600, len(sampler)),
+    )
+    if validation is None:
+        logger.info("no validation speakers: the last epoch counts as the best")
+    else:
+        held_out, trials, _ = validation
+        logger.info(
+            "validation on %d other speakers, %d utterances, %d trials",
+            *(len(held_out.speaker_names), len(held_out), len(trials)),
+        )
+    for name, module in modules.items():
+        trained, total = count_parameters(module)
+        logger.info(
+            "%s: %d parameters trained, %d frozen", name, trained, total - trained
+        )
+
+
+def make_brain(hparams, run_opts, modules, dataset, sampler, validation):
+    """Modules and data → (SpeakerBrain, loader), ready for ``brain.fit``.
+
+    Seeds torch: from here on (dropout) every rank has random numbers of its own.
+    """
+    torch.manual_seed(hparams["seed"] + (get_rank() or 0))
+    brain = SpeakerBrain(
+        sampler=sampler,
+        validation=validation,
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=AtomicCheckpointer(hparams["save_folder"]),
+    )
+    on_gpu = brain.device_type == "cuda"
+    loader = make_loader(dataset, sampler, hparams["num_workers"], pin_memory=on_gpu)
+    return brain, loader
+
+
+def export(brain, hparams, manifest):
+    """Best checkpoint → ``<output_folder>/final``, LoRA merged."""
+    best = brain.recover_best()
+    modules = brain.raw_trained_modules()
+    trained, total = count_parameters(modules["speaker_encoder"])
+    merge_lora(modules["speaker_encoder"].encoder)
+    folder = save_pretrained(
+        Path(hparams["output_folder"]) / "final",
+        modules["speaker_encoder"],
+        modules["classifier"],
+        {
+            "speakers": manifest.speaker_names.tolist(),
+            "n_speeds": len(hparams["speeds"]),
+            "epoch": best.get("epoch"),
+            "validation_eer_percent": best.get("EER"),
+            "trained_parameters": trained,
+            "total_parameters": total,
+        },
+    )
+    logger.info("epoch %s is the best; model in %s", best.get("epoch"), folder)
