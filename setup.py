@@ -5,6 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+GRADIO = "gradio>=6,<7"  # the page to try a model
 HERE = Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "speechbrain_ext/__init__.py").read_text()
@@ -41,6 +42,8 @@ setup(
     extras_require={
         # espeak-ng is GPL-3: only the demonstration corpus needs it
         "demo": ["espeakng-loader==0.2.4"],
-        "dev": ["pytest>=8", "pytest-timeout", "ruff"],
+        "app": [GRADIO],
+        # selenium drives Debian's chromium, where there is one
+        "dev": ["pytest>=8", "pytest-timeout", "ruff", GRADIO, "selenium>=4.20"],
     },
 )
