@@ -4,6 +4,7 @@ import argparse
 import json
 
 from speechbrain_ext.errors import command_line
+from speechbrain_ext.inference.convert_arguments import add_convert
 from speechbrain_ext.scoring.arguments import add_scoring
 
 
@@ -60,6 +61,7 @@ def main(argv=None):
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_profile(commands)
     add_scoring(commands)
+    add_convert(commands)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 

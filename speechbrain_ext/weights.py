@@ -75,9 +75,7 @@ def save_weights(tensors, path):
         raise InputError(f"{path}: not written ({error})") from error
 
 
-def load_strictly(
-    module, weights, source, ignore=(), allow_missing=(), assign=False
-):
+def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=False):
     """Load ``weights`` into ``module``; any other mismatch is an error.
 
     Arguments

@@ -10,6 +10,7 @@ _MODULES = {
     "Comparison": "verifier",
     "SpeakerVerifier": "verifier",
     "Thresholds": "thresholds",
+    "convert_released": "convert",
     "load_thresholds": "thresholds",
     "save_thresholds": "thresholds",
 }
