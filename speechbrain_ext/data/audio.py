@@ -2,6 +2,8 @@
 
 Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
 a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
+
+A path may stand for several recordings, see :mod:`speechbrain_ext.data.joined_paths`.
 """
 
 import os
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from speechbrain_ext.data.joined_paths import is_joined, parts_between
 from speechbrain_ext.errors import InputError
 
 SAMPLE_RATE = 16000
@@ -53,7 +56,7 @@ def read_audio(path, start=0, frames=-1, check=True):
     Arguments
     ---------
     path : str or Path
-        The recording.
+        The recording, or several that are joined.
     start : int
         First sample.
     frames : int
@@ -71,19 +74,66 @@ def read_audio(path, start=0, frames=-1, check=True):
     InputError
         Missing, corrupt, empty, truncated, wrong rate, several channels, NaN.
     """
+    if is_joined(path):
+        return _read_joined(path, start, frames, check)
     with _open(path) as file:
         if file.samplerate != SAMPLE_RATE or file.channels != 1:
             raise InputError(
                 f"{path}: {file.samplerate} Hz with {file.channels} channel(s), "
                 f"expected {SAMPLE_RATE} Hz mono"
             )
-        try:
-            if start:
-                file.seek(start)
-            wav = file.read(frames, dtype="float32", always_2d=False)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be decoded ({error})") from error
-        expected = file.frames - start if frames < 0 else frames
+        return _decoded(file, path, start, frames, check)
+
+
+def read_mono(path, start=0, frames=-1):
+    """Read (a part of) one recording of any rate, its channels averaged.
+
+    Arguments
+    ---------
+    path : str or Path
+        The recording.
+    start, frames : int
+        As for :func:`read_audio`, at the recording's own rate.
+
+    Returns
+    -------
+    wav : np.ndarray
+        float32, [T].
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    InputError
+        Missing, corrupt, empty, truncated, NaN.
+    """
+    with _open(path) as file:
+        wav = _decoded(file, path, start, frames, check=True)
+        return wav if wav.ndim == 1 else wav.mean(axis=1), file.samplerate
+
+
+def _read_joined(path, start, frames, check):
+    """The same from the parts of a joined path."""
+    parts = parts_between(path, start, frames)
+    if not parts:
+        raise InputError(f"{path}: no samples from {start} on, expected sound")
+    wav = np.concatenate([read_audio(*part, check=check) for part in parts])
+    if len(wav) < frames:
+        raise InputError(
+            f"{path}: {len(wav)} samples decoded from {start} on, expected {frames}"
+        )
+    return wav
+
+
+def _decoded(file, path, start, frames, check):
+    """float32 [T], or [T, C] where there are several channels."""
+    try:
+        if start:
+            file.seek(start)
+        wav = file.read(frames, dtype="float32", always_2d=False)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from error
+    expected = file.frames - start if frames < 0 else frames
     if len(wav) == 0:
         raise InputError(f"{path}: no samples from {start} on, expected sound")
     if len(wav) < expected:
