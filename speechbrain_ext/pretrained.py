@@ -7,13 +7,17 @@
     training.json                  speakers in row order, epoch, validation EER
 
 The next stage, verification and inference all read this folder. Everything in it is
-needed: loading is strict and downloads nothing.
+needed: loading is strict and downloads nothing. Inference also takes calibration.json,
+cohort.npz and thresholds.json where they are there
+(:mod:`speechbrain_ext.inference.loading`), and weights as ``speaker_encoder.ckpt`` in
+place of safetensors.
 """
 
 import json
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_folder_atomically, write_json
@@ -22,17 +26,35 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.weights import load_strictly, read_weights, save_weights
 
 MODEL_FILE = "speaker_encoder.safetensors"
+MODEL_CKPT = "speaker_encoder.ckpt"  # a torch file, where there is no other
 CLASSIFIER_FILE = "classifier.safetensors"
 ENCODER_CONFIG = "encoder_config.json"
 HYPERPARAMS = "hyperparams.yaml"
 TRAINING = "training.json"
 
+# What inference takes from hyperparams.yaml; a folder without these keys has these.
+INFERENCE = {
+    "min_seconds": 0.25,
+    "window_seconds": 60.0,
+    "hop_seconds": 60.0,
+    "as_norm_top_n": 300,
+}
+
 TEMPLATE = """\
 # A speaker encoder for SpeechBrain, written by speechbrain_ext.
 # Needs: pip install speechbrain_ext. Everything else is in this folder.
+#     from speechbrain_ext.inference import SpeakerVerifier
+#     verifier = SpeakerVerifier.from_hparams(source="this folder")
 
 pretrained_path: .
-sample_rate: 16000 # Hz
+sample_rate: 16000 # Hz; recordings of other rates are converted
+
+# Recordings, in seconds
+min_seconds: {min_seconds} # shorter ones are refused
+window_seconds: {window_seconds} # longer ones are embedded in windows, and averaged
+hop_seconds: {hop_seconds} # from one window to the next
+
+as_norm_top_n: {as_norm_top_n} # cohort members that count, where there is a cohort.npz
 
 encoder: !new:{encoder}
     source: !ref <pretrained_path>/{config}
@@ -41,10 +63,15 @@ head: !new:{head}
 speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
     encoder: !ref <encoder>
     head: !ref <head>
+
+modules:
+    speaker_encoder: !ref <speaker_encoder>
 """
 
 
-def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
+def save_pretrained(
+    folder, speaker_encoder, classifier=None, training=None, inference=None
+):
     """Write a trained model as a folder, whole or not at all.
 
     Arguments
@@ -57,6 +84,8 @@ def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
     training : dict, optional
         What the next stage must know: ``speakers`` (row order), ``n_speeds``, and
         whatever a reader wants to know.
+    inference : dict, optional
+        Some of :data:`INFERENCE`, where its values do not suit this model.
 
     Returns
     -------
@@ -66,9 +95,15 @@ def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
     Raises
     ------
     InputError
-        Where LoRA is not merged, or ``folder`` holds something else.
+        Where LoRA is not merged, ``folder`` holds something else, or ``inference`` an
+        unknown key.
     """
-    folder = Path(folder)
+    folder, inference = Path(folder), inference or {}
+    if unknown := sorted(set(inference) - set(INFERENCE)):
+        raise InputError(
+            f"{folder}: inference: {unknown[0]}, expected some of "
+            f"{', '.join(INFERENCE)}"
+        )
     if folder.exists() and not (folder / HYPERPARAMS).is_file():
         raise InputError(f"{folder}: exists and is not a pretrained folder")
     weights = speaker_encoder.state_dict()
@@ -80,7 +115,8 @@ def save_pretrained(folder, speaker_encoder, classifier=None, training=None):
             save_weights(classifier.state_dict(), beside / CLASSIFIER_FILE)
         write_json(beside / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
         write_json(beside / TRAINING, training or {})
-        (beside / HYPERPARAMS).write_text(_hyperparams(speaker_encoder))
+        text = _hyperparams(speaker_encoder, INFERENCE | inference)
+        (beside / HYPERPARAMS).write_text(text)
     return folder
 
 
@@ -103,24 +139,54 @@ def load_pretrained(folder):
     InputError
         Naming the file that is missing or does not fit.
     """
+    return load_hyperparams(folder)["speaker_encoder"]
+
+
+def load_hyperparams(folder, overrides=None):
+    """The whole ``hyperparams.yaml`` of a pretrained folder, its model loaded.
+
+    Arguments
+    ---------
+    folder : str or Path
+    overrides : dict, optional
+        Values for keys of the file.
+
+    Returns
+    -------
+    dict
+        ``speaker_encoder``, in eval mode on the CPU, and all other keys.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_pretrained`; an override of a key that the file has not.
+    """
     folder = Path(folder)
-    if not (folder / HYPERPARAMS).is_file():
+    path = folder / HYPERPARAMS
+    if not path.is_file():
         raise InputError(
             f"{folder}: no {HYPERPARAMS}, expected a folder written by train.py"
         )
     try:
-        modules = load_yaml(folder / HYPERPARAMS, {"pretrained_path": str(folder)})
+        with _NoRandomValues():
+            hparams = load_yaml(
+                path, {**(overrides or {}), "pretrained_path": str(folder)}
+            )
     except InputError as error:
-        if str(folder / HYPERPARAMS) in str(error):
+        if str(path) in str(error):
             raise
         raise InputError(
-            f"{folder / HYPERPARAMS}: {error}; expected a folder written by train.py"
+            f"{path}: {error}; expected a folder written by train.py"
         ) from error
-    model = modules.get("speaker_encoder")
+    model = hparams.get("speaker_encoder")
     if not isinstance(model, torch.nn.Module):
-        raise InputError(f"{folder / HYPERPARAMS}: no module 'speaker_encoder'")
-    load_strictly(model, read_weights(folder / MODEL_FILE), str(folder / MODEL_FILE))
-    return model.eval()
+        raise InputError(f"{path}: no module 'speaker_encoder'")
+    weights = folder / MODEL_FILE
+    if not weights.is_file() and (folder / MODEL_CKPT).is_file():
+        weights = folder / MODEL_CKPT
+    load_strictly(model, read_weights(weights), str(weights))
+    model.eval()
+    return hparams
 
 
 def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
@@ -251,7 +317,7 @@ def class_rows(former, former_speeds, speakers, n_speeds, source):
     ]
 
 
-def _hyperparams(speaker_encoder):
+def _hyperparams(speaker_encoder, inference):
     encoder, head = speaker_encoder.encoder, speaker_encoder.head
     return TEMPLATE.format(
         encoder=_dotted(encoder),
@@ -261,7 +327,22 @@ def _hyperparams(speaker_encoder):
             f"    {name}: {json.dumps(value)}\n"
             for name, value in head.arguments.items()
         ),
+        **{name: json.dumps(value) for name, value in inference.items()},
     )
+
+
+class _NoRandomValues(TorchFunctionMode):
+    """New parameters are left as the memory was: every one of them is loaded.
+
+    Drawing those of 580 M parameters takes longer than reading them.
+    """
+
+    _DRAWING = (torch.Tensor.uniform_, torch.Tensor.normal_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self._DRAWING:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _dotted(instance):
