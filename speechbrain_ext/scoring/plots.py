@@ -209,9 +209,15 @@ def new_figure(width, height):
     return figure, figure.subplots()
 
 
-def save_figure(figure, path):
-    """Write a figure as PNG, atomically, the same bytes for the same figure."""
+def png_bytes(figure):
+    """A figure as PNG, the same bytes for the same figure."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def save_figure(figure, path):
+    """Write a figure as PNG, atomically, the same bytes for the same figure."""
+    drawn = png_bytes(figure)
     with write_atomically(path, "wb") as file:
-        file.write(drawn.getvalue())
+        file.write(drawn)
