@@ -1,0 +1,104 @@
+"""The encoder at 80 % sparsity against the dense one: multiply-adds and seconds.
+
+    python benchmarks/pruned_encoder.py          # 580 M parameters, 3 s and 10 s
+    python benchmarks/pruned_encoder.py --toy    # 4 layers × 64, 1 s, for CI
+
+The peer is our own dense encoder. Gates with random log alpha of every kind of unit are
+hardened to the sparsity and removed, once to any width ("uneven") and once to multiples
+of 8; which units go makes no difference to the arithmetic, their number does. Weights
+are random. Before anything is timed, the pruned states must equal the gated ones.
+"""
+
+import copy
+
+import torch
+from harness import argument_parser, compare, report, summarise
+from transformers import Wav2Vec2BertConfig
+
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.profiling import count_macs, count_parameters
+from speechbrain_ext.pruning import Budget, add_gates, harden, prune
+from speechbrain_ext.pruning.groups import gated_groups
+
+TOY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+}
+WIDTHS = {"uneven": 1, "multiples of 8": 8}
+
+
+class LastState(torch.nn.Module):
+    """A head without arithmetic, so that the encoder alone is counted."""
+
+    def forward(self, states, lens):
+        return states[-1]
+
+
+def main():
+    parser = argument_parser(__doc__)
+    parser.add_argument("--sparsity", type=float, default=0.8)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    config = Wav2Vec2BertConfig(**(TOY if arguments.toy else {}))
+    lengths = [1.0] if arguments.toy else [3.0, 10.0]
+    dense = W2VBertEncoder(config).eval()
+    rows = []
+    for name, multiple in WIDTHS.items():
+        pruned = at_sparsity(dense, arguments.sparsity, multiple)
+        rows += sizes(name, pruned, dense)
+        for seconds in lengths:
+            wavs = torch.randn(1, int(16000 * seconds)) * 0.1
+            rows.append(timing(f"{name}, {seconds:g} s", pruned, dense, wavs))
+    report(rows, arguments)
+
+
+def at_sparsity(dense, sparsity, multiple):
+    """Random gates, hardened and removed → the smaller encoder."""
+    gated = add_gates(copy.deepcopy(dense))
+    for _, gate in gated_groups(gated):
+        gate.units.log_alpha.data.normal_()
+    harden(Budget(gated, sparsity=sparsity), multiple)
+    pruned = prune(gated).eval()
+    wavs = torch.randn(1, 16000) * 0.1
+    with torch.inference_mode():
+        pairs = zip(pruned(wavs)[0], gated.eval()(wavs)[0])
+        error = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    if not error < 1e-5:
+        raise SystemExit(f"pruned and gated states differ by {error}, expected 1e-5")
+    return pruned
+
+
+def sizes(name, pruned, dense):
+    """Parameters and multiply-adds for 1 s of both → two rows."""
+    parameters, macs = zip(
+        *(
+            (count_parameters(encoder).total, macs_of(encoder))
+            for encoder in (pruned, dense)
+        )
+    )
+    return [
+        summarise(f"{name}, parameters", "M", *([n / 1e6] for n in parameters)),
+        summarise(f"{name}, multiply-adds for 1 s", "G", *([n / 1e9] for n in macs)),
+    ]
+
+
+def macs_of(encoder):
+    return count_macs(SpeakerEncoder(encoder, LastState()))
+
+
+def timing(name, pruned, dense, wavs):
+    """Both forward passes, features included → Row."""
+
+    def forward(encoder):
+        with torch.inference_mode():
+            encoder(wavs)
+
+    return compare(name, lambda: forward(pruned), lambda: forward(dense), repeats=5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""A pruned model at full size from its configuration alone, in the published format.
+
+The expected number of parameters is a sum by hand over what a pruned layer consists of.
+"""
+
+import json
+import random
+
+import torch
+from transformers import Wav2Vec2BertConfig
+
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.profiling import count_parameters, profile_model
+
+HIDDEN, HEAD, KERNEL, POSITIONS, LAYERS = 1024, 64, 31, 73, 24
+NORM = 2 * HIDDEN
+
+
+def published_configuration(path, seed):
+    """Uneven widths, with parts that are gone → (file, its lists)."""
+    draw = random.Random(seed)
+    heads = [draw.choice([0, 1, 3, 7, 16]) for _ in range(LAYERS)]
+    units = [[draw.randrange(1, 1200) for _ in range(2)] for _ in range(LAYERS)]
+    uses = [[draw.random() < 0.8 for _ in range(2)] for _ in range(LAYERS)]
+    conv = [draw.randrange(1, 1024) for _ in range(LAYERS)]
+    lists = {
+        "num_attention_heads_group": heads,
+        "use_attention": [n > 0 for n in heads],
+        "intermediate_size_group": [
+            [n * kept for n, kept in zip(*pair)] for pair in zip(units, uses)
+        ],
+        "use_feed_forward": uses,
+        "conv_group": [[HIDDEN, n] for n in conv],
+    }
+    values = {**Wav2Vec2BertConfig().to_dict(), **lists, "prune": False}
+    path.write_text(json.dumps(values))
+    return path, lists
+
+
+def parameters_by_hand(lists):
+    """Sum over the layers; a part of no units is not there at all."""
+    # projection of 160 inputs with its norm, final norm of every layer
+    total = 2 * 160 + 160 * HIDDEN + HIDDEN + LAYERS * NORM
+    for heads, pair, (_, channels) in zip(
+        lists["num_attention_heads_group"],
+        lists["intermediate_size_group"],
+        lists["conv_group"],
+    ):
+        inner = heads * HEAD
+        if heads:
+            # three projections in, one out, relative keys, norm
+            total += 3 * (HIDDEN + 1) * inner + (inner + 1) * HIDDEN
+            total += POSITIONS * HEAD + NORM
+        for units in pair:
+            if units:
+                total += (HIDDEN + 1) * units + (units + 1) * HIDDEN + NORM
+        # values and gates of the GLU, taps, norm, out, norm before
+        total += 2 * HIDDEN * channels + KERNEL * channels + 2 * channels
+        total += channels * HIDDEN + NORM
+    return total
+
+
+def test_the_sum_by_hand_is_that_of_the_dense_model():
+    lists = {
+        "num_attention_heads_group": [16] * LAYERS,
+        "intermediate_size_group": [[4096, 4096]] * LAYERS,
+        "conv_group": [[HIDDEN, HIDDEN]] * LAYERS,
+    }
+    assert parameters_by_hand(lists) == 580_492_096
+
+
+def test_totals_come_out_of_the_configuration(tmp_path):
+    for seed in range(3):
+        path, lists = published_configuration(tmp_path / f"{seed}.json", seed)
+        with torch.device("meta"):
+            encoder = W2VBertEncoder(path)
+        expected = parameters_by_hand(lists)
+        assert count_parameters(encoder).total == expected
+        assert profile_model(path)["encoder"] == expected
+
+
+def test_golden_structure_has_as_many_parameters_as_its_checkpoint(shared):
+    golden = shared / "golden" / "released"
+    checkpoint = torch.load(golden / "pruned_adapter_mfa.pth", weights_only=True)
+    weights = checkpoint["modules"]["spk_model"]
+    found = sum(
+        weight.numel()
+        for name, weight in weights.items()
+        if name.startswith("front.encoder.") and "masked_spec_embed" not in name
+    )
+    config = golden / "pruned_adapter_mfa_encoder_config.json"
+    assert profile_model(config)["encoder"] == found
