@@ -15,25 +15,36 @@ def add_profile(commands):
     )
     parser.add_argument("--config", help="encoder configuration (JSON)")
     parser.add_argument(
+        "--pretrained_folder",
+        nargs="+",
+        help="models that train.py or distill_prune.py saved, instead; also timed",
+    )
+    parser.add_argument(
         "--head",
         default="all",
         choices=["all", "adapter_mfa", "mfa", "weighted_ecapa"],
     )
     parser.add_argument("--lora_rank", type=int, default=64, help="0: no LoRA")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of the utterance")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of the utterance: for multiply-adds, 1; for the speed of saved models, 10",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_profile)
 
 
 def run_profile(arguments):
     """Print the table, or JSON."""
+    if arguments.pretrained_folder:
+        profile_saved(arguments)
+        return
     from speechbrain_ext.profiling import HEADS, profile_model
 
+    seconds = 1.0 if arguments.seconds is None else arguments.seconds
     heads = list(HEADS) if arguments.head == "all" else [arguments.head]
     rows = {
-        head: profile_model(
-            arguments.config, head, arguments.lora_rank, arguments.seconds
-        )
+        head: profile_model(arguments.config, head, arguments.lora_rank, seconds)
         for head in heads
     }
     if arguments.json:
@@ -46,9 +57,35 @@ def run_profile(arguments):
             f"{row['macs'] / 1e9:>8.2f} G"
         )
     print(
-        f"Multiply-adds of one utterance of {arguments.seconds:g} s, counted: matrix "
+        f"Multiply-adds of one utterance of {seconds:g} s, counted: matrix "
         "products,\nconvolutions, attention with its relative-position products. Not "
         "counted: features,\nnormalisation, activations, softmax, biases."
+    )
+
+
+def profile_saved(arguments):
+    """Print a row for each saved model, or JSON."""
+    import torch
+
+    from speechbrain_ext.profiling import profile_folder
+
+    seconds = 10.0 if arguments.seconds is None else arguments.seconds
+    rows = {
+        folder: profile_folder(folder, seconds)
+        for folder in arguments.pretrained_folder
+    }
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{'encoder':>13}{'head':>12}{'MACs of 1 s':>14}{'s per s':>10}  model")
+    for folder, row in rows.items():
+        print(
+            f"{row['encoder']:>13,}{row['head']:>12,}{row['macs'] / 1e9:>12.4g} G"
+            f"{row['seconds_per_second']:>10.4f}  {folder}"
+        )
+    print(
+        f"s per s: seconds of computing for one of audio, utterances of {seconds:g} s "
+        f"one at a time,\n{torch.get_num_threads()} threads on the CPU."
     )
 
 

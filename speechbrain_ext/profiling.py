@@ -6,6 +6,8 @@ attention, with the relative-position products. Features (FFT and mel), normalis
 activations, softmax and the additions of biases are not counted.
 """
 
+import statistics
+import time
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
+from speechbrain_ext.pretrained import load_pretrained
 
 HEADS = {
     "adapter_mfa": AdapterMFA,
@@ -78,6 +81,63 @@ def count_macs(speaker_encoder, seconds=1.0):
         speaker_encoder.head(encoder.encode_features(features), None)
     speaker_encoder.train(training)
     return counter.get_total_flops() // 2
+
+
+def seconds_per_second(model, seconds=10.0, repeats=5, sample_rate=16000):
+    """Seconds of computing for one second of audio: the real-time factor.
+
+    One utterance at a time, features included, on the model's device with as many
+    threads as torch has.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        wavs [B, T] → anything; in eval mode.
+    seconds : float
+        Length of the utterance.
+    repeats : int
+        Timed calls, after one that is not; their median counts.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    float
+    """
+    device = next(model.parameters()).device
+    wavs = 0.1 * torch.randn(1, int(sample_rate * seconds), device=device)
+    elapsed = []
+    with torch.inference_mode():
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            model(wavs).sum().item()  # waits for a GPU
+            elapsed.append(time.perf_counter() - start)
+    return statistics.median(elapsed[1:]) / seconds
+
+
+def profile_folder(folder, seconds=10.0):
+    """Sizes, multiply-adds and speed of a saved model, dense or pruned.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Written by train.py or distill_prune.py.
+    seconds : float
+        Length of the utterance for the speed.
+
+    Returns
+    -------
+    dict
+        ``encoder``, ``head`` (parameters), ``macs`` of 1 s, ``seconds_per_second``.
+    """
+    model = load_pretrained(folder)
+    model.encoder.n_frames(seconds)  # too short for any: an error
+    return {
+        "encoder": count_parameters(model.encoder).total,
+        "head": count_parameters(model.head).total,
+        "macs": count_macs(model),
+        "seconds_per_second": seconds_per_second(model, seconds),
+    }
 
 
 def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):

@@ -16,7 +16,14 @@ from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.profiling import count_macs, count_parameters, profile_model
+from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.profiling import (
+    count_macs,
+    count_parameters,
+    profile_model,
+    seconds_per_second,
+)
+from speechbrain_ext.pruning import Budget, add_gates, harden, prune
 
 ENCODER, LORA = 580_492_096, 6_291_456
 HEADS = {
@@ -141,9 +148,56 @@ def test_command_with_options(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"mfa": expected}
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model and what is left of it at half its size, saved."""
+    folder = tmp_path_factory.mktemp("saved")
+    encoder = tiny_encoder()
+    head = AdapterMFA(encoder.hidden_size, encoder.n_states, 8, 12)
+    save_pretrained(folder / "dense", SpeakerEncoder(encoder, head))
+    budget = Budget(add_gates(encoder), sparsity=0.5)
+    cost = harden(budget)
+    save_pretrained(folder / "pruned", SpeakerEncoder(prune(encoder), head))
+    return folder, cost
+
+
+def test_profile_of_saved_models(saved, capsys):
+    folder, cost = saved
+    folders = [str(folder / name) for name in ("dense", "pruned")]
+    main(["profile", "--seconds=0.5", "--json", "--pretrained_folder", *folders])
+    dense, pruned = json.loads(capsys.readouterr().out).values()
+    assert pruned["encoder"] == cost
+    assert pruned["encoder"] < 0.51 * dense["encoder"]
+    assert pruned["head"] == dense["head"]
+    assert pruned["macs"] < dense["macs"]
+    assert dense["seconds_per_second"] > 0
+    main(["profile", "--seconds=0.5", "--pretrained_folder", *folders])
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].startswith(f"{cost:>13,}")
+    assert table[2].endswith(folders[1])
+
+
+def test_speed_is_the_median_over_the_length():
+    class Slow(torch.nn.Module):
+        calls = []
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, wavs):
+            self.calls.append(wavs.shape)
+            return self.weight
+
+    speed = seconds_per_second(Slow(), seconds=2.0, repeats=3)
+    assert Slow.calls == [(1, 32000)] * 4
+    assert 0 < speed < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--pretrained_folder=missing"], "error: missing: no hyperparams.yaml"),
         (["--config=missing.json"], "error: missing.json: not a readable"),
         (["--seconds=0.01", "--head=mfa"], "error: seconds: 0.01, expected 0.035"),
         (["--lora_rank=-1", "--head=mfa"], "error: inject_lora: r -1, expected 1"),
@@ -157,3 +211,11 @@ def test_command_with_bad_input_prints_one_line(arguments, message, capsys):
     assert printed.out == ""
     assert printed.err.startswith(message)
     assert printed.err.count("\n") == 1
+
+
+def test_saved_model_and_too_short_an_utterance(saved, capsys):
+    folder = str(saved[0] / "dense")
+    with pytest.raises(SystemExit) as stopped:
+        main(["profile", "--seconds=0", "--pretrained_folder", folder])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("error: seconds: 0, expected 0.035")
