@@ -44,6 +44,14 @@ setup(
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
         # selenium drives Debian's chromium, where there is one
-        "dev": ["pytest>=8", "pytest-timeout", "ruff", GRADIO, "selenium>=4.20"],
+        "arrow": ["pyarrow>=17"],  # manifests of many millions of recordings
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout",
+            "ruff",
+            "pyarrow>=17",
+            GRADIO,
+            "selenium>=4.20",
+        ],
     },
 )

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_ext.data.classes import class_of, count_classes
 from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
 from speechbrain_ext.data.workers import (
     START_METHOD,
@@ -61,13 +62,14 @@ class TrainingSet(Dataset):
     augmenter : callable, optional
         ``(wav [T], generator)`` → wav [T].
     speeds : tuple of float
-        The first is 1.0. The k-th speed of speaker s is class s + k·S: a voice
-        played faster is another voice.
+        The first is 1.0. A voice played faster is another voice, hence another class
+        (:mod:`speechbrain_ext.data.classes`), for the speakers whom the manifest has
+        perturbed.
 
     Attributes
     ----------
     n_classes : int
-        S × number of speeds.
+        S × number of speeds where all are.
     """
 
     def __init__(self, manifest, seed, augmenter=None, speeds=(1.0,)):
@@ -75,10 +77,13 @@ class TrainingSet(Dataset):
         self.seed = seed
         self.augmenter = augmenter
         self.speed = SpeedPerturb(speeds)
-        self.frames = _frames(manifest)
         self.labels = manifest.labels
-        self.n_speakers = len(manifest.speaker_names)
-        self.n_classes = self.n_speakers * len(self.speed.speeds)
+        # of speakers, of speeds, of perturbed speakers
+        self._numbers = (
+            *(len(manifest.speaker_names), len(self.speed.speeds)),
+            manifest.n_perturbed,
+        )
+        self.n_classes = count_classes(*self._numbers)
 
     def __len__(self):
         return len(self.manifest)
@@ -108,14 +113,15 @@ class TrainingSet(Dataset):
         speed = self.speed.speeds[draw.speed_index]
         wav = read_crop(
             self.manifest.paths[draw.row],
-            int(self.frames[draw.row]),
+            _frames(self.manifest, draw.row),
             self.speed.source_length(draw.n_samples, speed),
             generator,
         )
         wav = self.speed.apply(wav, speed)[: draw.n_samples]
         if self.augmenter is not None:
             wav = self.augmenter(wav, generator)
-        label = int(self.labels[draw.row]) + draw.speed_index * self.n_speakers
+        speaker = int(self.labels[draw.row])
+        label = class_of(speaker, draw.speed_index, *self._numbers)
         wav = torch.from_numpy(np.ascontiguousarray(wav))
         return {"wav": wav, "label": label, "id": self.manifest.ids[draw.row]}
 
@@ -146,14 +152,13 @@ class EvaluationSet(Dataset):
             raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
         self.manifest = manifest
         self.longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-        self.frames = _frames(manifest)
 
     def __len__(self):
         return len(self.manifest)
 
     def __getitem__(self, row):
         """(id, wav float32 tensor [T]) of one row of the manifest."""
-        path, frames = self.manifest.paths[row], int(self.frames[row])
+        path, frames = self.manifest.paths[row], _frames(self.manifest, row)
         if self.longest is None or frames <= self.longest:
             wav = read_audio(path)
         else:
@@ -291,6 +296,6 @@ class _Loader(DataLoader):
             yield batch
 
 
-def _frames(manifest):
-    """Samples per recording: [N] int64."""
-    return np.round(manifest.durations * SAMPLE_RATE).astype(np.int64)
+def _frames(manifest, row):
+    """Samples of one recording. For all at once, 10 million would take 80 MB."""
+    return round(manifest.durations[row] * SAMPLE_RATE)

@@ -4,6 +4,9 @@ A manifest is a CSV file with the columns of SpeechBrain's recipes:
 ``ID,duration,wav,spk_id``. In memory it is four arrays instead of a list of rows:
 a million Python rows would be copied into every loader worker, page by page, as
 their reference counts change; arrays are shared.
+
+From some million recordings on, a file named ``.arrow`` holds the same, and its columns
+stay in the file (:mod:`speechbrain_ext.data.arrow_manifest`).
 """
 
 import csv
@@ -15,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
+from speechbrain_ext.data.columns import TEXT, EncodedText, TextColumn
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_atomically
 
 COLUMNS = ["ID", "duration", "wav", "spk_id"]
+ARROW = ".arrow"
 
-# Variable-width UTF-8. Fixed-width "<U" arrays spend four bytes per character of the
-# longest path on every row.
-_TEXT = np.dtypes.StringDType()
+# TEXT is variable-width UTF-8. Fixed-width "<U" arrays spend four bytes per character
+# of the longest path on every row.
 _ROWS_AT_ONCE = 20_000  # larger chunks are slower to read
 
 
@@ -40,6 +44,12 @@ class Manifest:
         [N] float64, seconds.
     speakers : np.ndarray
         [N] str, speaker names.
+    n_perturbed : int, optional
+        So many speakers, the first in ``speaker_names``, are also played at other
+        speeds; None: all.
+
+    Any column of text may be a :class:`~speechbrain_ext.data.columns.TextColumn`, which
+    is indexed as an array is.
 
     Raises
     ------
@@ -51,10 +61,13 @@ class Manifest:
     paths: np.ndarray
     durations: np.ndarray
     speakers: np.ndarray
+    n_perturbed: int | None = None
 
     def __post_init__(self):
         for name in ("ids", "paths", "speakers"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=_TEXT))
+            column = getattr(self, name)
+            if not isinstance(column, TextColumn):
+                object.__setattr__(self, name, np.asarray(column, dtype=TEXT))
         durations = np.asarray(self.durations, dtype=np.float64)
         object.__setattr__(self, "durations", durations)
         lengths = [len(c) for c in (self.ids, self.paths, durations, self.speakers)]
@@ -68,16 +81,19 @@ class Manifest:
 
     @functools.cached_property
     def _named_and_numbered(self):
+        if isinstance(self.speakers, EncodedText):
+            speakers = self.speakers.compact()
+            return np.array(speakers.names.to_pylist(), dtype=TEXT), speakers.codes
         return np.unique(self.speakers, return_inverse=True)
 
     @property
     def speaker_names(self):
-        """The speakers: sorted, each once, [S] str."""
+        """The speakers, each once, [S] str: the perturbed ones first, each sorted."""
         return self._named_and_numbered[0]
 
     @property
     def labels(self):
-        """Each recording's row number in ``speaker_names``: [N] int64."""
+        """Each recording's row number in ``speaker_names``: [N] int64, or int32."""
         return self._named_and_numbered[1]
 
     def select(self, rows):
@@ -96,9 +112,11 @@ class Manifest:
         rows = np.asarray(rows)
         if not len(rows):
             rows = rows.astype(np.int64)
-        return Manifest(
-            self.ids[rows], self.paths[rows], self.durations[rows], self.speakers[rows]
-        )
+        perturbed = self.n_perturbed
+        if perturbed is not None:
+            perturbed = int(np.sum(np.unique(self.labels[rows]) < perturbed))
+        columns = (self.ids, self.paths, self.durations, self.speakers)
+        return Manifest(*(column[rows] for column in columns), perturbed)
 
 
 def read_manifest(path):
@@ -107,7 +125,8 @@ def read_manifest(path):
     Arguments
     ---------
     path : str or Path
-        CSV file, UTF-8, with the header ``ID,duration,wav,spk_id``.
+        CSV file, UTF-8, with the header ``ID,duration,wav,spk_id``; or one of the same
+        content whose name ends in ``.arrow``.
 
     Returns
     -------
@@ -120,6 +139,10 @@ def read_manifest(path):
         an ID seen before, a duration that is not a positive number, no rows.
     """
     path = Path(path)
+    if path.suffix == ARROW:
+        from speechbrain_ext.data.arrow_manifest import read_arrow
+
+        return read_arrow(path)
     parts = [_columns(path, rows) for rows in _chunks(path)]
     if not parts:
         raise InputError(f"{path}: no rows below the header, expected recordings")
@@ -137,17 +160,27 @@ def write_manifest(path, manifest):
     Arguments
     ---------
     path : str or Path
-        The CSV file.
+        The CSV file, or an Arrow file where the name ends in ``.arrow``.
     manifest : Manifest
         Durations are written with all their digits: reading gives them back exactly.
 
     Raises
     ------
     InputError
-        Where :func:`read_manifest` would refuse the file.
+        Where :func:`read_manifest` would refuse the file, or a CSV file cannot tell
+        which speakers are perturbed.
     """
+    if Path(path).suffix == ARROW:
+        from speechbrain_ext.data.arrow_manifest import write_arrow
+
+        return write_arrow(path, manifest)
     if not len(manifest):
         raise InputError(f"{path}: nothing to write, expected at least one recording")
+    if manifest.n_perturbed not in (None, len(manifest.speaker_names)):
+        raise InputError(
+            f"{path}: {manifest.n_perturbed} perturbed speakers and others, expected a "
+            f"name ending in {ARROW}: CSV has no place for it"
+        )
     problem = _first_problem(manifest)
     if problem:
         row, message = problem
@@ -211,10 +244,10 @@ def _columns(path, rows):
             f"{path}, line {line}: duration {text!r}, expected seconds as a number"
         ) from None
     return (
-        np.array(ids, _TEXT),
-        np.array(paths, _TEXT),
+        np.array(ids, TEXT),
+        np.array(paths, TEXT),
         seconds,
-        np.array(speakers, _TEXT),
+        np.array(speakers, TEXT),
     )
 
 
@@ -236,7 +269,7 @@ def _first_problem(manifest):
     for name, column in zip(
         ("ID", "wav", "spk_id"), (manifest.ids, manifest.paths, manifest.speakers)
     ):
-        empty = np.flatnonzero(column == "")
+        empty = np.flatnonzero(np.asarray(column) == "")
         if len(empty):
             return int(empty[0]), f"empty {name}, expected text"
     ids = manifest.ids.tolist()

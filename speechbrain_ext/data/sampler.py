@@ -73,6 +73,9 @@ class CropBatchSampler(Sampler):
         more than one. An epoch then costs the same on any corpus.
     sample_rate : int
         Hz.
+    n_perturbed : int, optional
+        Speakers from this number on keep their true speed, the first one; None: all
+        draw.
 
     Attributes
     ----------
@@ -101,13 +104,17 @@ class CropBatchSampler(Sampler):
         n_speeds=1,
         draws_per_epoch=None,
         sample_rate=SAMPLE_RATE,
+        n_perturbed=None,
     ):
         self.labels = np.asarray(labels)
+        # Ten million row numbers take 40 MB so, on each rank.
+        self._rows = np.int32 if len(self.labels) < 2**31 else np.int64
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.seed = _at_least("seed", seed, 0)
         self.world_size = _at_least("world_size", world_size, 1)
         self.rank = _at_least("rank", rank, 0)
         self.n_speeds = _at_least("n_speeds", n_speeds, 1)
+        self.n_perturbed = n_perturbed
         if rank >= world_size:
             raise InputError(f"rank: {rank}, expected less than {world_size} processes")
         self.shortest, self.longest = _crop_range(crop_seconds, sample_rate)
@@ -146,17 +153,15 @@ class CropBatchSampler(Sampler):
     def __iter__(self):
         """Yields lists of ``batch_size`` :class:`Draw`, one list per step."""
         epoch = self.epoch
-        rows, speeds = self._epoch_order(epoch)
+        rows, speeds = self._my_part(epoch)
         for step in range(self.start_step, len(self)):
-            first = step * self.global_batch
-            mine = slice(first + self.rank, first + self.global_batch, self.world_size)
+            first = step * self.global_batch + self.rank
             n_samples = self.crop_samples(epoch, step)
-            positions = range(mine.start, mine.stop, mine.step)
+            mine = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            batch = zip(rows[mine].tolist(), self._speeds_of(rows[mine], speeds[mine]))
             yield [
-                Draw(row, position, epoch, n_samples, speed)
-                for row, position, speed in zip(
-                    rows[mine].tolist(), positions, speeds[mine].tolist()
-                )
+                Draw(row, first + place * self.world_size, epoch, n_samples, speed)
+                for place, (row, speed) in enumerate(batch)
             ]
 
     def crop_samples(self, epoch, step):
@@ -211,11 +216,19 @@ class CropBatchSampler(Sampler):
             "draws": self.n_draws,
         }
 
+    def _my_part(self, epoch):
+        """This rank's rows and speeds, in its order: [len(self) * batch_size] each."""
+        # Copies: a view would keep what belongs to the other ranks.
+        mine = slice(self.rank, len(self) * self.global_batch, self.world_size)
+        rows, speeds = self._epoch_order(epoch)
+        return rows[mine].copy(), speeds[mine].copy()
+
     def _epoch_order(self, epoch):
         """Rows of the manifest and speeds by position: [n_draws] each."""
         generator = np.random.default_rng([self.seed, epoch])
         if self.draws_per_epoch is None:
-            order = generator.permutation(self.n_draws)
+            order = np.arange(self.n_draws, dtype=self._rows)
+            generator.shuffle(order)
         else:
             order = self._balanced_rows(epoch)
         if self.n_speeds == 1:
@@ -224,9 +237,16 @@ class CropBatchSampler(Sampler):
             speeds = generator.integers(self.n_speeds, size=self.n_draws, dtype=np.int8)
         return order, speeds
 
+    def _speeds_of(self, rows, speeds):
+        """Speeds of one batch, the first one where the speaker is not perturbed."""
+        if self.n_perturbed is not None:
+            speeds = np.where(self.labels[rows] < self.n_perturbed, speeds, 0)
+        return speeds.tolist()
+
     def _shuffle_within_speakers(self):
         """Rows sorted by speaker, in random order inside: [N], and counts [S]."""
-        shuffled = np.random.default_rng([self.seed]).permutation(len(self.labels))
+        shuffled = np.arange(len(self.labels), dtype=self._rows)
+        np.random.default_rng([self.seed]).shuffle(shuffled)
         by_speaker = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
         _, counts = np.unique(self.labels, return_counts=True)
         return by_speaker, counts
