@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_ext.data.joined_paths import parts_of
 from speechbrain_ext.data.manifest import Manifest, read_manifest
 from speechbrain_ext.data.options import check_at_least
 from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.hyper import call_with
 from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
 from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration_scores import write_calibration_scores
 from speechbrain_ext.scoring.calibration_trials import (
     CalibrationTrials,
     draw_calibration_trials,
@@ -90,7 +92,8 @@ class BackendPlan:
         embed : callable
             (manifest, path) → float32 [N, E] on the main process.
         folder : Path
-            Gets the embeddings, ``cohort.npz`` and ``calibration.json``.
+            Gets the embeddings, ``cohort.npz``, ``calibration.json`` and the scores of
+            the calibration trials, ``calibration_scores_SYSTEM.npz``.
 
         Returns
         -------
@@ -127,6 +130,9 @@ class BackendPlan:
                 )
             backend.calibrator.save(folder / "calibration.json")
             logger.info("calibration: l2 %g", backend.calibrator.l2)
+            write_calibration_scores(
+                *(folder, backend, self.calibration, of_calibration, self.trials)
+            )
         return backend
 
 
@@ -290,7 +296,8 @@ def _check_cohort(plan, source):
 
 
 def _check_present(path, manifest):
-    for file in manifest.paths.tolist():
+    files = (part for row in manifest.paths.tolist() for part, _ in parts_of(row))
+    for file in files:
         if not os.path.isfile(file):
             raise InputError(
                 f"{path}: {file}: no such file, expected the {len(manifest)} "

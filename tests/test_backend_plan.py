@@ -13,6 +13,7 @@ from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
+from speechbrain_ext.scoring.score_files import read_score_table
 
 SIZE, EACH = 6, 5
 CALIBRATION = {"shortest": 1.0, "boundary": 3.0, "n_trials": 60, "seed": 3}
@@ -166,6 +167,18 @@ def test_a_cohort_and_a_calibrator(files, valid, caplog):
     ):
         assert np.array_equal(found.weights, expected.weights)
         assert found.l2 == expected.l2
+    # what each step makes of these trials, the own speaker left out of the cohort
+    own = plain.cohort.rows_of_speakers(manifest.speakers)
+    assert (own >= 0).all() == (not valid)
+    rows = np.stack([trials.enrol, trials.test], axis=1)
+    scores = backend.scores(*2 * [side._replace(own=own)], rows)
+    assert list(scores) == ["cosine", "as_norm", "llr"]
+    for system, values in scores.items():
+        table, read = read_score_table(files / f"calibration_scores_{system}.npz")
+        assert np.array_equal(read, values)
+        assert np.array_equal(table.labels, trials.labels)
+        assert table.names[table.enrol].tolist() == manifest.ids[trials.enrol].tolist()
+        assert table.names[table.test].tolist() == manifest.ids[trials.test].tolist()
 
 
 @pytest.mark.parametrize(("objective", "l2"), [("cross_entropy", 0.5), ("cllr", 1)])

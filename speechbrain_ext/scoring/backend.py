@@ -259,8 +259,7 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     InputError
         As the parts.
     """
-    if backend.cohort is not None:
-        side = side._replace(own=backend.cohort.rows_of_speakers(speakers))
+    side = of_speakers(side, speakers, backend)
     rows = np.stack([trials.enrol, trials.test], axis=1)
     names, values = backend.features(side, side, rows)
     if l2 is None:
@@ -268,6 +267,13 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
         l2, _ = choose_l2(values, trials.labels, codes[rows], objective)
     calibrator = make_calibrator(l2, names, objective)
     return replace(backend, calibrator=calibrator.fit(values, trials.labels))
+
+
+def of_speakers(side, speakers, backend):
+    """The side with the cohort rows of its own speakers, str [N], left out."""
+    if backend.cohort is None:
+        return side
+    return side._replace(own=backend.cohort.rows_of_speakers(speakers))
 
 
 def _have_durations(*sides):

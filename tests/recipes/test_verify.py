@@ -1,6 +1,7 @@
 """verify.py from recordings to its report: every way, stopped, on two ranks."""
 
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -112,6 +113,8 @@ def test_cosine_alone(corpus, tmp_path):
     assert (row["system"], row["as_norm"], row["qmf"]) == ("cosine", False, False)
     assert set(row["intervals_95"]) == {"eer", "min_dcf_0.01", "min_dcf_0.05", "cllr"}
     assert results["pretrained_folder"] == f"{corpus}/final"
+    weights = (corpus / "final/speaker_encoder.safetensors").read_bytes()
+    assert results["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert "top_n" not in results
     trials, scores = read_score_table(out / "scores_trials_cosine.npz")
     expected = cosines(by_id(out / "embeddings.npz"), trials)

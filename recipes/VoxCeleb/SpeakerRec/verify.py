@@ -9,8 +9,9 @@
 Without these manifests (and without ``cohort`` and ``calibrator``) it stops after the
 cosine. What is wrong is found before anything is embedded, where that can be. Written
 to ``output_folder``: embeddings.npz, cohort.npz, calibration.json, the scores of every
-list and system as text and as a table, results.json, results.md and pictures. The table
-also goes to the standard output. Stopped, the same command continues; several GPUs:
+list and system as text and as a table, those of the calibration as a table,
+results.json, results.md and pictures. The table also goes to the standard output.
+Stopped, the same command continues; several GPUs:
 ``torchrun --nproc_per_node=8 verify.py …``.
 """
 
@@ -25,12 +26,13 @@ from voxceleb_prepare import prepare_voxceleb_test
 
 from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.data.marker import sha256
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import InputError, command_line
 from speechbrain_ext.extraction import embed_to_file
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.precision import autocast_type
-from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.pretrained import MODEL_FILE, load_pretrained
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.enrolment import read_enrol_map
@@ -155,8 +157,11 @@ def score(hparams, lists, backend, test, sides):
 def report(hparams, backend, results):
     """Write the report, and print its table."""
     folder = Path(hparams["output_folder"])
-    files = {key: hparams[key] for key in FILES if hparams[key] is not None}
-    print(write_report(folder, results, {**files, **backend.describe()}))
+    about = {key: hparams[key] for key in FILES if hparams[key] is not None}
+    if hparams["pretrained_folder"]:  # an export must know whose results these are
+        weights = Path(hparams["pretrained_folder"]) / MODEL_FILE
+        about["weights_sha256"] = sha256(weights)
+    print(write_report(folder, results, {**about, **backend.describe()}))
     for result in results:
         print(f"DET curve {result['pictures']['det']}")
     print(f"report {folder / 'results.md'}")
