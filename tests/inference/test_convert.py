@@ -1,0 +1,301 @@
+"""Published checkpoints → pretrained folders: the embeddings stay the same."""
+
+import hashlib
+import json
+import socket
+
+import numpy as np
+import pytest
+import torch
+from released_checkpoints import (
+    HEADS,
+    checkpoint,
+    embed,
+    embed_batch,
+    merge_by_hand,
+    published_names,
+    random_model,
+    save,
+    utterances,
+    with_lora,
+    write_config,
+)
+from tiny_encoder import noise
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference import convert_released
+from speechbrain_ext.inference.convert import build_released
+from speechbrain_ext.pretrained import load_pretrained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZES = {
+    "three layers": {"hidden": 24, "heads": 3, "ffn": 40, "layers": 3},
+    "one layer, one head": {"hidden": 16, "heads": 1, "ffn": 24, "layers": 1},
+}
+PRUNED = {
+    "hidden": 24,
+    "heads": 4,
+    "ffn": 40,
+    "layers": 4,
+    "num_attention_heads_group": [3, 0, 4, 1],
+    "intermediate_size_group": [[40, 7], [13, 0], [0, 1], [0, 0]],
+    "conv_channels": [24, 5, 0, 11],
+}
+
+
+def convert(tmp_path, names, **options):
+    """A checkpoint of these tensors → converted model."""
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    return load_pretrained(convert_released(path, tmp_path / "out", **options))
+
+
+def assert_same(model, original, tolerance=1e-6):
+    """Equal embeddings, one by one and in a padded batch."""
+    wavs = utterances()
+    expected = embed(original, wavs)
+    assert expected.std(0).min() > 1e-3  # not all the same, whatever is put in
+    torch.testing.assert_close(embed(model, wavs), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(embed_batch(model, wavs), expected, atol=1e-5, rtol=0)
+
+
+# -- what is in the file ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("head", HEADS)
+def test_converted_equals_original(tmp_path, head, sizes):
+    config = write_config(tmp_path, **SIZES[sizes])
+    original = random_model(config, head)
+    model = convert(tmp_path, published_names(original))
+    assert_same(model, original)
+    assert type(model.head) is type(original.head)
+    # the configuration, where it is given, changes nothing
+    given = convert(tmp_path, published_names(original), encoder_config=config)
+    assert given.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in given.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    for key in ("num_attention_heads", "intermediate_size", "num_hidden_layers"):
+        assert getattr(given.encoder.config, key) == getattr(model.encoder.config, key)
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_pruned(tmp_path, with_config):
+    """Layers without attention, without either feed-forward, without convolution."""
+    config = write_config(tmp_path, **PRUNED)
+    original = random_model(config)
+    model = convert(
+        tmp_path,
+        published_names(original),
+        encoder_config=config if with_config else None,
+    )
+    assert_same(model, original)
+    shapes = [layer.shape for layer in model.encoder.encoder.layers]
+    assert [shape.heads for shape in shapes] == PRUNED["num_attention_heads_group"]
+    assert [[s.ffn1, s.ffn2] for s in shapes] == PRUNED["intermediate_size_group"]
+    assert [shape.conv for shape in shapes] == PRUNED["conv_channels"]
+    if with_config:
+        assert model.encoder.config.intermediate_size == 40
+
+
+def test_pruned_adapters_and_kernel(tmp_path):
+    """Adapters of uneven hidden sizes, as our pruning leaves them; another kernel."""
+    config = write_config(tmp_path)
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "conv_depthwise_kernel_size": 5}))
+    original = random_model(config)
+    widths = dict(zip(("0", "1", "2"), (4, 6, 1)))
+    original.head = original.head.resized(widths).eval()
+    assert_same(convert(tmp_path, published_names(original)), original)
+
+
+@pytest.mark.parametrize(
+    ("rank", "layers", "alpha"),
+    [
+        (4, ("linear_q", "linear_v"), None),
+        (3, ("linear_q", "linear_k", "linear_out", "output_dense"), 5.0),
+    ],
+)
+def test_lora_is_merged(tmp_path, rank, layers, alpha):
+    config = write_config(tmp_path)
+    original = random_model(config)
+    before = embed(original, utterances())
+    names = with_lora(published_names(original), rank, layers)
+    merge_by_hand(original, names, 2.0 if alpha is None else alpha / rank)
+    assert (embed(original, utterances()) - before).abs().max() > 1e-2
+    model = convert(tmp_path, names, lora_alpha=alpha)
+    assert not any("lora" in name for name in model.state_dict())
+    assert_same(model, original, 1e-5)
+    kept = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert kept["converted_from"]["lora"] == {
+        "rank": rank,
+        "alpha": alpha or 2.0 * rank,
+        "layers": sorted(layers),
+    }
+
+
+def test_lora_of_a_pruned_model(tmp_path):
+    original = random_model(write_config(tmp_path, **PRUNED))
+    names = with_lora(published_names(original), 2)
+    merge_by_hand(original, names, 2.0)
+    assert_same(convert(tmp_path, names), original, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions(tmp_path, dtype):
+    original = random_model(write_config(tmp_path))
+    names = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in published_names(original).items()
+    }
+    model = convert(tmp_path, names)
+    for name, tensor in model.state_dict().items():
+        own = name.replace("encoder.", "front.encoder.", 1).removeprefix("head.")
+        expected = names[own].float() if tensor.is_floating_point() else names[own]
+        assert tensor.dtype == expected.dtype
+        assert torch.equal(tensor, expected)
+
+
+# -- what is around it -----------------------------------------------------------------
+
+
+def wrappers(names):
+    """The same tensors, as other programs save them."""
+    flat = {f"modules.spk_model.{name}": tensor for name, tensor in names.items()}
+    weight = noise(12, 10)
+    optimizer = {"state": {0: {"exp_avg": noise(3)}}, "param_groups": [{"lr": 0.1}]}
+    ddp = {f"module.{name}": tensor for name, tensor in names.items()}
+    compiled = {f"_orig_mod.{name}": tensor for name, tensor in names.items()}
+    return {
+        "bare": names,
+        "bare with classifier": {**names, "classifier.weight": weight},
+        "bare with projection": {**names, "projection.weight": weight},
+        "flat": {**flat, "modules.classifier.weight": weight},
+        "distributed": {"modules": {"spk_model": ddp, "classifier": {"m": weight}}},
+        "compiled": {"model_state_dict": compiled, "optimizer": optimizer, "step": 3},
+        "optimiser's states": {"model": names, "optimizer_states": [optimizer]},
+        "languages": {**names, "lang_head.0.weight": weight},
+        "mask": {**names, "front.encoder.masked_spec_embed": noise(24)},
+        "no counters": {
+            name: tensor
+            for name, tensor in names.items()
+            if "num_batches_tracked" not in name
+        },
+        "views": {
+            name: torch.stack([tensor, tensor])[1] for name, tensor in names.items()
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", wrappers({}))
+def test_wrappers(tmp_path, kind):
+    original = random_model(write_config(tmp_path))
+    content = wrappers(published_names(original))[kind]
+    path = save(content, tmp_path / "model.pth")
+    model = load_pretrained(convert_released(path, tmp_path / "out"))
+    for name, tensor in original.state_dict().items():
+        if kind != "no counters" or "num_batches" not in name:
+            assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_files_of_old_torch(tmp_path):
+    """Written before torch 1.6: no zip file, which cannot be mapped."""
+    original = random_model(write_config(tmp_path))
+    path = tmp_path / "model.pth"
+    torch.save(
+        checkpoint(published_names(original)),
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+    model = load_pretrained(convert_released(path, tmp_path / "out"))
+    assert_same(model, original)
+
+
+def test_tensors_are_not_copied(tmp_path):
+    names = published_names(random_model(write_config(tmp_path)))
+    model, _ = build_released(names, "names")
+    for name, tensor in model.encoder.state_dict().items():
+        assert tensor.data_ptr() == names[f"front.encoder.{name}"].data_ptr()
+
+
+def test_what_is_written_down(tmp_path, caplog):
+    names = published_names(random_model(write_config(tmp_path)))
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    with caplog.at_level("INFO"):
+        folder = convert_released(path, tmp_path / "out", licence="for this test")
+    kept = json.loads((folder / "training.json").read_text())
+    assert kept["epoch"] == 7
+    assert kept["speakers"] == []
+    assert kept["converted_from"] == {
+        "file": "model.pth",
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": "for this test",
+        "lora": None,
+        "left_out": {
+            "classifier of training speakers, whose names the file does not hold": 1
+        },
+    }
+    assert not (folder / "classifier.safetensors").exists()
+    assert "AdapterMFA, embeddings of 10" in caplog.text
+    assert "2 layers of 24" in caplog.text
+    assert "modules.classifier.weight" in caplog.text
+    assert "LoRA" not in caplog.text
+
+
+def test_no_network(tmp_path, monkeypatch):
+    names = published_names(random_model(write_config(tmp_path)))
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    convert(tmp_path, names)
+
+
+def test_folder_is_replaced(tmp_path):
+    config = write_config(tmp_path)
+    convert(tmp_path, published_names(random_model(config, seed=1)))
+    original = random_model(config, seed=2)
+    assert_same(convert(tmp_path, published_names(original)), original)
+
+
+def test_alpha_that_nothing_needs(tmp_path):
+    names = published_names(random_model(write_config(tmp_path)))
+    with pytest.raises(InputError, match="no LoRA tensors"):
+        convert(tmp_path, names, lora_alpha=128)
+
+
+@pytest.mark.parametrize("alpha", [0, -1, float("nan")])
+def test_bad_alpha(tmp_path, alpha):
+    names = with_lora(published_names(random_model(write_config(tmp_path))), 2)
+    with pytest.raises(InputError, match="lora_alpha.*above 0"):
+        convert(tmp_path, names, lora_alpha=alpha)
+
+
+# -- the published code's own embeddings -----------------------------------------------
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_mfa",
+        "mfa",
+        "weighted_ecapa",
+        "pruned_adapter_mfa",
+        "lora_adapter_mfa",
+        "lora_adapter_mfa_merged",
+    ],
+)
+def test_golden_embeddings_of_converted(shared, tmp_path, name, with_config):
+    released = shared / "golden" / "released"
+    config = released / f"{name}_encoder_config.json" if with_config else None
+    folder = convert_released(released / f"{name}.pth", tmp_path / "out", config)
+    model = load_pretrained(folder)
+    with np.load(released / "wavs.npz") as file:
+        wavs = [torch.tensor(file[key]).float() for key in file]
+    golden = torch.tensor(np.load(released / f"{name}_embeddings.npy"))
+    golden = golden.reshape(len(wavs), -1)
+    for found in (embed(model, wavs), embed_batch(model, wavs)):
+        torch.testing.assert_close(found, golden, atol=1e-5, rtol=0)
