@@ -43,8 +43,8 @@ setup(
         # espeak-ng is GPL-3: only the demonstration corpus needs it
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
-        # selenium drives Debian's chromium, where there is one
         "arrow": ["pyarrow>=17"],  # manifests of many millions of recordings
+        # selenium drives Debian's chromium, where there is one
         "dev": [
             "pytest>=8",
             "pytest-timeout",

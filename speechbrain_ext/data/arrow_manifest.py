@@ -2,15 +2,15 @@
 
     ID = ID_head + ID_tail, wav = wav_head + wav_tail      split after the last slash
 
-Each part, and ``spk_id``, is a dictionary column: the texts once, and int32 numbers that
-refer to them; ``duration`` is float64, seconds. Opening the file maps it into memory.
-Nothing is copied: the training processes of a machine and all their loader workers share
-one copy, in the system's cache of files, and start at once. Ten million recordings of
-VoxBlink2's shape take 45 bytes each.
+Each part, and ``spk_id``, is a dictionary column: the texts once, and int32 numbers
+that refer to them; ``duration`` is float64, seconds. Opening the file maps it into
+memory. Nothing is copied: the training processes of a machine and all their loader
+workers share one copy, in the system's cache of files, and start at once.
 
 The dictionary of ``spk_id`` is in the order of the labels: the speakers that are
-speed-perturbed, sorted, and then the others (:mod:`speechbrain_ext.data.classes`). It is
-an ordinary Arrow IPC file; ``pyarrow.ipc.open_file`` or pandas' ``read_feather`` shows it.
+speed-perturbed, sorted, and then the others (:mod:`speechbrain_ext.data.classes`). The
+file is an ordinary Arrow IPC file, which ``pyarrow.ipc.open_file`` and pandas'
+``read_feather`` show.
 """
 
 import json
@@ -127,8 +127,8 @@ def write_arrow(path, manifest):
     Raises
     ------
     InputError
-        No rows, an empty text, an ID seen before, a duration that is no positive number:
-        names the row.
+        No rows, an empty text, an ID seen before, a duration that is no positive
+        number: names the row.
     """
     write_table(path, table_of(manifest), manifest.n_perturbed)
 

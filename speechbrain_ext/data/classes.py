@@ -1,7 +1,7 @@
 """Which class of the classifier a speaker at some speed is.
 
-    class(s, k) = s + k·P           s < P:  played at K speeds, each a speaker of its own
-    class(s, 0) = s + (K − 1)·P     s ≥ P:  at true speed only
+    class(s, k) = s + k·P          s < P:  played at K speeds, each another speaker
+    class(s, 0) = s + (K − 1)·P    s ≥ P:  at true speed only
 
 for S speakers of whom the first P are speed-perturbed: K·P + (S − P) classes, P at each
 speed and then the others. VoxCeleb2 + VoxBlink2 in arXiv 2510.04213, section 4.1:
