@@ -1,0 +1,197 @@
+"""From scores to a decision: which score, which threshold, and what it promises.
+
+A trial is accepted where its score is at or above the threshold. Of a log-likelihood
+ratio ℓ and a prior P, the probability of the same speaker is Bayes' rule,
+
+    p = σ(ℓ + ln P / (1 - P))
+"""
+
+import logging
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference.thresholds import (
+    KINDS,
+    THRESHOLDS_FILE,
+    OperatingPoint,
+)
+
+logger = logging.getLogger(__name__)
+
+# Where a model has no measured thresholds. No measurement stands behind it.
+UNMEASURED_COSINE = 0.5
+
+
+class Comparison(NamedTuple):
+    """Two voices compared.
+
+    Attributes
+    ----------
+    cosine : float
+        Of the embeddings, in [-1, 1].
+    as_norm : float or None
+        After normalisation by the model's cohort.
+    llr : float or None
+        Log-likelihood ratio (natural logarithm) by the model's calibration.
+    probability : float or None
+        Of the same speaker, by ``llr`` and ``prior``.
+    prior : float
+        What ``probability`` took for the share of same-speaker pairs.
+    score : str
+        Which of the three decided: ``cosine``, ``as_norm`` or ``llr``.
+    threshold : float
+        What that score was held against.
+    decision : bool
+        Whether they are taken for one speaker.
+    false_accept_rate, miss_rate : float or None
+        What the threshold promises, fractions measured on the model's held-out trials.
+    enrol_seconds, test_seconds : float
+        Of audio behind either side.
+    """
+
+    cosine: float
+    as_norm: float | None
+    llr: float | None
+    probability: float | None
+    prior: float
+    score: str
+    threshold: float
+    decision: bool
+    false_accept_rate: float | None
+    miss_rate: float | None
+    enrol_seconds: float
+    test_seconds: float
+
+
+class Decider:
+    """Chooses score and threshold.
+
+    Arguments
+    ---------
+    kinds : list of str
+        Scores that the model can make, the best last.
+    thresholds : dict of str to Thresholds
+        Those of the model's folder.
+    source : str
+        The folder, for messages.
+    """
+
+    def __init__(self, kinds, thresholds, source):
+        self.kinds, self.thresholds, self.source = kinds, thresholds, source
+        self._warned = False
+
+    def kind(self, score=None, threshold=None, false_accept_rate=None):
+        """The score to decide by: the one asked for, or the best with a threshold.
+
+        Raises
+        ------
+        InputError
+            A score that does not exist or that the model cannot make; a threshold of
+            no particular score where there are several.
+        """
+        if score is not None:
+            if score not in KINDS:
+                raise InputError(f"score {score!r}, expected one of {', '.join(KINDS)}")
+            if score not in self.kinds:
+                raise InputError(
+                    f"{self.source}: score '{score}' needs "
+                    f"{'cohort.npz' if score == 'as_norm' else 'calibration.json'} in "
+                    f"the model's folder, expected one of {', '.join(self.kinds)}"
+                )
+            return score
+        if threshold is not None and len(self.kinds) > 1:
+            raise InputError(
+                f"threshold {threshold} of no particular score, expected a score with "
+                f"it: one of {', '.join(self.kinds)}"
+            )
+        measured = [kind for kind in self.kinds if kind in self.thresholds]
+        if "llr" in self.kinds and false_accept_rate is None:
+            measured.append("llr")  # its threshold follows from a prior
+        return measured[-1] if measured else "cosine"
+
+    def point(self, kind, threshold=None, false_accept_rate=None, prior=0.5):
+        """The threshold, and the rates that were measured there.
+
+        It is the one given; else that of the false-accept rate; else where both errors
+        were equally frequent; else, of a log-likelihood ratio, Bayes' for the prior.
+
+        Returns
+        -------
+        OperatingPoint
+            Rates are None where nothing was measured.
+
+        Raises
+        ------
+        InputError
+            Both were given; a value out of range; a rate without measured thresholds;
+            an AS-norm score without any threshold.
+        """
+        measured = self.thresholds.get(kind)
+        if threshold is not None:
+            if false_accept_rate is not None:
+                raise InputError(
+                    f"threshold {threshold} and false_accept_rate {false_accept_rate}, "
+                    "expected one of the two"
+                )
+            return _at(_checked_threshold(threshold), measured)
+        if false_accept_rate is not None:
+            if measured is None:
+                raise InputError(
+                    f"{self.source}: false_accept_rate {false_accept_rate} of '{kind}' "
+                    f"needs it in {THRESHOLDS_FILE}, which has "
+                    f"{', '.join(self.thresholds) or 'none'}; expected a threshold"
+                )
+            return measured.at_false_accept_rate(false_accept_rate)
+        if measured is not None:
+            return _at(measured.eer_threshold, measured)
+        return self._unmeasured(kind, prior)
+
+    def _unmeasured(self, kind, prior):
+        if kind == "llr":
+            return _at(-log_odds(prior), None)
+        if kind == "as_norm":
+            raise InputError(
+                f"{self.source}: no threshold of 'as_norm' in {THRESHOLDS_FILE}, "
+                "expected a threshold"
+            )
+        if not self._warned:
+            logger.warning(
+                "%s: no %s, so the cosine is held against %g, which nobody measured "
+                "(nor does SpeechBrain's 0.25 mean anything for this model); give a "
+                "threshold, or measure one on pairs of your own",
+                *(self.source, THRESHOLDS_FILE, UNMEASURED_COSINE),
+            )
+            self._warned = True
+        return _at(UNMEASURED_COSINE, None)
+
+
+def log_odds(prior):
+    """ln P / (1 - P), or InputError."""
+    number = isinstance(prior, (int, float, np.number)) and not isinstance(prior, bool)
+    if not number or not 0 < prior < 1:
+        raise InputError(f"prior is {prior!r}, expected between 0 and 1")
+    return math.log(prior) - math.log1p(-prior)
+
+
+def probability(llr, prior):
+    """σ(ℓ + ln P / (1 - P)); no overflow."""
+    return float(np.exp(-np.logaddexp(0, -(llr + log_odds(prior)))))
+
+
+def _at(threshold, measured):
+    if measured is None:
+        return OperatingPoint(threshold, None, None)
+    return measured.rates_at(threshold)
+
+
+def _checked_threshold(threshold):
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"threshold is {threshold!r}, expected a number") from error
+    if not math.isfinite(value):
+        raise InputError(f"threshold is {threshold}, expected a finite number")
+    return value
