@@ -110,14 +110,29 @@ def save_pretrained(
     if any(".lora_" in name for name in weights):
         raise InputError(f"{folder}: LoRA layers are not merged; call merge_lora first")
     with write_folder_atomically(folder) as beside:
-        save_weights(weights, beside / MODEL_FILE)
+        write_model(beside, speaker_encoder, weights, inference)
         if classifier is not None:
             save_weights(classifier.state_dict(), beside / CLASSIFIER_FILE)
-        write_json(beside / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
         write_json(beside / TRAINING, training or {})
-        text = _hyperparams(speaker_encoder, INFERENCE | inference)
-        (beside / HYPERPARAMS).write_text(text)
     return folder
+
+
+def write_model(folder, speaker_encoder, weights, inference):
+    """What rebuilds a model, into a folder that is there: all but its training.
+
+    Arguments
+    ---------
+    folder : Path
+    speaker_encoder : SpeakerEncoder
+    weights : dict of str to torch.Tensor
+        Its state, of any floating-point type: what loads it computes in float32.
+    inference : dict
+        Some of :data:`INFERENCE`, where its values do not suit this model.
+    """
+    save_weights(weights, folder / MODEL_FILE)
+    write_json(folder / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
+    text = _hyperparams(speaker_encoder, INFERENCE | inference)
+    (folder / HYPERPARAMS).write_text(text)
 
 
 def load_pretrained(folder):
@@ -181,12 +196,16 @@ def load_hyperparams(folder, overrides=None):
     model = hparams.get("speaker_encoder")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{path}: no module 'speaker_encoder'")
-    weights = folder / MODEL_FILE
-    if not weights.is_file() and (folder / MODEL_CKPT).is_file():
-        weights = folder / MODEL_CKPT
+    weights = weights_file(folder)
     load_strictly(model, read_weights(weights), str(weights))
     model.eval()
     return hparams
+
+
+def weights_file(folder):
+    """The file of a pretrained folder's weights: safetensors, else a torch file."""
+    weights, other = Path(folder) / MODEL_FILE, Path(folder) / MODEL_CKPT
+    return other if other.is_file() and not weights.is_file() else weights
 
 
 def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
