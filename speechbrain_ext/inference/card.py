@@ -1,0 +1,233 @@
+"""The model card: README.md of a shared model, with the hub's front matter.
+
+A template (``templates/model_card.md``, or one of the user's) has the words that are
+the same for every model, and a ``$name`` for each section that is written from what is
+known of this one (:mod:`speechbrain_ext.inference.card_sections`).
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from speechbrain_ext.errors import InputError, describe_os_error
+from speechbrain_ext.inference import card_sections
+from speechbrain_ext.inference.thresholds import Thresholds
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+LIBRARY = "speechbrain"
+TAGS = ["speechbrain", "speaker-verification", "speaker-recognition", "embeddings"]
+REQUIRED = ("license", "library_name", "tags")
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
+
+
+@dataclass(frozen=True, eq=False)
+class CardFacts:
+    """What is known of a model.
+
+    Attributes
+    ----------
+    name : str
+        ``owner/name`` on the hub, or the folder's name.
+    sizes : dict
+        ``encoder``, ``head`` (parameters), ``macs`` (multiply-adds for 1 s),
+        ``embedding`` (values); once written, ``weight_type``, ``bytes`` (of the
+        weights), and ``cosine``: the lowest of the embeddings by stored and by original
+        weights, or None where they are the same.
+    files : list of str
+        Names in the folder.
+    training : dict
+        training.json.
+    licence : str or None
+        As the hub abbreviates it: ``apache-2.0``.
+    languages : list of str
+        ISO 639: ``en``.
+    training_data : str or None
+        In words.
+    lists : list of dict
+        Of results.json; none where nothing was verified.
+    thresholds : dict of str to Thresholds
+    threshold_source : str
+        From which trials they are, or why there are none.
+    cohort_size : int
+        Training speakers whose means are in the folder.
+    structure : dict or None
+        Of :func:`speechbrain_ext.pruning.structure`, where the model was pruned.
+    """
+
+    name: str
+    sizes: dict
+    files: list = field(default_factory=list)
+    training: dict = field(default_factory=dict)
+    licence: str | None = None
+    languages: list = field(default_factory=list)
+    training_data: str | None = None
+    lists: list = field(default_factory=list)
+    thresholds: dict[str, Thresholds] = field(default_factory=dict)
+    threshold_source: str = "none were measured"
+    cohort_size: int = 0
+    structure: dict | None = None
+
+
+def make_card(facts, template=None):
+    """Write the card's text.
+
+    Arguments
+    ---------
+    facts : CardFacts
+    template : str, Path or None
+        Another template; None takes the package's own.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    InputError
+        A template that cannot be read, lacks the front matter or names a section that
+        is none; a licence or language that the hub would not take.
+    """
+    path = Path(template or TEMPLATE)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{describe_os_error(error)}, expected a template") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    if not text.startswith("---\n$front_matter\n---\n"):
+        raise InputError(
+            f"{path}: begins with {text[:40]!r}, expected '---', '$front_matter', '---'"
+        )
+    sections = {
+        name: getattr(card_sections, name)(facts) for name in card_sections.SECTIONS
+    }
+    try:
+        return Template(text).substitute(sections, front_matter=front_matter(facts))
+    except KeyError as error:
+        raise InputError(
+            f"{path}: ${error.args[0]}, expected one of {', '.join(sections)} (a "
+            "dollar sign is written $$)"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error} (a dollar sign is written $$)") from error
+
+
+def front_matter(facts):
+    """What the hub reads: licence, library, tags, figures → YAML.
+
+    Raises
+    ------
+    InputError
+        A licence or language in another form than the hub's.
+    """
+    check_licence(facts.licence)
+    for language in facts.languages:
+        if not LANGUAGE.fullmatch(language):
+            raise InputError(
+                f"language {language!r}, expected ISO 639 as en, or multilingual"
+            )
+    figures = {}
+    if facts.lists:
+        figures = {
+            "metrics": ["eer", "min_dcf", "cllr"],
+            "model_name": facts.name.rpartition("/")[2],
+            "eval_results": list(_figures(facts.lists)),
+        }
+    data = ModelCardData(
+        language=list(facts.languages) or None,
+        license=facts.licence,
+        library_name=LIBRARY,
+        tags=TAGS + ["pruned"] * (facts.structure is not None),
+        **figures,
+    )
+    return data.to_yaml().strip()
+
+
+def check_licence(licence):
+    """InputError unless None or as the hub abbreviates licences."""
+    if licence is not None and not LICENCE.fullmatch(licence):
+        raise InputError(
+            f"licence {licence!r}, expected the hub's abbreviation: apache-2.0, "
+            "cc-by-4.0, cc-by-nc-sa-4.0, mit, other, …"
+        )
+
+
+def check_card(path, repo_id=None):
+    """Whether a card tells what people must know before they use a model.
+
+    Arguments
+    ---------
+    path : str or Path
+        README.md.
+    repo_id : str, optional
+        Where it is to be shared: its code must load from there.
+
+    Returns
+    -------
+    dict
+        The front matter.
+
+    Raises
+    ------
+    InputError
+        No front matter; a required field that is missing or another library; no word
+        on limits or licence; code that loads from somewhere else.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = metadata_load(path) or {}
+    except OSError as error:
+        raise InputError(f"{describe_os_error(error)}, expected a card") from error
+    except Exception as error:  # whatever a YAML reader finds wrong
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: its front matter cannot be read ({reason})") from (
+            error
+        )
+    for key in REQUIRED:
+        if not values.get(key):
+            option = " (export --licence …)" if key == "license" else ""
+            raise InputError(f"{path}: no {key} in the front matter{option}")
+    if values["library_name"] != LIBRARY:
+        raise InputError(
+            f"{path}: library_name {values['library_name']!r}, expected {LIBRARY!r}"
+        )
+    for heading in ("## Intended use and limits", "## Licence"):
+        if f"\n{heading}\n" not in text:
+            raise InputError(f"{path}: no section '{heading}'")
+    if repo_id is not None and f'"{repo_id}"' not in text:
+        raise InputError(
+            f'{path}: its code does not load "{repo_id}": export with --name '
+            f"{repo_id}, or mend it by hand"
+        )
+    return values
+
+
+def _figures(lists):
+    """Figures of every list and system, as the hub's model index has them."""
+    for result in lists:
+        name = Path(result["list"]).name
+        if result.get("enrolment"):
+            name += f" ({result['enrolment']})"
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        for row in result["systems"]:
+            values = [("eer", "EER %", row["eer_percent"])]
+            values += [
+                ("min_dcf", f"minDCF({p})", cost) for p, cost in row["min_dcf"].items()
+            ]
+            values += [("cllr", "Cllr", row["cllr"])]
+            for kind, what, value in values:
+                yield EvalResult(
+                    task_type="speaker-verification",
+                    task_name="Speaker verification",
+                    dataset_type=slug or "trials",
+                    dataset_name=name,
+                    metric_type=kind,
+                    metric_name=f"{what}, {row['title']}",
+                    metric_value=round(value, 4),
+                )

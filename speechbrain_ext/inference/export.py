@@ -1,0 +1,226 @@
+"""The end state of a recipe as a folder to share, with all that verification needs.
+
+    pretrained folder (train.py, distill_prune.py, convert)  ┐
+    results folder (verify.py)                               ┴→ the folder, its card
+
+What is written: hyperparams.yaml, encoder_config.json, speaker_encoder.safetensors,
+training.json, README.md; as there are results, calibration.json, cohort.npz and
+thresholds.json; structure.png of a pruned model. Names of training speakers are left
+out, of the cohort too, and so is the classifier, unless it is asked for.
+"""
+
+import contextlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.files import (
+    write_atomically,
+    write_folder_atomically,
+    write_json,
+)
+from speechbrain_ext.inference.card import CardFacts, make_card
+from speechbrain_ext.inference.card_sections import FILES
+from speechbrain_ext.inference.export_source import (
+    check_output,
+    halved,
+    lowest_cosine,
+    pruned_structure,
+    read_source,
+    shared_training,
+    sizes_of,
+)
+from speechbrain_ext.inference.threshold_sources import (
+    Measured,
+    from_calibration,
+    from_files,
+)
+from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, save_thresholds
+from speechbrain_ext.inference.verification_results import read_results
+from speechbrain_ext.pretrained import (
+    CLASSIFIER_FILE,
+    MODEL_FILE,
+    TRAINING,
+    load_pretrained,
+    weights_file,
+    write_model,
+)
+from speechbrain_ext.pruning.plots import plot_structure
+from speechbrain_ext.scoring.backend import Backend
+from speechbrain_ext.scoring.cohort import save_cohort
+from speechbrain_ext.weights import save_weights
+
+logger = logging.getLogger(__name__)
+
+CARD, STRUCTURE = "README.md", "structure.png"
+COHORT, CALIBRATION = "cohort.npz", "calibration.json"
+
+
+def export_model(
+    pretrained_folder,
+    output,
+    results=None,
+    *,
+    name=None,
+    licence=None,
+    languages=(),
+    training_data=None,
+    thresholds_from=(),
+    trials=None,
+    with_cohort=True,
+    with_classifier=False,
+    half=False,
+    card_template=None,
+):
+    """Write a folder that ``SpeakerVerifier.from_hparams`` loads, with its card.
+
+    Arguments
+    ---------
+    pretrained_folder : str or Path
+        Written by train.py, distill_prune.py or ``convert``.
+    output : str or Path
+        The folder; replaced where it is an export with nothing of the user's in it.
+    results : str or Path, optional
+        Output folder of verify.py for this model: figures, cohort, calibration,
+        thresholds.
+    name : str, optional
+        ``owner/name`` on the hub; None takes the folder's name.
+    licence, languages, training_data
+        As in :class:`~speechbrain_ext.inference.card.CardFacts`.
+    thresholds_from, trials
+        As :func:`~speechbrain_ext.inference.threshold_sources.from_files` takes them;
+        none: the calibration of ``results``, where its speakers are held out.
+    with_cohort : bool
+        False leaves out the means of the training speakers, and with them AS-norm and
+        the calibration of its scores.
+    with_classifier : bool
+        Also write the classifier and its speakers' names, for training on.
+    half : bool
+        Store the parameters as float16; they are computed with in float32.
+    card_template : str or Path, optional
+        Of :func:`~speechbrain_ext.inference.card.make_card`.
+
+    Returns
+    -------
+    CardFacts
+        What was written, as the card says it.
+
+    Raises
+    ------
+    InputError
+        Bad input of any kind, named; ``output`` is then as it was.
+    """
+    output = Path(output)
+    check_output(output)
+    if trials is not None and not thresholds_from:
+        raise InputError(f"--trials {trials}: expected --thresholds_from with it")
+    source = read_source(pretrained_folder, with_classifier)
+    found = read_results(results) if results is not None else None
+    if found:
+        found.check_model(weights_file(source.folder))
+        found.backend.check_width(source.model.embedding_size, source.folder)
+    backend = found.backend if found and with_cohort else _without_cohort(found)
+    measured = _measured(found, source, thresholds_from, trials)
+    facts = CardFacts(
+        name=name or output.name,
+        sizes=sizes_of(source.model),
+        training=shared_training(source, name),
+        licence=licence,
+        languages=list(languages),
+        training_data=training_data,
+        lists=found.lists if found else [],
+        thresholds=_applicable(measured.thresholds, backend),
+        threshold_source=measured.source,
+        cohort_size=0 if backend.cohort is None else len(backend.cohort.speakers),
+        structure=pruned_structure(source.model),
+    )
+    make_card(facts, card_template)  # what is wrong with it, before anything is written
+    with write_folder_atomically(output) as folder, _as_if_in(output, folder):
+        facts = _write(folder, facts, source, backend, half)
+        with write_atomically(folder / CARD) as file:
+            file.write(make_card(facts, card_template))
+    if not facts.thresholds:
+        logger.warning("no %s: %s", THRESHOLDS_FILE, facts.threshold_source)
+    return facts
+
+
+def _without_cohort(found):
+    """The back-end that is left where the cohort stays at home, or nothing was run."""
+    if found is None or found.backend.cohort is not None:
+        return Backend()  # a calibrator of normalised scores serves no others
+    return found.backend
+
+
+def _measured(found, source, thresholds_from, trials):
+    if thresholds_from:
+        tested = found.list_names if found else ()
+        return from_files(thresholds_from, trials, tested)
+    if found is None:
+        return Measured({}, "no results of verify.py were given")
+    return from_calibration(found, source.training.get("speakers") or ())
+
+
+def _applicable(thresholds, backend):
+    """Those of the scores that this back-end gives."""
+    missing = {
+        "as_norm": backend.cohort is None and "cohort",
+        "llr": backend.calibrator is None and "calibration",
+    }
+    for kind in thresholds:
+        if missing.get(kind):
+            logger.warning("no thresholds of %s without a %s", kind, missing[kind])
+    return {kind: t for kind, t in thresholds.items() if not missing.get(kind)}
+
+
+def _write(folder, facts, source, backend, half):
+    """Everything but the card → facts, with what only the files tell."""
+    inference = {**source.inference}
+    if backend.cohort is not None:
+        inference["as_norm_top_n"] = backend.top_n
+    weights = halved(source.model) if half else source.model.state_dict()
+    write_model(folder, source.model, weights, inference)
+    write_json(folder / TRAINING, facts.training)
+    if source.classifier is not None:
+        save_weights(source.classifier.state_dict(), folder / CLASSIFIER_FILE)
+    if backend.cohort is not None:
+        named = source.classifier is not None
+        save_cohort(folder / COHORT, backend.cohort if named else _unnamed(backend))
+    if backend.calibrator is not None:
+        backend.calibrator.save(folder / CALIBRATION)
+    if facts.thresholds:
+        save_thresholds(folder / THRESHOLDS_FILE, facts.thresholds)
+    if facts.structure:
+        plot_structure(folder / STRUCTURE, facts.structure)
+    cosine = lowest_cosine(source.model, load_pretrained(folder)) if half else None
+    stored = {
+        "weight_type": "float16" if half else "float32",
+        "bytes": (folder / MODEL_FILE).stat().st_size,
+        "cosine": cosine,
+    }
+    written = {CARD, *(path.name for path in folder.iterdir())}
+    files = [name for name in FILES if name in written]
+    return replace(facts, sizes={**facts.sizes, **stored}, files=files)
+
+
+def _unnamed(backend):
+    """The cohort with numbers in place of its speakers' names."""
+    size = len(backend.cohort.speakers)
+    names = np.array([f"speaker_{number:06d}" for number in range(1, size + 1)])
+    return backend.cohort._replace(speakers=names)
+
+
+@contextlib.contextmanager
+def _as_if_in(output, folder):
+    """Errors name the folder that the user knows, not the one beside it."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error).replace(str(folder), str(output))
+        raise InputError(message) from error
+    except OSError as error:
+        name = str(error.filename2 or error.filename or output)
+        error.filename = name.replace(str(folder), str(output))
+        raise
