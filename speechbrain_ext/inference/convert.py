@@ -137,7 +137,9 @@ def build_released(weights, source, encoder_config=None, lora_alpha=None):
     config = _configuration(weights, source, encoder_config)
     lora = _find_lora(weights, source, lora_alpha)
     with torch.device("meta"):
-        encoder, head = W2VBertEncoder(config), head_for(weights, config, source)
+        with naming(encoder_config or source):
+            encoder = W2VBertEncoder(config)
+        head = head_for(weights, config, source)
         if lora:
             inject_lora(encoder, lora.rank, lora.alpha, target_modules=lora.layers)
     widths = (

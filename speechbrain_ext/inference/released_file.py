@@ -11,7 +11,7 @@ silently. Files are mapped into memory, not copied, and never run as code.
 
 import hashlib
 import itertools
-import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from speechbrain_ext.errors import InputError
 from speechbrain_ext.weights import SHOWN
 
 EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
+CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
 WRAPPERS = ("module", "_orig_mod")
 FRONT = ("front", "encoder")
 
@@ -122,21 +123,23 @@ def _load(path):
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: refused as weights ({_line(error)})") from error
     except Exception as error:  # of a damaged file: pickle raises errors of many kinds
+        if asked := CODE.search(str(error)):
+            raise InputError(
+                f"{path}: refused, loading it would run {asked[1]}; {EXPECTED}, with "
+                "tensors and plain numbers alone"
+            ) from error
+        # torch's own advice, after its first sentence, is to load without this guard
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise InputError(
-            f"{path}: truncated or no torch file ({_line(error)}), {EXPECTED}"
+            f"{path}: truncated or no torch file ({reason or type(error).__name__}), "
+            f"{EXPECTED}"
         ) from error
     if not isinstance(content, dict):
         raise InputError(
             f"{path}: holds a {type(content).__name__}, {EXPECTED}: a dictionary"
         )
     return content
-
-
-def _line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _flat(content, path):

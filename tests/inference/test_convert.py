@@ -269,7 +269,7 @@ def test_alpha_that_nothing_needs(tmp_path):
 @pytest.mark.parametrize("alpha", [0, -1, float("nan")])
 def test_bad_alpha(tmp_path, alpha):
     names = with_lora(published_names(random_model(write_config(tmp_path))), 2)
-    with pytest.raises(InputError, match="lora_alpha.*above 0"):
+    with pytest.raises(InputError, match=r"lora_alpha.*above 0"):
         convert(tmp_path, names, lora_alpha=alpha)
 
 

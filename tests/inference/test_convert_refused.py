@@ -1,0 +1,394 @@
+"""Wrong, partial, damaged or hostile checkpoints: one line, and nothing is written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from released_checkpoints import (
+    checkpoint,
+    published_names,
+    random_model,
+    save,
+    with_lora,
+    write_config,
+)
+from safetensors.torch import save_file
+from tiny_encoder import noise
+
+from speechbrain_ext.__main__ import main
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference import convert_released
+from speechbrain_ext.pretrained import load_pretrained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LAYER = "front.encoder.encoder.layers."
+PRUNED = {"num_attention_heads_group": [3, 2], "conv_channels": [20, 9]}
+
+
+@pytest.fixture
+def names(tmp_path):
+    """Tensors of a small Adapter-MFA by their published names."""
+    return published_names(random_model(write_config(tmp_path)))
+
+
+def refused(tmp_path, content, match, **options):
+    """Convert, and see one line that names the file, and no folder."""
+    path = content if isinstance(content, Path) else tmp_path / "model.pth"
+    if path is not content:
+        save(content, path)
+    with pytest.raises(InputError, match=match) as caught:
+        convert_released(path, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+# -- tensors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{LAYER}1.ffn1.intermediate_dense.weight",
+        f"{LAYER}0.self_attn.linear_q.bias",
+        f"{LAYER}0.self_attn.distance_embedding.weight",
+        f"{LAYER}1.conv_module.depthwise_conv.weight",
+        f"{LAYER}0.final_layer_norm.bias",
+        "front.encoder.feature_projection.layer_norm.weight",
+        "front.encoder.feature_projection.projection.weight",
+        "adapter_layers.2.3.weight",
+        "pooling.attention.2.running_var",
+        "bottleneck.weight",
+    ],
+)
+def test_missing_tensor(tmp_path, names, name):
+    del names[name]
+    refused(tmp_path, checkpoint(names), rf"missing.*{name}")
+
+
+@pytest.mark.parametrize(
+    ("part", "match"),
+    [
+        (f"{LAYER}1.ffn1", rf"6 missing: {LAYER}1\.ffn1_layer_norm.*were derived"),
+        (f"{LAYER}0.self_attn", rf"11 missing: {LAYER}0\.self_attn_layer_norm"),
+        (f"{LAYER}1.conv_module", rf"7 missing: {LAYER}1\.conv_module"),
+        (f"{LAYER}0.", rf"no tensors {LAYER}0\.\*, but 1 other"),
+        (f"{LAYER}1.", "6 unexpected: adapter_layers.2.0"),
+        (LAYER, rf"no tensors {LAYER}0\.\*"),
+        ("adapter_layers.1.", "6 missing: adapter_layers.1.0.weight"),
+        ("pooling.", "missing: pooling.attention.0.weight"),
+        ("front.encoder.feature_projection.", "missing or empty.*projection.weight"),
+        ("front.", r"no tensors front.encoder.\* among"),
+    ],
+)
+def test_missing_part(tmp_path, names, part, match):
+    left = {name: w for name, w in names.items() if not name.startswith(part)}
+    refused(tmp_path, checkpoint(left), match)
+
+
+def test_no_head(tmp_path, names):
+    left = {name: w for name, w in names.items() if name.startswith("front.")}
+    refused(tmp_path, checkpoint(left), "no head among")
+
+
+def test_adapters_lost(tmp_path, names):
+    """Then it looks like MFA, whose pooling is wider."""
+    left = {name: w for name, w in names.items() if not name.startswith("adapter")}
+    match = r"wrong shape: pooling.attention.0.weight \(6, 18, 1\) instead of"
+    refused(tmp_path, checkpoint(left), match)
+
+
+def test_layer_missing_from_a_pruned_model(tmp_path):
+    """A part that is half there is not taken for a pruned one."""
+    names = published_names(random_model(write_config(tmp_path, **PRUNED)))
+    for name in ("self_attn.linear_q.weight", "self_attn_layer_norm.weight"):
+        del names[f"{LAYER}1.{name}"]
+    refused(tmp_path, checkpoint(names), r"2 missing: .*self_attn.*give its encoder")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "match"),
+    [
+        (f"{LAYER}0.ffn2.output_dense.weight", (24, 39), r"\(24, 39\).*\(24, 40\)"),
+        (f"{LAYER}1.self_attn.linear_v.weight", (23, 24), r"\(23, 24\).*\(24, 24\)"),
+        (f"{LAYER}1.self_attn.linear_v.weight", (24,), r"\(24,\).*\(24, 24\)"),
+        (f"{LAYER}1.self_attn.linear_v.bias", (), r"\(\).*\(24,\)"),
+        ("adapter_layers.0.0.weight", (5, 24), r"\(5, 24\).*\(6, 24\)"),
+        ("bottleneck.weight", (10, 35), r"\(10, 35\).*\(10, 36\)"),
+    ],
+)
+def test_wrong_shape(tmp_path, names, name, shape, match):
+    names[name] = noise(*shape) if shape else torch.tensor(1.0)
+    refused(tmp_path, checkpoint(names), f"1 of the wrong shape: {name} {match}")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "match"),
+    [
+        ("feature_projection.projection.weight", (24, 80), "80 dimensions.*160"),
+        ("encoder.layers.0.self_attn.distance_embedding.weight", (9, 6), "9 relative"),
+        ("encoder.layers.0.self_attn.distance_embedding.weight", (73, 7), "divisor"),
+    ],
+)
+def test_sizes_of_no_such_encoder(tmp_path, names, name, shape, match):
+    del names[f"{LAYER}1.self_attn.distance_embedding.weight"]
+    names[f"front.encoder.{name}"] = noise(*shape)
+    refused(tmp_path, checkpoint(names), match)
+
+
+def test_half_a_head(tmp_path, names):
+    for which in "qkv":
+        for kind, shape in (("weight", (9, 24)), ("bias", (9,))):
+            names[f"{LAYER}1.self_attn.linear_{which}.{kind}"] = noise(*shape)
+    refused(tmp_path, checkpoint(names), "is 9 wide, expected a multiple")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"front.encoder.adapter.layers.0.bias": noise(3)}, "1 unexpected: .*adapter"),
+        ({f"{LAYER}0.ffn1.hard_concrete.log_alpha": noise(40)}, "1 unexpected: .*log"),
+        ({"norm.weight": noise(36)}, "1 unexpected: norm.weight"),
+        ({"bottleneck.bias": torch.full((10,), float("nan"))}, "NaN or infinite"),
+        ({f"{LAYER}0.ffn1.output_dense.bias": torch.zeros(24) / 0}, "NaN or infinite"),
+        ({"bottleneck.bias": torch.zeros(10, dtype=torch.int8)}, "bias is torch.int8"),
+        ({"bottleneck.bias": torch.zeros(10).to_sparse()}, "torch.sparse_coo"),
+        ({"bottleneck.bias": torch.zeros(10, device="meta")}, "without its values"),
+        ({"module.bottleneck.bias": torch.zeros(10)}, "two tensors called.*bottleneck"),
+    ],
+)
+def test_strange_tensor(tmp_path, names, change, match):
+    refused(tmp_path, checkpoint({**names, **change}), match)
+
+
+def test_partial_lora(tmp_path, names):
+    wrapped = with_lora(names, 2)
+    name = f"{LAYER}1.self_attn.linear_v.lora_B.default.weight"
+    del wrapped[name.replace("encoder.", "encoder.base_model.model.", 1)]
+    refused(tmp_path, checkpoint(wrapped), f"1 missing: {name}")
+
+
+def test_other_lora(tmp_path, names):
+    wrapped = with_lora(names, 2)
+    name = f"{LAYER}1.self_attn.linear_v.lora_magnitude_vector.default.weight"
+    wrapped[name] = noise(24)
+    refused(tmp_path, checkpoint(wrapped), f"1 unexpected: {name}")
+
+
+def test_what_is_beside_the_model(tmp_path, names):
+    content = checkpoint(names)
+    content["modules"]["teacher"] = {"linear.weight": noise(3)}
+    refused(tmp_path, content, "modules.teacher.linear.weight is no part of the model")
+
+
+def test_two_models(tmp_path, names):
+    content = {"model": names, "ema": dict(names)}
+    refused(tmp_path, content, "2 models, ema., model.; expected 1")
+
+
+def test_checkpoint_of_distillation(tmp_path, names):
+    content = {f"student_{k}": w for k, w in names.items() if k.startswith("front")}
+    refused(tmp_path, checkpoint(content), "of distillation")
+
+
+def test_backbone_alone(tmp_path, names):
+    bare = {name.removeprefix("front.encoder."): w for name, w in names.items()}
+    refused(tmp_path, bare, r"no tensors front.encoder.\* among \d+: feature_proj")
+
+
+def test_ecapa_of_another_depth(tmp_path):
+    original = random_model(write_config(tmp_path), "weighted_ecapa")
+    names = published_names(original)
+    for name in list(names):
+        if name.startswith("ecapa_tdnn.blocks.3."):
+            del names[name]
+    refused(tmp_path, checkpoint(names), "missing or empty ecapa_tdnn.blocks.3.tdnn1")
+
+
+def test_ecapa_of_odd_channels(tmp_path):
+    names = published_names(random_model(write_config(tmp_path), "weighted_ecapa"))
+    for kind in ("weight", "bias"):
+        name = f"ecapa_tdnn.blocks.2.tdnn1.conv.conv.{kind}"
+        names[name] = names[name][:12].clone()
+    refused(tmp_path, checkpoint(names), r"\[16, 16, 12, 16, 48\].*multiples of 8")
+
+
+# -- the encoder's configuration -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        ({"ffn": 44}, r"wrong shape: .*ffn1.* \(40, 24\) instead of \(44, 24\)"),
+        ({"heads": 2}, r"distance_embedding.weight \(73, 6\) instead of \(73, 12\)"),
+        ({"layers": 3}, r"missing: front.encoder.encoder.layers.2"),
+        ({"layers": 1}, r"unexpected: front.encoder.encoder.layers.1"),
+        ({"num_attention_heads_group": [4, 0]}, "11 unexpected: .*layers.1.self_attn"),
+        ({"conv_channels": [24, 20]}, r"wrong shape: .*conv_module"),
+    ],
+)
+def test_configuration_of_another_model(tmp_path, names, other, match):
+    config = write_config(tmp_path, **other)
+    match = f"{match}.*; widths are those in .*encoder_config.json"
+    refused(tmp_path, checkpoint(names), match, encoder_config=config)
+
+
+def test_dense_configuration_of_a_pruned_model(tmp_path):
+    original = random_model(write_config(tmp_path, **PRUNED))
+    content = checkpoint(published_names(original))
+    config = write_config(tmp_path)
+    refused(tmp_path, content, "wrong shape", encoder_config=config)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"conv_group": [1, 2]}, "another form than the published lists"),
+        ({"intermediate_size_group": [[40], [40]]}, "another form"),
+        ({"num_attention_heads_group": [4]}, "has 1 entries, expected .* 2"),
+        ({"num_attention_heads": 5}, "no multiple"),
+        ({"position_embeddings_type": "rotary"}, "position_embeddings_type 'rotary'"),
+        ({"model_type": "wavlm"}, "model_type 'wavlm'"),
+    ],
+)
+def test_bad_configuration(tmp_path, names, change, match):
+    config = write_config(tmp_path)
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    with pytest.raises(InputError, match=match) as caught:
+        convert_released(path, tmp_path / "out", config)
+    assert str(config) in str(caught.value)
+
+
+# -- files -----------------------------------------------------------------------------
+
+
+class Hostile:
+    """Makes a folder when it is unpickled as code."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        """What pickle would call."""
+        return os.mkdir, (self.path,)
+
+
+def test_hostile_pickle_is_not_run(tmp_path, names):
+    ran = tmp_path / "ran"
+    content = {**checkpoint(names), "epoch_idx": Hostile(ran)}
+    refused(tmp_path, content, "refused, loading it would run [a-z]+.mkdir")
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
+def test_truncated(tmp_path, names, kept):
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    refused(tmp_path, path, "truncated or no torch file")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html>\n<html><head></head></html>", "web page.*/resolve/"),
+        (b"\n  <html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS pointer"),
+        (b'{"error": "not found"}', "JSON text"),
+        (b"Entry not found", "truncated or no torch file"),
+        (b"PK\x03\x04" + bytes(100), "truncated or no torch file"),
+        (bytes(1000), "truncated or no torch file"),
+    ],
+)
+def test_other_content(tmp_path, content, match):
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    refused(tmp_path, path, match)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_safetensors(tmp_path, names, name):
+    path = tmp_path / name
+    save_file(names, path)
+    refused(tmp_path, path, "a safetensors file")
+
+
+def test_folder_and_nothing(tmp_path):
+    (tmp_path / "model").mkdir()
+    refused(tmp_path, tmp_path / "model", "a folder, expected a published checkpoint")
+    refused(tmp_path, tmp_path / "absent.pth", "no such file")
+
+
+@pytest.mark.parametrize("content", [[1, 2], noise(3), {}, {"epoch_idx": 3}])
+def test_other_torch_files(tmp_path, content):
+    refused(tmp_path, content, "holds a|no tensors front.encoder")
+
+
+# -- the folder ------------------------------------------------------------------------
+
+
+def test_what_is_converted_is_not_lost(tmp_path, names):
+    """The folder is replaced as a whole; a checkpoint inside would go with it."""
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    folder = convert_released(path, tmp_path / "out")
+    inside = folder / "model.pth"
+    inside.write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"holds model\.pth, which would be lost"):
+        convert_released(inside, folder)
+    config = write_config(folder)
+    with pytest.raises(InputError, match=r"holds encoder_config\.json"):
+        convert_released(path, folder, config)
+    assert inside.is_file()
+
+
+def test_folder_of_something_else(tmp_path, names):
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="exists and is not a pretrained folder"):
+        convert_released(path, other)
+    assert (other / "thesis.txt").is_file()
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+def test_command(tmp_path, names):
+    path = save(checkpoint(with_lora(names, 2)), tmp_path / "model.pth")
+    folder = tmp_path / "out"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "speechbrain_ext", "convert", path),
+            *("--output", folder, "--lora_alpha", "3", "--licence", "CC0"),
+            *("--encoder_config", write_config(tmp_path)),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{folder}\n"
+    for found in ("AdapterMFA", "LoRA of rank 2, alpha 3", "left out", "parameters"):
+        assert found in done.stderr
+    kept = json.loads((folder / "training.json").read_text())["converted_from"]
+    assert kept["licence"] == "CC0"
+    assert kept["lora"]["alpha"] == 3
+    load_pretrained(folder)
+
+
+def test_command_of_bad_input(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", str(tmp_path / "absent.pth"), "--output", str(tmp_path)])
+    assert caught.value.code == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
