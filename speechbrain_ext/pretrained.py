@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
+from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_folder_atomically, write_json
 from speechbrain_ext.hyper import load_yaml
@@ -231,7 +232,7 @@ def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
     return model.train()
 
 
-def load_classifier(folder, classifier, speakers, n_speeds):
+def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
     """Load a former stage's classifier into that of the next one.
 
     Rows go by the speakers' names: stage 3 keeps the rows of its speakers at their
@@ -242,11 +243,13 @@ def load_classifier(folder, classifier, speakers, n_speeds):
     folder : str or Path
         Written by :func:`save_pretrained`.
     classifier : ArcFace
-        With ``len(speakers) * n_speeds`` classes.
+        With as many classes as these speakers have.
     speakers : list of str
         Names of the training speakers, in label order.
     n_speeds : int
         Blocks of classes: 3 with speed copies, 1 without.
+    n_perturbed : int, optional
+        So many of the speakers, the first, have speed copies; None: all.
 
     Raises
     ------
@@ -257,11 +260,17 @@ def load_classifier(folder, classifier, speakers, n_speeds):
     folder = Path(folder)
     former = read_training(folder)
     rows = class_rows(
-        former["speakers"], former["n_speeds"], speakers, n_speeds, folder
+        former["speakers"],
+        former["n_speeds"],
+        speakers,
+        n_speeds,
+        folder,
+        former.get("n_perturbed"),
+        n_perturbed,
     )
     path = folder / CLASSIFIER_FILE
     weights = read_weights(path)
-    expected = len(former["speakers"]) * former["n_speeds"]
+    expected = _classes(former).count
     if len(weights.get("weight", ())) != expected:
         raise InputError(
             f"{path}: {len(weights.get('weight', ()))} classes, expected {expected} as "
@@ -278,14 +287,17 @@ def keep_classifier(folder):
     classifier : ArcFace
         Or None.
     training : dict
-        ``speakers`` and ``n_speeds``, which its rows stand for; else empty.
+        ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
+        ``n_perturbed``, which its rows stand for; else empty.
     """
     if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
         return None, {}
-    kept = {name: read_training(folder)[name] for name in ("speakers", "n_speeds")}
+    former = read_training(folder)
+    names = ("speakers", "n_speeds", "n_perturbed")
+    kept = {name: former[name] for name in names if former.get(name) is not None}
     weights = read_weights(path)
     size = max((weight.shape[-1] for weight in weights.values()), default=0)
-    classifier = ArcFace(size, len(kept["speakers"]) * kept["n_speeds"])
+    classifier = ArcFace(size, _classes(kept).count)
     load_strictly(classifier, weights, str(path))
     return classifier, kept
 
@@ -296,8 +308,11 @@ def read_training(folder):
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         speakers, n_speeds = values["speakers"], values["n_speeds"]
+        perturbed = values.get("n_perturbed", 0)
         if not (isinstance(speakers, list) and isinstance(n_speeds, int)):
             raise TypeError
+        if not (perturbed is None or 0 <= perturbed <= len(speakers)):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected JSON with a list 'speakers' and a number 'n_speeds', as "
@@ -306,15 +321,29 @@ def read_training(folder):
     return values
 
 
-def class_rows(former, former_speeds, speakers, n_speeds, source):
+def _classes(training):
+    return Classes(
+        len(training["speakers"]), training["n_speeds"], training.get("n_perturbed")
+    )
+
+
+def class_rows(
+    former,
+    former_speeds,
+    speakers,
+    n_speeds,
+    source,
+    former_perturbed=None,
+    n_perturbed=None,
+):
     """Rows of a former classifier that are the classes of the new one.
 
-    Class of speaker i at speed k: ``k * len(speakers) + i``.
+    Which class a speaker at some speed is: :mod:`speechbrain_ext.data.classes`.
 
     Returns
     -------
     list of int
-        ``len(speakers) * n_speeds`` row numbers.
+        One row number for each class.
     """
     row = {name: number for number, name in enumerate(former)}
     unknown = [name for name in speakers if name not in row]
@@ -329,10 +358,21 @@ def class_rows(former, former_speeds, speakers, n_speeds, source):
             f"{source}: classifier of {former_speeds} speed(s) has no classes for "
             f"{n_speeds}, expected as many at most: see speeds"
         )
+    known = Classes(len(former), former_speeds, former_perturbed)
+    wanted = Classes(len(speakers), n_speeds, n_perturbed)
+    plain = [
+        speakers[number]
+        for number, speed in wanted.speakers_and_speeds()
+        if speed and row[speakers[number]] >= known.perturbed
+    ]
+    if plain:
+        raise InputError(
+            f"{source}: classifier knows {plain[0]!r} at true speed only, expected "
+            f"a speaker that was perturbed, as {n_speeds} speeds are asked for"
+        )
     return [
-        speed * len(former) + row[name]
-        for speed in range(n_speeds)
-        for name in speakers
+        known.class_of(row[speakers[number]], speed)
+        for number, speed in wanted.speakers_and_speeds()
     ]
 
 

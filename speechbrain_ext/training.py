@@ -17,6 +17,7 @@ from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.brains.speaker import SpeakerBrain
 from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.distributed import rank_and_world
@@ -57,6 +58,7 @@ def make_training_set(hparams, manifest):
         world_size=world,
         n_speeds=len(hparams["speeds"]),
         draws_per_epoch=hparams["draws_per_epoch"],
+        n_perturbed=manifest.n_perturbed,
     )
     augmenter = make_augmenter(hparams)
     dataset = TrainingSet(manifest, hparams["seed"], augmenter, hparams["speeds"])
@@ -85,8 +87,8 @@ def make_modules(hparams, manifest):
     """The modules to train: LoRA injected, or a former stage's classifier loaded.
 
     Reads ``speaker_encoder``, ``classifier``, ``speeds``, ``lora`` and
-    ``pretrained_folder``; the number of classes is that of the manifest's speakers
-    times that of the speeds.
+    ``pretrained_folder``; :class:`~speechbrain_ext.data.classes.Classes` counts the
+    classes.
 
     Raises
     ------
@@ -95,12 +97,15 @@ def make_modules(hparams, manifest):
     """
     speaker_encoder = hparams["speaker_encoder"]
     speakers, n_speeds = manifest.speaker_names.tolist(), len(hparams["speeds"])
-    classifier = hparams["classifier"](n_classes=len(speakers) * n_speeds)
+    perturbed = manifest.n_perturbed
+    n_classes = Classes(len(speakers), n_speeds, perturbed).count
+    classifier = hparams["classifier"](n_classes=n_classes)
     if hparams["lora"]:
         lora = functools.partial(inject_lora, speaker_encoder.encoder)
         call_with(lora, "lora", hparams)
     if hparams["pretrained_folder"]:
-        load_classifier(hparams["pretrained_folder"], classifier, speakers, n_speeds)
+        folder = hparams["pretrained_folder"]
+        load_classifier(folder, classifier, speakers, n_speeds, perturbed)
     return {"speaker_encoder": speaker_encoder, "classifier": classifier}
 
 
@@ -159,6 +164,7 @@ def export(brain, hparams, manifest):
         {
             "speakers": manifest.speaker_names.tolist(),
             "n_speeds": len(hparams["speeds"]),
+            "n_perturbed": manifest.n_perturbed,
             "epoch": best.get("epoch"),
             "validation_eer_percent": best.get("EER"),
             "trained_parameters": trained,

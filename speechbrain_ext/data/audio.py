@@ -50,8 +50,8 @@ def read_header(path):
         return AudioHeader(file.frames, file.samplerate, file.channels)
 
 
-def read_audio(path, start=0, frames=-1, check=True):
-    """Read (a part of) one 16 kHz mono recording.
+def read_audio(path, start=0, frames=-1, check=True, average=False):
+    """Read (a part of) one 16 kHz recording, mono unless ``average``.
 
     Arguments
     ---------
@@ -63,6 +63,8 @@ def read_audio(path, start=0, frames=-1, check=True):
         How many samples; -1 reads to the end.
     check : bool
         Also refuse samples that are not finite. Costs one pass.
+    average : bool
+        The mean of several channels, instead of refusing them.
 
     Returns
     -------
@@ -75,14 +77,16 @@ def read_audio(path, start=0, frames=-1, check=True):
         Missing, corrupt, empty, truncated, wrong rate, several channels, NaN.
     """
     if is_joined(path):
-        return _read_joined(path, start, frames, check)
+        return _read_joined(path, start, frames, check, average)
     with _open(path) as file:
-        if file.samplerate != SAMPLE_RATE or file.channels != 1:
+        mono = file.channels == 1
+        if file.samplerate != SAMPLE_RATE or not (mono or average):
             raise InputError(
                 f"{path}: {file.samplerate} Hz with {file.channels} channel(s), "
                 f"expected {SAMPLE_RATE} Hz mono"
             )
-        return _decoded(file, path, start, frames, check)
+        wav = _decoded(file, path, start, frames, check)
+        return wav if mono else wav.mean(axis=1)
 
 
 def read_mono(path, start=0, frames=-1):
@@ -112,12 +116,12 @@ def read_mono(path, start=0, frames=-1):
         return wav if wav.ndim == 1 else wav.mean(axis=1), file.samplerate
 
 
-def _read_joined(path, start, frames, check):
+def _read_joined(path, start, frames, check, average):
     """The same from the parts of a joined path."""
     parts = parts_between(path, start, frames)
     if not parts:
         raise InputError(f"{path}: no samples from {start} on, expected sound")
-    wav = np.concatenate([read_audio(*part, check=check) for part in parts])
+    wav = np.concatenate([read_audio(*part, check, average) for part in parts])
     if len(wav) < frames:
         raise InputError(
             f"{path}: {len(wav)} samples decoded from {start} on, expected {frames}"

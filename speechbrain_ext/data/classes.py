@@ -8,36 +8,60 @@ speed and then the others. VoxCeleb2 + VoxBlink2 in arXiv 2510.04213, section 4.
 3 · 5,994 + 111,284 = 129,266. With P = S that is K·S classes.
 """
 
+from typing import NamedTuple
+
 from speechbrain_ext.errors import InputError
 
 
-def count_classes(n_speakers, n_speeds, n_perturbed=None):
-    """How many classes there are.
+class Classes(NamedTuple):
+    """How many speakers there are, at how many speeds, and who is perturbed.
 
-    Arguments
-    ---------
+    Attributes
+    ----------
     n_speakers : int
         S.
     n_speeds : int
         K.
-    n_perturbed : int, optional
+    n_perturbed : int or None
         P; None: all speakers.
-
-    Raises
-    ------
-    InputError
-        More perturbed speakers than there are, or fewer than none.
     """
-    perturbed = n_speakers if n_perturbed is None else n_perturbed
-    if not 0 <= perturbed <= n_speakers:
-        raise InputError(
-            f"n_perturbed: {perturbed}, expected 0 to {n_speakers} speakers"
-        )
-    return n_speeds * perturbed + n_speakers - perturbed
 
+    n_speakers: int
+    n_speeds: int
+    n_perturbed: int | None = None
 
-def class_of(speaker, speed_index, n_speakers, n_speeds, n_perturbed=None):
-    """The class of one speaker at one speed, see above."""
-    perturbed = n_speakers if n_perturbed is None else n_perturbed
-    blocks = speed_index if speaker < perturbed else n_speeds - 1
-    return speaker + blocks * perturbed
+    @property
+    def perturbed(self):
+        """P.
+
+        Raises
+        ------
+        InputError
+            More than there are speakers, or fewer than none.
+        """
+        perturbed = self.n_speakers if self.n_perturbed is None else self.n_perturbed
+        if not 0 <= perturbed <= self.n_speakers:
+            raise InputError(
+                f"n_perturbed: {perturbed}, expected 0 to {self.n_speakers} speakers"
+            )
+        return perturbed
+
+    @property
+    def count(self):
+        """The number of classes."""
+        return self.n_speakers + (self.n_speeds - 1) * self.perturbed
+
+    def class_of(self, speaker, speed_index):
+        """The class of one speaker at one speed; only perturbed ones have several."""
+        perturbed = self.perturbed
+        blocks = speed_index if speaker < perturbed else self.n_speeds - 1
+        return speaker + blocks * perturbed
+
+    def speakers_and_speeds(self):
+        """(speaker, speed index) of each class, in their order."""
+        perturbed = self.perturbed
+        for speed_index in range(self.n_speeds):
+            for speaker in range(perturbed):
+                yield speaker, speed_index
+        for speaker in range(perturbed, self.n_speakers):
+            yield speaker, 0

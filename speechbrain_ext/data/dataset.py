@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_ext.data.classes import class_of, count_classes
+from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
 from speechbrain_ext.data.workers import (
     START_METHOD,
@@ -78,12 +78,10 @@ class TrainingSet(Dataset):
         self.augmenter = augmenter
         self.speed = SpeedPerturb(speeds)
         self.labels = manifest.labels
-        # of speakers, of speeds, of perturbed speakers
-        self._numbers = (
-            *(len(manifest.speaker_names), len(self.speed.speeds)),
-            manifest.n_perturbed,
+        self.classes = Classes(
+            len(manifest.speaker_names), len(self.speed.speeds), manifest.n_perturbed
         )
-        self.n_classes = count_classes(*self._numbers)
+        self.n_classes = self.classes.count
 
     def __len__(self):
         return len(self.manifest)
@@ -121,7 +119,7 @@ class TrainingSet(Dataset):
         if self.augmenter is not None:
             wav = self.augmenter(wav, generator)
         speaker = int(self.labels[draw.row])
-        label = class_of(speaker, draw.speed_index, *self._numbers)
+        label = self.classes.class_of(speaker, draw.speed_index)
         wav = torch.from_numpy(np.ascontiguousarray(wav))
         return {"wav": wav, "label": label, "id": self.manifest.ids[draw.row]}
 

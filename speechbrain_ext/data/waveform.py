@@ -27,7 +27,7 @@ def read_crop(path, frames, n, generator):
     Arguments
     ---------
     path : str
-        16 kHz mono.
+        16 kHz; of several channels the mean is taken.
     frames : int
         Length of the recording in samples; only the crop is read.
     n : int
@@ -47,8 +47,8 @@ def read_crop(path, frames, n, generator):
     """
     if frames >= n:
         start = int(generator.integers(frames - n, endpoint=True))
-        return read_audio(path, start, n)
-    wav = read_audio(path, 0, frames)
+        return read_audio(path, start, n, average=True)
+    wav = read_audio(path, 0, frames, average=True)
     phase = int(generator.integers(frames))
     return np.take(wav, np.arange(phase, phase + n), mode="wrap")
 
