@@ -17,36 +17,123 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from speechbrain_ext.data.demo import make_demo_corpus
 from speechbrain_ext.errors import InputError, command_line
+from speechbrain_ext.profiling import profile_folder
 
 HERE = Path(__file__).resolve().parent
 SMALL = ["--batch_size=24", "--num_workers=1", "--n_valid_speakers=6"]
+NOISE = ("musan", "rirs")
 # A few epochs of nine steps: rates and warm-up that suit them, not 580 M parameters.
-STAGES = {
-    "stage1_lora_adapter_mfa": [
-        "--encoder_source=hparams/encoders/tiny.json",
-        "--number_of_epochs=6",
-        "--lr=0.002",
-        "--lr_schedule.warmup_epochs=1",
-        "--head.normalise=True",
-    ],
-    "stage2_joint": [
-        "--number_of_epochs=6",
-        "--lr=0.0005",
-        "--lr_schedule.final=0.00005",
-        "--lr_schedule.decay_epochs=6",
-    ],
-    "stage3_lmft": [
-        "--number_of_epochs=3",
-        "--lr=0.0001",
-        "--lr_schedule.final=0.00001",
-        "--lr_schedule.decay_epochs=3",
-    ],
-}
+TINY_JOINT = [
+    "--number_of_epochs=6",
+    "--lr=0.0005",
+    "--lr_schedule.final=0.00005",
+    "--lr_schedule.decay_epochs=6",
+]
+TINY_LMFT = [
+    "--number_of_epochs=3",
+    "--lr=0.0001",
+    "--lr_schedule.final=0.00001",
+    "--lr_schedule.decay_epochs=3",
+]
 
-LAST = "stage3_lmft"
+
+class Step(NamedTuple):
+    """One script with one YAML file."""
+
+    name: str  # of its folder in results
+    script: str
+    yaml: str
+    overrides: list
+    former: dict = {}  # option: step whose model it takes
+    noise: bool = True  # MUSAN and room responses
+    verify: bool = True
+
+
+DENSE = [
+    Step(
+        "stage1_lora_adapter_mfa",
+        "train.py",
+        "stage1_lora_adapter_mfa",
+        [
+            "--encoder_source=hparams/encoders/tiny.json",
+            "--number_of_epochs=6",
+            "--lr=0.002",
+            "--lr_schedule.warmup_epochs=1",
+            "--head.normalise=True",
+        ],
+    ),
+    Step(
+        "stage2_joint",
+        "train.py",
+        "stage2_joint",
+        TINY_JOINT,
+        {"pretrained_folder": "stage1_lora_adapter_mfa"},
+    ),
+    Step(
+        "stage3_lmft",
+        "train.py",
+        "stage3_lmft",
+        TINY_LMFT,
+        {"pretrained_folder": "stage2_joint"},
+        noise=False,
+    ),
+]
+TINY_DISTILLATION = ["--crop_seconds=[1.0,1.5]", "--lr=0.002"]
+PRUNED = [
+    Step(
+        "prune1_distill",
+        "distill_prune.py",
+        "prune1_distill",
+        [
+            *TINY_DISTILLATION,
+            "--sparsity=0.7",
+            "--number_of_epochs=12",
+            "--warmup_steps=80",
+            "--gate_lr=0.2",
+            "--multiplier_lr=0.2",
+        ],
+        {"teacher_folder": "stage2_joint"},
+        noise=False,
+        verify=False,
+    ),
+    Step(
+        "prune2_distill",
+        "distill_prune.py",
+        "prune2_distill",
+        [*TINY_DISTILLATION, "--number_of_epochs=6"],
+        {"teacher_folder": "stage2_joint", "student_folder": "prune1_distill"},
+        noise=False,
+        verify=False,
+    ),
+    Step(
+        "pruned_stage1",
+        "train.py",
+        "stage1_pruned",
+        ["--number_of_epochs=2", "--lr=0.0005", "--lr_schedule.every=2"],
+        {"pretrained_folder": "prune2_distill"},
+        verify=False,
+    ),
+    Step(
+        "pruned_stage2",
+        "train.py",
+        "stage2_joint",
+        TINY_JOINT,
+        {"pretrained_folder": "pruned_stage1"},
+        verify=False,
+    ),
+    Step(
+        "pruned_stage3",
+        "train.py",
+        "stage3_lmft",
+        TINY_LMFT,
+        {"pretrained_folder": "pruned_stage2"},
+        noise=False,
+    ),
+]
 
 
 def run(script, *arguments):
@@ -60,26 +147,30 @@ def run(script, *arguments):
         raise InputError(f"{script} stopped with exit code {done.returncode}")
 
 
-def train_and_verify(stage, overrides, corpus, results, pretrained):
-    """One stage, then verification with its model → rows of the table."""
+def run_step(step, corpus, results):
+    """Train, distil or prune → rows of the table: the model's, verified."""
+    output = results / step.name
     data = [
         f"--train_folders={corpus.voxceleb2}",
         f"--test_folders={corpus.voxceleb1}",
         f"--trial_lists={corpus.trials}",
     ]
-    if stage != LAST:
-        data += [f"--musan_folder={corpus.musan}", f"--rirs_folder={corpus.rirs}"]
-    if pretrained:
-        data.append(f"--pretrained_folder={pretrained}")
-    output = results / stage
+    if step.noise:
+        data += [f"--{name}_folder={getattr(corpus, name)}" for name in NOISE]
+    data += [f"--{key}={results / name / 'final'}" for key, name in step.former.items()]
+    yaml = f"hparams/{step.yaml}.yaml"
     run(
-        "train.py",
-        f"hparams/{stage}.yaml",
-        *data,
-        *SMALL,
-        *overrides,
+        step.script,
+        yaml,
+        *(*data, *SMALL, *step.overrides),
         f"--output_folder={output}",
     )
+    return verify(step, corpus, results) if step.verify else []
+
+
+def verify(step, corpus, results):
+    """Verification of a step's model → rows; the last stage's also normalised."""
+    output, verified = results / step.name, results / f"verify_{step.name}"
     prepared = output / "prepared"
     normalised = [
         f"--training_manifest={prepared / 'train.csv'}",
@@ -91,19 +182,20 @@ def train_and_verify(stage, overrides, corpus, results, pretrained):
         "verify.py",
         "hparams/verify.yaml",
         f"--pretrained_folder={output / 'final'}",
-        *data[1:3],
-        *(normalised if stage == LAST else []),
-        f"--output_folder={results / ('verify_' + stage)}",
+        f"--test_folders={corpus.voxceleb1}",
+        f"--trial_lists={corpus.trials}",
+        *(normalised if step.yaml == "stage3_lmft" else []),
+        f"--output_folder={verified}",
     )
     trained = json.loads((output / "final" / "training.json").read_text())
-    verified = json.loads((results / f"verify_{stage}" / "results.json").read_text())
-    (result,) = verified["lists"]
-    return [{**trained, **result, **row, "stage": stage} for row in result["systems"]]
+    (result,) = json.loads((verified / "results.json").read_text())["lists"]
+    return [
+        {**trained, **result, **row, "stage": step.name} for row in result["systems"]
+    ]
 
 
-def print_table(rows, seconds):
-    """What the user came for."""
-    pictures = rows[-1]["pictures"]
+def print_stages(rows):
+    """Error rates after every stage."""
     print(
         f"\n{'stage':<26}{'score':<16}{'trained':>10}{'total':>10}{'EER %':>8}"
         f"{'minDCF(0.01)':>14}{'Cllr':>8}"
@@ -114,6 +206,28 @@ def print_table(rows, seconds):
             f"{row['total_parameters']:>10,}{row['eer_percent']:>8.2f}"
             f"{row['min_dcf']['0.01']:>14.3f}{row['cllr']:>8.3f}"
         )
+
+
+def print_sizes(rows, results):
+    """Dense against pruned, by cosine."""
+    print(
+        f"\n{'model':<10}{'encoder':>10}{'head':>10}{'MACs of 1 s':>14}"
+        f"{'s per s of audio':>18}{'EER %':>8}"
+    )
+    for title, step in (("dense", DENSE[-1]), ("pruned", PRUNED[-1])):
+        sizes = profile_folder(results / step.name / "final")
+        cosine = next(row for row in rows if row["stage"] == step.name)
+        print(
+            f"{title:<10}{sizes['encoder']:>10,}{sizes['head']:>10,}"
+            f"{sizes['macs'] / 1e6:>12.2f} M{sizes['seconds_per_second']:>18.4f}"
+            f"{cosine['eer_percent']:>8.2f}"
+        )
+
+
+def print_pictures(rows, results, seconds):
+    """What to look at, and what not to conclude."""
+    pictures = rows[-1]["pictures"]
+    pruning = results / PRUNED[0].name
     print(
         f"\n{seconds:.0f} s. Parameters of encoder and head; LoRA merged after stage 1."
         "\nSynthetic voices and a tiny encoder from random weights: this shows that the"
@@ -121,24 +235,25 @@ def print_table(rows, seconds):
         f"\nDET curves        {pictures['det']}"
         f"\nscore histogram   {pictures['histograms'][rows[-1]['system']]}"
         f"\ncalibration       {pictures['calibration']}"
+        f"\nunits left        {pruning / 'structure.png'}"
+        f"\nsparsity          {pruning / 'steps.png'}"
     )
 
 
 @command_line
 def main():
-    """Corpus, three stages, verification, table."""
+    """Corpus, three stages, pruning and three stages more, verification, tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", default="quickstart", help="where all goes")
     folder = Path(parser.parse_args().folder).resolve()
     start = time.monotonic()
     corpus = make_demo_corpus(folder / "corpus")
-    rows, pretrained = [], None
-    for stage, overrides in STAGES.items():
-        rows += train_and_verify(
-            stage, overrides, corpus, folder / "results", pretrained
-        )
-        pretrained = folder / "results" / stage / "final"
-    print_table(rows, time.monotonic() - start)
+    rows, results = [], folder / "results"
+    for step in (*DENSE, *PRUNED):
+        rows += run_step(step, corpus, results)
+    print_stages(rows)
+    print_sizes(rows, results)
+    print_pictures(rows, results, time.monotonic() - start)
 
 
 if __name__ == "__main__":
