@@ -31,18 +31,42 @@ class PrepareOptions:
     max_bad_files: int
     convert_folder: Path | None
     seed: int
-    enrol_map: Path | None = None
+    enrol_maps: list = ()
+    join_seconds: float = 0
+
+    @classmethod
+    def for_test(cls, save_folder, test_folders, trial_lists, enrol_maps=()):
+        """Options of a preparation for test alone: nothing of training counts."""
+        training = dict.fromkeys(
+            ("train_folders", "train_lists", "exclude_speakers"), ()
+        )
+        numbers = dict.fromkeys(
+            ("n_valid_speakers", "min_seconds", "max_bad_files", "seed"), 0
+        )
+        return cls(
+            **training,
+            **numbers,
+            n_valid_trials=2,
+            max_valid_utterances=2,
+            convert_folder=None,
+            save_folder=save_folder,
+            test_folders=test_folders,
+            trial_lists=trial_lists,
+            enrol_maps=enrol_maps,
+        )
 
     def __post_init__(self):
-        for name in ("train_folders", "test_folders", "trial_lists", "train_lists"):
+        for name in (
+            *("train_folders", "test_folders", "trial_lists", "train_lists"),
+            "enrol_maps",
+        ):
             setattr(self, name, [_resolve(p) for p in _as_list(getattr(self, name))])
         self.exclude_speakers = sorted(
             {str(s) for s in _as_list(self.exclude_speakers)}
         )
         self.save_folder = _resolve(self.save_folder)
-        for name in ("convert_folder", "enrol_map"):
-            path = getattr(self, name)
-            setattr(self, name, _resolve(path) if path else None)
+        folder = self.convert_folder
+        self.convert_folder = _resolve(folder) if folder else None
         if not self.train_folders and not (self.test_folders and self.trial_lists):
             raise InputError(
                 "train_folders is empty, expected at least one folder, or test_folders "
@@ -51,10 +75,10 @@ class PrepareOptions:
         self._check_numbers()
         if self.test_folders and not self.trial_lists:
             logger.warning("test_folders is given but no trial_lists: it is not used")
-        if self.enrol_map and not self.trial_lists:
+        if self.enrol_maps and not self.trial_lists:
             raise InputError(
-                f"enrol_map={self.enrol_map} without trial_lists, expected the lists "
-                "whose enrol side names its models"
+                f"enrol_map={self.enrol_maps[0]} without trial_lists, expected the "
+                "lists whose enrol side names its models"
             )
         self.test_folders = self.test_folders or self.train_folders
 
@@ -67,6 +91,7 @@ class PrepareOptions:
         check_at_least("n_valid_trials", self.n_valid_trials, 2)
         check_at_least("max_valid_utterances", self.max_valid_utterances, 2)
         check_at_least("min_seconds", self.min_seconds, 0, whole=False)
+        check_at_least("join_seconds", self.join_seconds, 0, whole=False)
         check_at_least("max_bad_files", self.max_bad_files, 0)
         check_at_least("seed", self.seed, 0)
 

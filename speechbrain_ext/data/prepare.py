@@ -18,11 +18,12 @@ import numpy as np
 from speechbrain_ext.data.convert import convert_where_needed
 from speechbrain_ext.data.headers import BAD_FILES, read_durations, report_bad_files
 from speechbrain_ext.data.holdout import draw_trials, hold_out
+from speechbrain_ext.data.join import join_short
 from speechbrain_ext.data.locate import find_recordings
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.marker import Marker
 from speechbrain_ext.data.options import check_at_least
-from speechbrain_ext.data.scan import check_outside, scan_corpus, session_of
+from speechbrain_ext.data.scan import check_outside, scan_corpus
 from speechbrain_ext.data.selection import choose_training, join, read_trial_lists
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_atomically
@@ -80,8 +81,7 @@ def prepare_corpus(options, layout, num_workers=16):
         are then as they were.
     """
     check_at_least("num_workers", num_workers, 1)
-    lists = options.trial_lists + options.train_lists
-    lists += [options.enrol_map] if options.enrol_map else []
+    lists = options.trial_lists + options.train_lists + options.enrol_maps
     marker = Marker.of(options.save_folder, asdict(options), lists)
     counts = marker.load()
     skipped = counts is not None
@@ -102,6 +102,7 @@ def _read(options, layout, num_workers):
     train_ids, left_out = [], {}
     if options.train_folders:
         train_ids, left_out = choose_training(options, train_paths, test_ids)
+    sessions = {name: layout.session_of(name) for name in train_ids}  # checks the names
     paths = {name: train_paths[name] for name in train_ids}
     paths |= {name: test_paths[name] for name in test_ids}
     durations = _durations(options, paths, test_ids, num_workers)
@@ -109,20 +110,20 @@ def _read(options, layout, num_workers):
     counts = {"train": {}, "valid": {}, "test": tested.count(), "left_out": left_out}
     contents = {}
     if train_ids:
-        contents = _split(options, train_ids, paths, durations, counts)
+        contents = _split(options, layout, sessions, paths, durations, counts)
     if test_ids:
         contents[TEST] = _manifest(test_ids, paths, durations)
     for name in contents.keys() & set(_MANIFESTS):
-        counts[Path(name).stem] |= _count(contents[name])
+        counts[Path(name).stem] |= count(contents[name], layout.genre_of)
     return contents, counts
 
 
-def _split(options, names, paths, durations, counts):
+def _split(options, layout, session_of, paths, durations, counts):
     """Training and validation: {file name: what goes into it}."""
     left_out = counts["left_out"]
-    known = [name for name in names if name in durations]
+    known = [name for name in session_of if name in durations]
     kept = [name for name in known if durations[name] >= options.min_seconds]
-    left_out["bad_files"] = len(names) - len(known)
+    left_out["bad_files"] = len(session_of) - len(known)
     left_out["too_short"] = len(known) - len(kept)
     manifest = _manifest(kept, paths, durations)
     if len(manifest.speaker_names) < 2:
@@ -130,7 +131,7 @@ def _split(options, names, paths, durations, counts):
             f"{len(manifest.speaker_names)} training speakers are left, expected at "
             f"least 2 (left out: {left_out})"
         )
-    sessions = [session_of(name) for name in kept]
+    sessions = [session_of[name] for name in kept]
     is_training, chosen = hold_out(
         manifest.speakers.tolist(),
         sessions,
@@ -139,11 +140,22 @@ def _split(options, names, paths, durations, counts):
         options.seed,
     )
     contents = {TRAIN: manifest.select(is_training)}
+    if options.join_seconds:
+        # Not those of the validation, which is as the test: one recording at a time.
+        counts["train"]["recordings"] = int(is_training.sum())
+        contents[TRAIN] = _joined(contents[TRAIN], session_of, layout, options)
     if len(chosen):
         valid = contents[VALID] = manifest.select(chosen)
         of_valid = [sessions[row] for row in chosen]
         contents[VALID_TRIALS] = _validation_trials(options, valid, of_valid, counts)
     return contents
+
+
+def _joined(manifest, session_of, layout, options):
+    names = manifest.ids.tolist()
+    genres = [layout.genre_of(name) if layout.genre_of else "" for name in names]
+    sessions = [session_of[name] for name in names]
+    return join_short(manifest, sessions, genres, options.join_seconds)
 
 
 def _scan(options, layout, test_ids, num_workers):
@@ -222,27 +234,46 @@ def _write(marker, contents, counts):
     marker.save([*contents, *listed], counts)
 
 
-def _count(manifest):
-    return {
+def count(manifest, genre_of=None):
+    """Speakers, utterances and hours of a manifest, and of each genre of it.
+
+    Arguments
+    ---------
+    manifest : Manifest
+    genre_of : callable or None
+        ID → genre; None leaves genres out.
+
+    Returns
+    -------
+    dict
+        ``speakers``, ``utterances``, ``hours`` and ``genres``: genre → the same.
+    """
+    counts = {
         "speakers": len(manifest.speaker_names),
         "utterances": len(manifest),
         "hours": float(manifest.durations.sum() / 3600),
     }
+    if genre_of is not None:
+        genres = [genre_of(name) or "unknown" for name in manifest.ids.tolist()]
+        names, codes = np.unique(genres, return_inverse=True)
+        counts["genres"] = {
+            name: count(manifest.select(codes == code))
+            for code, name in enumerate(names.tolist())
+        }
+    return counts
 
 
 def _log_counts(counts):
     for split in ("train", "valid", "test"):
         seen = counts[split]
-        if "utterances" in seen:
-            logger.info(
-                "%s: %d speakers, %d utterances, %.2f hours",
-                split,
-                seen["speakers"],
-                seen["utterances"],
-                seen["hours"],
-            )
-        else:
+        if "utterances" not in seen:
             logger.info("%s: none asked for, no file written", split)
+            continue
+        _log_sizes(split, seen)
+        if "recordings" in seen:
+            logger.info("%s: joined from %d recordings", split, seen["recordings"])
+        for genre, of_genre in seen.get("genres", {}).items():
+            _log_sizes(f"{split}, {genre}", of_genre)
     lists = dict(counts["test"]["lists"])
     if "target" in counts["valid"]:
         lists["validation trials"] = counts["valid"]
@@ -253,3 +284,8 @@ def _log_counts(counts):
         logger.info("enrol side: %d models", counts["test"]["models"])
     if counts["left_out"]:
         logger.info("left out: %s", counts["left_out"])
+
+
+def _log_sizes(name, seen):
+    sizes = (seen[key] for key in ("speakers", "utterances", "hours"))
+    logger.info("%s: %d speakers, %d utterances, %.2f hours", name, *sizes)

@@ -13,6 +13,7 @@ that a trial list written for wav files serves a corpus kept as flac.
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +31,13 @@ _SEARCH_DEPTH = 2
 _NOISE_CORPORA = ("musan", "rirs_noises")
 
 
+def session_of(utterance):
+    """The session of an utterance ID: its folder."""
+    return utterance.rsplit("/", 1)[0]
+
+
 class Layout(NamedTuple):
-    """How a corpus lies on the disk.
+    """How a corpus lies on the disk, and what its names tell.
 
     Attributes
     ----------
@@ -40,10 +46,17 @@ class Layout(NamedTuple):
     levels : int
         Folders from there down to a recording: 2 for SPEAKER/SESSION/FILE, 1 for
         SPEAKER/FILE.
+    session_of : callable
+        Utterance ID → its session, unique over speakers; InputError for a name that
+        is none of this corpus.
+    genre_of : callable or None
+        Utterance ID → what kind of speech it is; None where names do not tell.
     """
 
     folder_names: tuple
     levels: int
+    session_of: Callable = session_of
+    genre_of: Callable | None = None
 
     def describe(self):
         """The accepted layouts in words, for messages."""
@@ -72,11 +85,6 @@ class Scan(NamedTuple):
     paths: dict
     speaker_folders: list
     ignored: int
-
-
-def session_of(utterance):
-    """The session of an utterance ID: its folder."""
-    return utterance.rsplit("/", 1)[0]
 
 
 def scan_corpus(roots, layout, num_workers=16, leave_out=()):

@@ -9,11 +9,7 @@ from typing import NamedTuple
 
 from speechbrain_ext.data.speaker_lists import read_speaker_lists
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.enrolment import (
-    EnrolMap,
-    read_enrol_map,
-    utterances_of,
-)
+from speechbrain_ext.scoring.enrolment import read_enrol_map, utterances_of
 from speechbrain_ext.scoring.speakers import speaker_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of
 
@@ -27,14 +23,15 @@ class TrialLists(NamedTuple):
     ----------
     lists : list of Trials
         In the order given.
-    enrol_map : EnrolMap or None
-        What their enrol sides stand for; None where they name recordings.
+    enrol_maps : list of EnrolMap
+        What their enrol sides stand for, in one way or several; none where they name
+        recordings.
     ids : list of str
         The recordings that all of these need, sorted.
     """
 
     lists: list
-    enrol_map: EnrolMap | None
+    enrol_maps: list
     ids: list
 
     def check_found(self, paths, source):
@@ -53,10 +50,10 @@ class TrialLists(NamedTuple):
             Names the list or map, the line and the utterance.
         """
         for trials in self.lists:
-            side = "test" if self.enrol_map else None
+            side = "test" if self.enrol_maps else None
             rows_of(trials, list(paths), source, side)
-        if self.enrol_map:
-            self.enrol_map.rows(list(paths), source)
+        for enrol_map in self.enrol_maps:
+            enrol_map.rows(list(paths), source)
 
     def count(self):
         """{"lists": {path: how many target and nontarget trials}}, and of the map."""
@@ -67,9 +64,9 @@ class TrialLists(NamedTuple):
             }
             for trials in self.lists
         }
-        if self.enrol_map is None:
+        if not self.enrol_maps:
             return {"lists": counts}
-        return {"lists": counts, "models": len(self.enrol_map)}
+        return {"lists": counts, "models": len(self.enrol_maps[0])}
 
 
 def read_trial_lists(options):
@@ -78,7 +75,7 @@ def read_trial_lists(options):
     Arguments
     ---------
     options : PrepareOptions
-        With ``trial_lists`` and ``enrol_map``.
+        With ``trial_lists`` and ``enrol_maps``.
 
     Returns
     -------
@@ -90,13 +87,13 @@ def read_trial_lists(options):
         A malformed list or map, or a trial whose enrol side is no model of the map:
         file, line, name.
     """
-    path, ids = options.enrol_map, set()
-    enrol_map = read_enrol_map(path) if path else None
+    enrol_maps, ids = [read_enrol_map(path) for path in options.enrol_maps], set()
     # A line that comes twice changes nothing here; scoring may refuse it.
     lists = [read_trials(path, allow_duplicates=True) for path in options.trial_lists]
     for trials in lists:
-        ids |= utterances_of(trials, enrol_map)
-    return TrialLists(lists, enrol_map, sorted(ids))
+        for enrol_map in enrol_maps or [None]:
+            ids |= utterances_of(trials, enrol_map)
+    return TrialLists(lists, enrol_maps, sorted(ids))
 
 
 def choose_training(options, paths, test_ids):

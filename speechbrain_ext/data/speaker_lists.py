@@ -1,4 +1,7 @@
-"""Lists of recordings to train on: lines ``speaker path``."""
+"""Lists of what to train on: lines ``speaker path``, or ``speaker`` for all of theirs.
+
+CN-Celeb's ``dev.lst`` and ``spk.lst`` are lists of speakers.
+"""
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.speakers import speaker_of
@@ -6,12 +9,13 @@ from speechbrain_ext.scoring.trials import utterance_id
 
 
 def read_speaker_lists(lists, known, source):
-    """Read lists of utterances to train on, lines ``speaker path``.
+    """Read lists of utterances to train on.
 
     Arguments
     ---------
     lists : list of Path
-        Text files; a path is relative to the folder of speakers.
+        Text files, lines ``speaker path`` or ``speaker``; a path is relative to the
+        folder of speakers.
     known : collection of str
         The utterance IDs there are.
     source : str
@@ -25,24 +29,44 @@ def read_speaker_lists(lists, known, source):
     Raises
     ------
     InputError
-        A malformed line, a speaker that is not the path's, an unknown utterance;
-        names the list and the line.
+        A malformed line, a speaker that is not the path's, an unknown utterance, a
+        speaker without any, or one who is listed twice; names the list and the line.
     """
-    listed = set()
+    listed, whole, by_speaker = set(), {}, {}
+    for name in known:
+        by_speaker.setdefault(speaker_of(name), []).append(name)
     for path in lists:
         for number, line in _lines(path):
-            fields = line.split()
-            if not fields:
-                continue
-            listed.add(
-                _listed_utterance(fields, known, source, f"{path}: line {number}")
-            )
+            fields, place = line.split(), f"{path}: line {number}"
+            if len(fields) == 1:
+                (speaker,) = fields
+                _check_speaker(speaker, by_speaker, whole, source, place)
+                whole[speaker] = place
+                listed.update(by_speaker[speaker])
+            elif fields:
+                listed.add(_listed_utterance(fields, known, source, place))
     return listed
+
+
+def _check_speaker(speaker, by_speaker, whole, source, place):
+    if speaker not in by_speaker:
+        raise InputError(
+            f"{place}: speaker '{speaker}' has no recording, expected some below "
+            f"{source}"
+        )
+    if speaker in whole:
+        raise InputError(
+            f"{place}: speaker '{speaker}' again, expected each once (listed in "
+            f"{whole[speaker]})"
+        )
 
 
 def _listed_utterance(fields, known, source, place):
     if len(fields) != 2:
-        raise InputError(f"{place}: {len(fields)} columns, expected 2: 'speaker path'")
+        raise InputError(
+            f"{place}: {len(fields)} columns, expected 2: 'speaker path', or 1: "
+            "'speaker'"
+        )
     speaker, name = fields
     utterance = utterance_id(name)
     if speaker_of(utterance) != speaker:
@@ -63,7 +87,7 @@ def _lines(path):
             yield from enumerate(file, 1)
     except OSError as error:
         raise InputError(
-            f"{path}: {error.strerror}, expected lines 'speaker path'"
+            f"{path}: {error.strerror}, expected lines 'speaker path' or 'speaker'"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error

@@ -8,6 +8,7 @@ those of several models. Written to one folder:
     det_LIST.png                DET curves of all systems
     scores_LIST_SYSTEM.png      score histograms
     calibration_LIST.png        cost against the prior, of likelihood ratios
+    genres_LIST.png             error rates by genre, where names tell genres
 """
 
 import math
@@ -31,6 +32,7 @@ from speechbrain_ext.scoring.plots import plot_det, plot_histogram
 from speechbrain_ext.scoring.report_tables import (
     LEGEND,
     as_markdown,
+    genres_table,
     worst_as_markdown,
 )
 
@@ -196,10 +198,12 @@ def write_report(folder, results, about):
     folder = Path(folder)
     table = as_markdown(results)
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    worst = "\n\n".join(worst_as_markdown(result) for result in results)
+    parts = [genres_table(result) for result in results if "genres" in result]
+    parts += [worst_as_markdown(result) for result in results]
+    rest = "\n\n".join(parts)
     write_json(folder / "results.json", _without_nan({**about, "lists": results}))
     with write_atomically(folder / "results.md") as file:
-        file.write(f"{table}\n\n{LEGEND}\n\n{notes}\n\n{worst}\n")
+        file.write(f"{table}\n\n{LEGEND}\n\n{notes}\n\n{rest}\n")
     return table
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from speechbrain_ext.scoring.genres import genres_as_markdown
+
 LEGEND = (
     "Intervals: 95 %, bootstrap over speakers. minDCF and actDCF: unit costs, prior in "
     "brackets, normalised. Cllr in bits; of scores that are not calibrated it says how "
@@ -49,6 +51,12 @@ def _with_interval(value, interval, digits):
         return f"{value:.{digits}f}"
     low, high = interval
     return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def genres_table(result):
+    """Error rates by genre of the last system."""
+    title = f"{_name_of(result)}, {result['systems'][-1]['title']}"
+    return genres_as_markdown(result["genres"], title)
 
 
 def worst_as_markdown(result):

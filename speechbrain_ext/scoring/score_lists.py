@@ -13,6 +13,7 @@ import numpy as np
 from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.scoring.backend import Side
 from speechbrain_ext.scoring.enrolment import average_enrolment
+from speechbrain_ext.scoring.genres import by_genre, plot_genres
 from speechbrain_ext.scoring.intervals import FEWEST_SPEAKERS
 from speechbrain_ext.scoring.report import System, draw_pictures, evaluate
 from speechbrain_ext.scoring.score_files import write_score_table, write_scores
@@ -164,7 +165,7 @@ def score_list(name, trials, backend, enrol, test, folder):
     return [_system(system, scores, backend) for system, scores in found.items()]
 
 
-def report_list(name, trials, systems, folder, n_resamples, speakers=None):
+def report_list(name, trials, systems, folder, n_resamples, speakers=None, genres=None):
     """Draw the pictures of one trial list → its part of the report.
 
     Arguments
@@ -179,15 +180,25 @@ def report_list(name, trials, systems, folder, n_resamples, speakers=None):
         Of the bootstrap; 0 leaves the intervals out.
     speakers : dict or None
         Name on either side → speaker; names tell the others.
+    genres : np.ndarray or None
+        str [U], the genre of each of ``trials.names``; None leaves error rates by
+        genre out.
 
     Returns
     -------
     dict
-        As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures``.
+        As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures`` and,
+        where genres are given, ``genres``: those of the last system, as
+        :func:`~speechbrain_ext.scoring.genres.by_genre` has them.
     """
     codes = _speakers(trials, speakers) if n_resamples else None
     result = evaluate(trials, systems, codes, n_resamples)
-    return {**result, "pictures": draw_pictures(folder, name, trials, systems)}
+    pictures = draw_pictures(folder, name, trials, systems)
+    if genres is not None:
+        result["genres"] = table = by_genre(trials, systems[-1].scores, genres)
+        pictures["genres"] = str(folder / f"genres_{name}.png")
+        plot_genres(pictures["genres"], table)
+    return {**result, "pictures": pictures}
 
 
 def _system(name, scores, backend):

@@ -16,11 +16,27 @@ def test_union_of_lists_whatever_the_extension(tmp_path):
     assert listed == {"id1/s/1", "id2/s/1"}
 
 
+def test_a_speaker_alone_stands_for_all_of_theirs(tmp_path):
+    path = tmp_path / "dev.lst"
+    path.write_text("id1\n\nid2 id2/s/1.wav\n")
+    assert read_speaker_lists([path], KNOWN | {"id2/s/2"}, "/data") == KNOWN
+
+
+def test_a_speaker_of_two_lists_is_refused(tmp_path):
+    """Two corpora with one name for two people."""
+    first, second = tmp_path / "dev.lst", tmp_path / "spk.lst"
+    first.write_text("id2\nid1\n")
+    second.write_text("id1\n")
+    message = rf"spk.lst: line 1: speaker 'id1' again, .* \(listed in {first}: line 2\)"
+    with pytest.raises(InputError, match=message):
+        read_speaker_lists([first, second], KNOWN, "/data")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("id1", "1 columns, expected 2: 'speaker path'"),
-        ("id1 id1/s/1.wav 3", "3 columns"),
+        ("id3", "speaker 'id3' has no recording, expected some below /data"),
+        ("id1 id1/s/1.wav 3", "3 columns, expected 2: 'speaker path', or 1: 'speaker'"),
         ("id1 id2/s/1.wav", "speaker 'id1' with path 'id2/s/1.wav'"),
         ("id1 id1/s/9.wav", "utterance 'id1/s/9' not found, expected it below /data"),
     ],

@@ -9,9 +9,10 @@ import signal
 import numpy as np
 import pytest
 import torch
-from recipe_scripts import data_words, run, run_on_two, run_script, script
+from recipe_scripts import data_words, run, run_on_two, run_script
 from tiny_training import manifest_of, start, tiny_config, write_corpus, write_voices
 
+from speechbrain_ext import verification_run
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.extraction import embed_to_file
 from speechbrain_ext.lobes.heads import AdapterMFA
@@ -302,7 +303,7 @@ def test_one_enrolment_by_its_name(corpus, tmp_path, enrolment):
 
 def _killed_at_batch(number, *words):
     """verify.py that saves every batch and is killed before batch ``number``."""
-    module, calls = script("verify"), iter(range(1000))
+    calls = iter(range(1000))
 
     def hook(model, inputs):
         if next(calls) == number:
@@ -313,8 +314,8 @@ def _killed_at_batch(number, *words):
         model.register_forward_pre_hook(hook)
         return model
 
-    module.load_pretrained = load
-    module.embed_to_file = functools.partial(embed_to_file, save_every=0)
+    verification_run.load_pretrained = load
+    verification_run.embed_to_file = functools.partial(embed_to_file, save_every=0)
     run_script("verify", *words)
 
 

@@ -156,7 +156,7 @@ def test_one_line_for_every_error(corpus, tmp_path, break_it):
     ("line", "expected"),
     [
         ("id05 id05/a/77777.wav", "utterance 'id05/a/77777' not found"),
-        ("id05", "1 columns, expected 2"),
+        ("id99", "speaker 'id99' has no recording"),
     ],
 )
 def test_one_line_for_a_bad_train_list(corpus, tmp_path, line, expected):

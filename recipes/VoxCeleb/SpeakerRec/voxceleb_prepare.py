@@ -116,7 +116,7 @@ def prepare_voxceleb(
         max_bad_files=max_bad_files,
         convert_folder=convert_folder,
         seed=seed,
-        enrol_map=enrol_map,
+        enrol_maps=enrol_map,
     )
     return prepare_corpus(options, LAYOUT, num_workers)
 

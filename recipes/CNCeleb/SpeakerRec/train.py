@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Train a speaker encoder on CN-Celeb: one stage of arXiv 2510.04213 per YAML file.
+
+    python train.py hparams/stage1_lora_adapter_mfa.yaml \
+        --cnceleb1_folder=/data/CN-Celeb_flac --cnceleb2_folder=/data/CN-Celeb2_flac \
+        --musan_folder=/data/musan --rirs_folder=/data/RIRS_NOISES
+
+Several GPUs: ``torchrun --nproc_per_node=8 train.py hparams/….yaml …``. Stop it at any
+time; the same command continues where it stopped. The end state is in
+``<output_folder>/final``, from which the next stage and ``verify.py`` start.
+"""
+
+import sys
+
+import speechbrain as sb
+from cnceleb_prepare import prepare_cnceleb
+from speechbrain.utils.distributed import if_main_process
+
+from speechbrain_ext.brains.validated import read_validation
+from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.errors import command_line
+from speechbrain_ext.hyper import call_with, load_run
+from speechbrain_ext.training import (
+    KEYS,
+    export,
+    log_decisions,
+    make_brain,
+    make_modules,
+    make_training_set,
+)
+
+
+@command_line
+def main():
+    """Prepare, train, export."""
+    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], KEYS)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    prepared = main_process_first(call_with, prepare_cnceleb, "prepare", hparams)
+
+    manifest = read_manifest(prepared.train)
+    dataset, sampler = make_training_set(hparams, manifest)
+    validation = read_validation(prepared)
+    modules = make_modules(hparams, manifest)
+    log_decisions(modules, manifest, sampler, validation)
+
+    brain, loader = make_brain(hparams, run_opts, modules, dataset, sampler, validation)
+    brain.fit(hparams["epoch_counter"], loader)
+    if if_main_process():
+        export(brain, hparams, manifest)
+
+
+if __name__ == "__main__":
+    main()
