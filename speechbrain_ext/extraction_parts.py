@@ -105,13 +105,7 @@ class Parts:
         ddp_barrier()
         if not if_main_process():
             return None
-        missing = np.ones(len(self.ids), dtype=bool)
-        out = None
-        for rows, vectors in self._read_all():
-            if out is None:
-                out = np.empty((len(missing), vectors.shape[1]), dtype=np.float32)
-            out[rows] = vectors
-            missing[rows] = False
+        out, missing = self.gather()
         if not missing.any():
             return out
         # another process doing the same may have finished and removed the parts
@@ -123,6 +117,25 @@ class Parts:
                 "processes have saved, on a disk that they share"
             )
         return whole
+
+    def gather(self):
+        """What the parts have by now, on one process.
+
+        Returns
+        -------
+        vectors : np.ndarray or None
+            [N, E] float32, any values where nothing is; None where there are no parts.
+        missing : np.ndarray
+            [N] bool.
+        """
+        missing = np.ones(len(self.ids), dtype=bool)
+        out = None
+        for rows, vectors in self._read_all():
+            if out is None:
+                out = np.empty((len(missing), vectors.shape[1]), dtype=np.float32)
+            out[rows] = vectors
+            missing[rows] = False
+        return out, missing
 
     def finished(self):
         """Vectors [N, E] of the file ``path`` where it is this run's, or None."""
