@@ -22,7 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_ext", "speechbrain_ext.*"]),
-    package_data={"speechbrain_ext": ["**/*.json"]},
+    package_data={"speechbrain_ext": ["**/*.json", "**/*.md"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

@@ -4,7 +4,9 @@ import argparse
 import json
 
 from speechbrain_ext.errors import command_line
+from speechbrain_ext.inference.arguments import add_inference
 from speechbrain_ext.inference.convert_arguments import add_convert
+from speechbrain_ext.inference.export_arguments import add_export
 from speechbrain_ext.scoring.arguments import add_scoring
 
 
@@ -99,6 +101,8 @@ def main(argv=None):
     add_profile(commands)
     add_scoring(commands)
     add_convert(commands)
+    add_export(commands)
+    add_inference(commands)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 

@@ -68,11 +68,15 @@ def save_weights(tensors, path):
     InputError
         Where it cannot be written: a full disk, among others.
     """
+    path = Path(path)
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # safetensors' own is for the owner's eyes only
     try:
         save_file(tensors, path)
     except SafetensorError as error:
         raise InputError(f"{path}: not written ({error})") from error
+    path.chmod(mode)
 
 
 def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=False):

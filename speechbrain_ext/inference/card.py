@@ -50,9 +50,11 @@ class CardFacts:
         In words.
     lists : list of dict
         Of results.json; none where nothing was verified.
+    scores : list of str
+        Kinds that the folder can make: ``cosine``, ``as_norm``, ``llr``.
     thresholds : dict of str to Thresholds
     threshold_source : str
-        From which trials they are, or why there are none.
+        From which trials they are, in words; why there are none is not for the card.
     cohort_size : int
         Training speakers whose means are in the folder.
     structure : dict or None
@@ -67,8 +69,9 @@ class CardFacts:
     languages: list = field(default_factory=list)
     training_data: str | None = None
     lists: list = field(default_factory=list)
+    scores: list = field(default_factory=lambda: ["cosine"])
     thresholds: dict[str, Thresholds] = field(default_factory=dict)
-    threshold_source: str = "none were measured"
+    threshold_source: str = ""
     cohort_size: int = 0
     structure: dict | None = None
 

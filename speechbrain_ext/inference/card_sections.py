@@ -5,6 +5,7 @@ are their names, as a template writes them.
 """
 
 from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference.thresholds import RULE_OF_30
 from speechbrain_ext.pruning.plots import sparsity_table
 from speechbrain_ext.scoring.report_tables import LEGEND, as_markdown
 
@@ -50,6 +51,7 @@ def usage(facts):
         "from speechbrain_ext.inference import SpeakerVerifier",
         "",
         f'verifier = SpeakerVerifier.from_hparams("{facts.name}")',
+        'print(verifier.compare("enrol.wav", "test.wav"))  # every score; a decision',
         'score, same_speaker = verifier.verify_files("enrol.wav", "test.wav")',
         'embeddings = verifier.encode_files(["enrol.wav", "test.wav"])',
     ]
@@ -60,15 +62,22 @@ def results(facts):
     """The figures of every list and system."""
     if not facts.lists:
         return "Not verified on any trial list."
-    return f"{as_markdown(facts.lists)}\n\n{LEGEND}"
+    text = f"{as_markdown(facts.lists)}\n\n{LEGEND}"
+    if any(len(result["systems"]) > len(facts.scores) for result in facts.lists):
+        text += (
+            "\n\nThis folder gives the "
+            f"{' and '.join(KINDS[kind] for kind in facts.scores)} only: what the other "
+            "rows need was not shared."
+        )
+    return text
 
 
 def thresholds(facts):
     """Where each kind of score says "same speaker", and from which trials."""
     if not facts.thresholds:
         return (
-            f"None are in this folder ({facts.threshold_source}). Choose one on trials "
-            "of your own, like those to be decided, before you trust a decision."
+            "None are in this folder. Decisions without a `threshold` of your own are "
+            "arbitrary: measure one on trials like those that are to be decided."
         )
     head = ["score", "at equal error", "rate there"]
     head += [f"{100 * rate:g} % false accepts" for rate in RATES]
@@ -80,8 +89,9 @@ def thresholds(facts):
         f"Measured on {facts.threshold_source}. They depend on the channel: telephone, "
         "far microphones and noise need their own.\n\n"
         + "\n".join(lines)
-        + "\n\nIn brackets the share of target trials missed there; –: too few trials "
-        "to tell."
+        + "\n\nIn brackets the share of target trials missed there. –: of so few "
+        f"trials less than {RULE_OF_30} false accepts are to be expected, which is no "
+        "measurement."
     )
 
 
@@ -117,7 +127,7 @@ def training(facts):
     for key, words in (
         ("stage", "stage: {}"),
         ("n_speakers", "speakers: {:,}"),
-        ("epoch", "epoch: {}, the best on validation trials"),
+        ("epoch", "epoch: {}"),
         (
             "validation_eer_percent",
             "EER on trials of speakers held out for validation: {:.2f} %",
@@ -180,9 +190,11 @@ def _pruning(structure):
 
 
 def _at_rate(found, rate):
+    if rate * found.n_nontarget < RULE_OF_30:
+        return "–"
     try:
         point = found.at_false_accept_rate(rate)
-    except InputError:  # fewer trials than that
+    except InputError:  # too many of the non-targets share the highest score
         return "–"
     return f"{point.threshold:.3f} ({100 * point.miss_rate:.1f} %)"
 

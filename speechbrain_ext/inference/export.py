@@ -33,6 +33,7 @@ from speechbrain_ext.inference.export_source import (
     shared_training,
     sizes_of,
 )
+from speechbrain_ext.inference.loading import CALIBRATION_FILE, COHORT_FILE
 from speechbrain_ext.inference.threshold_sources import (
     Measured,
     from_calibration,
@@ -56,7 +57,6 @@ from speechbrain_ext.weights import save_weights
 logger = logging.getLogger(__name__)
 
 CARD, STRUCTURE = "README.md", "structure.png"
-COHORT, CALIBRATION = "cohort.npz", "calibration.json"
 
 
 def export_model(
@@ -132,7 +132,8 @@ def export_model(
         languages=list(languages),
         training_data=training_data,
         lists=found.lists if found else [],
-        thresholds=_applicable(measured.thresholds, backend),
+        scores=_scores(backend),
+        thresholds=_applicable(measured.thresholds, _scores(backend)),
         threshold_source=measured.source,
         cohort_size=0 if backend.cohort is None else len(backend.cohort.speakers),
         structure=pruned_structure(source.model),
@@ -163,16 +164,20 @@ def _measured(found, source, thresholds_from, trials):
     return from_calibration(found, source.training.get("speakers") or ())
 
 
-def _applicable(thresholds, backend):
-    """Those of the scores that this back-end gives."""
-    missing = {
-        "as_norm": backend.cohort is None and "cohort",
-        "llr": backend.calibrator is None and "calibration",
-    }
-    for kind in thresholds:
-        if missing.get(kind):
-            logger.warning("no thresholds of %s without a %s", kind, missing[kind])
-    return {kind: t for kind, t in thresholds.items() if not missing.get(kind)}
+def _scores(backend):
+    """Kinds of score that a back-end gives."""
+    return (
+        ["cosine"]
+        + ["as_norm"] * (backend.cohort is not None)
+        + ["llr"] * (backend.calibrator is not None)
+    )
+
+
+def _applicable(thresholds, scores):
+    """Those of the scores that the folder gives."""
+    for kind in set(thresholds) - set(scores):
+        logger.warning("no thresholds of %s: the folder does not give it", kind)
+    return {kind: found for kind, found in thresholds.items() if kind in scores}
 
 
 def _write(folder, facts, source, backend, half):
@@ -187,9 +192,10 @@ def _write(folder, facts, source, backend, half):
         save_weights(source.classifier.state_dict(), folder / CLASSIFIER_FILE)
     if backend.cohort is not None:
         named = source.classifier is not None
-        save_cohort(folder / COHORT, backend.cohort if named else _unnamed(backend))
+        cohort = backend.cohort if named else _unnamed(backend.cohort)
+        save_cohort(folder / COHORT_FILE, cohort)
     if backend.calibrator is not None:
-        backend.calibrator.save(folder / CALIBRATION)
+        backend.calibrator.save(folder / CALIBRATION_FILE)
     if facts.thresholds:
         save_thresholds(folder / THRESHOLDS_FILE, facts.thresholds)
     if facts.structure:
@@ -205,11 +211,11 @@ def _write(folder, facts, source, backend, half):
     return replace(facts, sizes={**facts.sizes, **stored}, files=files)
 
 
-def _unnamed(backend):
-    """The cohort with numbers in place of its speakers' names."""
-    size = len(backend.cohort.speakers)
-    names = np.array([f"speaker_{number:06d}" for number in range(1, size + 1)])
-    return backend.cohort._replace(speakers=names)
+def _unnamed(cohort):
+    """The same with numbers in place of the speakers' names."""
+    numbers = range(1, len(cohort.speakers) + 1)
+    names = np.array([f"speaker_{number:06d}" for number in numbers])
+    return cohort._replace(speakers=names)
 
 
 @contextlib.contextmanager
