@@ -89,7 +89,7 @@ def inspect_file(path, min_seconds):
         )
     if recording.seconds < min_seconds:
         raise InputError(
-            f"{path}: {recording.frames} samples, {recording.seconds:.3g} s, expected "
+            f"{path}: {recording.frames} samples, {recording.seconds:.4g} s, expected "
             f"at least {min_seconds:g} s of speech"
         )
     return recording
