@@ -220,9 +220,9 @@ def test_a_damaged_file_is_refused_or_read_but_nothing_worse(tmp_path):
         path.write_bytes(damaged)
         try:
             manifest = read_manifest(path)
-        except InputError as error:
-            assert "\n" not in str(error)
+        except InputError:
             n_refused += 1
+            refused(path)
         else:
             for name in COLUMNS:
                 getattr(manifest, name).tolist()
