@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from speechbrain_ext.data.classes import Classes
@@ -78,7 +79,8 @@ def save_pretrained(
     Arguments
     ---------
     folder : str or Path
-        Replaced where it is such a folder already; anything else there is an error.
+        Replaced where it is such a folder already, or empty; anything else there is an
+        error.
     speaker_encoder : SpeakerEncoder
         Without LoRA layers (:func:`speechbrain_ext.adaptation.merge_lora`).
     classifier : ArcFace, optional
@@ -105,7 +107,7 @@ def save_pretrained(
             f"{folder}: inference: {unknown[0]}, expected some of "
             f"{', '.join(INFERENCE)}"
         )
-    if folder.exists() and not (folder / HYPERPARAMS).is_file():
+    if _holds_something_else(folder):
         raise InputError(f"{folder}: exists and is not a pretrained folder")
     weights = speaker_encoder.state_dict()
     if any(".lora_" in name for name in weights):
@@ -376,6 +378,12 @@ def class_rows(
     ]
 
 
+def _holds_something_else(folder):
+    if not folder.is_dir():
+        return folder.exists()
+    return not (folder / HYPERPARAMS).is_file() and any(folder.iterdir())
+
+
 def _hyperparams(speaker_encoder, inference):
     encoder, head = speaker_encoder.encoder, speaker_encoder.head
     return TEMPLATE.format(
@@ -396,12 +404,18 @@ class _NoRandomValues(TorchFunctionMode):
     Drawing those of 580 M parameters takes longer than reading them.
     """
 
-    _DRAWING = (torch.Tensor.uniform_, torch.Tensor.normal_)
+    _DRAWING = {
+        *(torch.Tensor.uniform_, torch.Tensor.normal_),
+        *(init.uniform_, init.normal_, init.trunc_normal_),
+        *(init.xavier_uniform_, init.xavier_normal_),
+        *(init.kaiming_uniform_, init.kaiming_normal_),
+    }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if function in self._DRAWING:
-            return args[0]
-        return function(*args, **(kwargs or {}))
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _dotted(instance):

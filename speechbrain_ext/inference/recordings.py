@@ -1,9 +1,9 @@
 """Recordings as users have them: any rate, any number of channels, some of them bad.
 
 Channels are averaged, then the rate is converted by torchaudio's windowed sinc filter.
-The ratio of the rates is taken as a fraction with a denominator of at most 1000, which
-is exact for every rate in use and within 2 · 10⁻⁶ for odd ones, whose exact filter
-would fill gigabytes.
+The ratio of the rates is taken as a fraction with a denominator of at most 1000: exact
+for every rate in use, and within 0.05 %, a hundredth of a semitone, for odd ones such
+as 15,999 Hz, whose exact filter would fill gigabytes.
 """
 
 import functools
