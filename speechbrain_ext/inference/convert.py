@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 # The published training configurations say r 64, α 128; no weight tells α.
 PUBLISHED_ALPHA_PER_RANK = 2
 LICENCE = (
-    "not in the file; the code published with these models is under CC BY-NC-SA 4.0"
+    "licence not stated in the file; the code published with it is CC BY-NC-SA 4.0"
 )
 LORA = re.compile(r"\.lora_([AB])(?:\.\w+)?\.weight$")
 COUNTER = "num_batches_tracked"

@@ -79,7 +79,7 @@ def read_released(path):
     content = _load(path)
     tensors = _flat(content, path)
     prefix = _model_prefix(tensors, path)
-    weights, left_out = {}, {}
+    weights, left_out, storages = {}, {}, set()
     for name, tensor in tensors.items():
         own = name[len(prefix) :] if name.startswith(prefix) else None
         if reason := _reason_to_leave_out(name, own):
@@ -90,7 +90,7 @@ def read_released(path):
                 "that is known to be left out"
             )
         else:
-            weights[own] = _plain(tensor, name, path)
+            weights[own] = _plain(tensor, name, path, storages)
     epoch = content.get("epoch_idx")
     return Released(weights, left_out, epoch if isinstance(epoch, int) else None)
 
@@ -159,7 +159,10 @@ def _flat(content, path):
             for number, item in enumerate(value):
                 visit(item, [*parts, str(number)])
 
-    visit(content, [])
+    try:
+        visit(content, [])
+    except RecursionError as error:
+        raise InputError(f"{path}: a dictionary inside itself, {EXPECTED}") from error
     return tensors
 
 
@@ -200,18 +203,22 @@ def _reason_to_leave_out(name, own):
     return None
 
 
-def _plain(tensor, name, path):
-    """A dense float32 tensor that owns its memory; counters stay integers."""
-    if name.endswith("num_batches_tracked"):
+def _plain(tensor, name, path, storages):
+    """A dense float32 tensor whose memory is its own; counters stay integers."""
+    if not name.endswith("num_batches_tracked"):
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise InputError(
+                f"{path}: {name} is {tensor.dtype}, {tensor.layout}; expected dense "
+                "floating point numbers"
+            )
+        if tensor.is_meta:
+            raise InputError(f"{path}: {name} was saved without its values")
+        tensor = tensor.float().contiguous()
+    tensor = tensor.detach()
+    # safetensors takes no two tensors that share memory, nor parts of larger ones
+    storage = tensor.untyped_storage()
+    whole = storage.nbytes() == tensor.numel() * tensor.element_size()
+    if not whole or storage.data_ptr() in storages:
         return tensor.clone()
-    if not tensor.is_floating_point() or tensor.layout != torch.strided:
-        raise InputError(
-            f"{path}: {name} is {tensor.dtype}, {tensor.layout}; expected dense "
-            "floating point numbers"
-        )
-    if tensor.is_meta:
-        raise InputError(f"{path}: {name} was saved without its values")
-    tensor = tensor.float().contiguous()
-    # a view of a larger tensor would share its memory with others: not for safetensors
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone()
+    storages.add(storage.data_ptr())
+    return tensor

@@ -23,7 +23,7 @@ from released_checkpoints import (
 from tiny_encoder import noise
 
 from speechbrain_ext.errors import InputError
-from speechbrain_ext.inference import convert_released
+from speechbrain_ext.inference import SpeakerVerifier, convert_released
 from speechbrain_ext.inference.convert import build_released
 from speechbrain_ext.pretrained import load_pretrained
 
@@ -184,6 +184,18 @@ def wrappers(names):
         "views": {
             name: torch.stack([tensor, tensor])[1] for name, tensor in names.items()
         },
+        "parameters": {
+            name: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+            for name, tensor in names.items()
+        },
+        "shared": {
+            **names,
+            **{
+                name.replace("ffn2", "ffn1"): names[name]
+                for name in names
+                if ".ffn2" in name
+            },
+        },
     }
 
 
@@ -191,6 +203,10 @@ def wrappers(names):
 def test_wrappers(tmp_path, kind):
     original = random_model(write_config(tmp_path))
     content = wrappers(published_names(original))[kind]
+    if kind == "shared":
+        for layer in original.encoder.encoder.layers:
+            layer.ffn1.load_state_dict(layer.ffn2.state_dict())
+            layer.ffn1_layer_norm.load_state_dict(layer.ffn2_layer_norm.state_dict())
     path = save(content, tmp_path / "model.pth")
     model = load_pretrained(convert_released(path, tmp_path / "out"))
     for name, tensor in original.state_dict().items():
@@ -244,17 +260,25 @@ def test_what_is_written_down(tmp_path, caplog):
 
 
 def test_no_network(tmp_path, monkeypatch):
-    names = published_names(random_model(write_config(tmp_path)))
+    """Neither to convert nor for what users load, which gives the same embeddings."""
+    original = random_model(write_config(tmp_path))
+    path = save(checkpoint(published_names(original)), tmp_path / "model.pth")
+    wavs = utterances()
+    expected = embed(original, wavs)
 
     def refuse(*arguments, **options):
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    convert(tmp_path, names)
+    folder = convert_released(path, tmp_path / "out")
+    verifier = SpeakerVerifier.from_hparams(folder, run_opts={"device": "cpu"})
+    found = torch.cat([verifier.encode_batch(wav[None])[:, 0] for wav in wavs])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_folder_is_replaced(tmp_path):
     config = write_config(tmp_path)
+    (tmp_path / "out").mkdir()  # empty
     convert(tmp_path, published_names(random_model(config, seed=1)))
     original = random_model(config, seed=2)
     assert_same(convert(tmp_path, published_names(original)), original)

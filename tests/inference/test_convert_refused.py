@@ -287,6 +287,12 @@ def test_hostile_pickle_is_not_run(tmp_path, names):
     assert not ran.exists()
 
 
+def test_dictionary_inside_itself(tmp_path, names):
+    content = checkpoint(names)
+    content["modules"]["again"] = content
+    refused(tmp_path, content, "a dictionary inside itself")
+
+
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
 def test_truncated(tmp_path, names, kept):
     path = save(checkpoint(names), tmp_path / "model.pth")
