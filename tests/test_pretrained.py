@@ -370,6 +370,14 @@ def test_classes_go_by_name_and_not_by_place(folder):
     assert torch.equal(found, weight[[3, 0, 4 + 3, 4 + 0]])
     assert class_rows(["a", "b"], 3, ["b", "a"], 3, "x") == [1, 0, 3, 2, 5, 4]
     assert class_rows(["a", "b", "c"], 1, ["c"], 1, "x") == [2]
+    # a and b at three speeds, then c and d at one: 6 + 2 classes
+    mixed = ["a", "b", "c", "d"], 3
+    assert class_rows(*mixed, ["a", "b"], 1, "x", 2) == [0, 1]
+    assert class_rows(*mixed, ["b", "a"], 3, "x", 2) == [1, 0, 3, 2, 5, 4]
+    assert class_rows(*mixed, ["d", "b"], 1, "x", 2) == [7, 1]
+    assert class_rows(*mixed, ["b", "d", "c"], 3, "x", 2, 1) == [1, 3, 5, 7, 6]
+    with pytest.raises(InputError, match="x: classifier knows 'c' at true speed only"):
+        class_rows(*mixed, ["b", "c"], 3, "x", 2)
 
 
 def test_an_unknown_speaker_is_named(folder):

@@ -17,20 +17,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from speechbrain_ext.data.columns import TEXT, EncodedText, JoinedText
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_atomically
-
-try:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-except ImportError as error:  # an extra: small corpora need none of it
-    raise InputError(
-        "pyarrow is not installed, expected it for .arrow manifests: "
-        "pip install 'speechbrain_ext[arrow]'"
-    ) from error
 
 _FORMAT, _VERSION = b"speechbrain_ext.manifest", b"1"
 _PERTURBED, _DETAILS = b"n_perturbed", b"details"

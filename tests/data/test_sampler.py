@@ -61,6 +61,30 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(
         assert [draw for group in zip(*parts) for draw in group] == expected
 
 
+@pytest.mark.parametrize("n_speeds", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_order_is_that_of_one_permutation(world_size, n_speeds):
+    """Against the definition, written out: rows, speeds and positions of a rank."""
+    sampler = CropBatchSampler(
+        *(LABELS, 4),
+        seed=9,
+        rank=world_size - 1,
+        world_size=world_size,
+        n_speeds=n_speeds,
+    )
+    random = np.random.default_rng([9, 2])
+    rows = random.permutation(len(LABELS))
+    speeds = random.integers(n_speeds, size=len(LABELS), dtype=np.int8)
+    if n_speeds == 1:
+        speeds[:] = 0
+    for step, batch in enumerate(batches(sampler, 2)):
+        for place, draw in enumerate(batch):
+            position = (4 * step + place) * world_size + world_size - 1
+            assert draw.position == position
+            assert draw.row == rows[position]
+            assert draw.speed_index == speeds[position]
+
+
 def test_one_crop_length_per_batch_uniform_over_the_range():
     sampler = CropBatchSampler(np.zeros(3000), 2, crop_seconds=(2.0, 3.0))
     lengths = [{draw.n_samples for draw in batch} for batch in batches(sampler)]

@@ -1,6 +1,7 @@
 """Every YAML file of the recipe: it loads, says how to be used, and has the numbers
 that were published (arXiv 2510.04213, section 3.2 and table 2)."""
 
+import inspect
 import re
 
 import pytest
@@ -22,10 +23,14 @@ HEADS = {
     "stage1_mfa": MFA,
     "stage1_weighted_ecapa": WeightedSumECAPA,
 }
-LATER = ("stage2_joint", "stage3_lmft")
+LATER = ("stage2_joint", "stage2_voxblink2", "stage3_lmft")
 FROM_A_MODEL = (*LATER, "stage1_pruned")
+WITH_VOXBLINK2 = {
+    "stage1_lora_voxblink2": "stage1_lora_adapter_mfa",
+    "stage2_voxblink2": "stage2_joint",
+}
 DISTILLING = ("prune1_distill", "prune2_distill")
-PUBLISHED = (*HEADS, *FROM_A_MODEL)
+PUBLISHED = (*HEADS, *FROM_A_MODEL, "stage1_lora_voxblink2")
 TRAINING = (*PUBLISHED, *DISTILLING, "small_from_scratch")
 EVERY = (*TRAINING, "verify")
 
@@ -148,6 +153,21 @@ def without_head(name):
 @pytest.mark.parametrize("name", HEADS)
 def test_siblings_differ_in_head_and_lora_alone(name):
     assert without_head(name) == without_head("stage1_adapter_mfa")
+
+
+@pytest.mark.parametrize("name", WITH_VOXBLINK2)
+def test_files_with_voxblink2_differ_in_its_section_alone(load, name):
+    lines, inside = [], False
+    for line in body(name):
+        inside = line.startswith("voxblink2:") or (inside and line.startswith("    "))
+        if not (inside or line.startswith(("voxblink2", "spk2videos", "output_f"))):
+            lines.append(line.replace("; VoxBlink2: 1.0 alone", ""))
+    other = body(WITH_VOXBLINK2[name])
+    assert lines == [line for line in other if not line.startswith("output_folder")]
+    hparams = load(name)
+    options = inspect.signature(script("voxblink2_prepare").prepare_voxblink2)
+    options.bind(**hparams["voxblink2"])
+    assert hparams["voxblink2"]["save_folder"] == "results/voxblink2"
 
 
 # ---- numbers -------------------------------------------------------------------------

@@ -11,24 +11,40 @@ time; the same command continues where it stopped. The end state is in
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
+from voxblink2_prepare import prepare_voxblink2
 from voxceleb_prepare import prepare_voxceleb
 
 from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.data.mixing import mix_manifests
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
+from speechbrain_ext.training import KEYS as OF_A_STAGE
 from speechbrain_ext.training import (
-    KEYS,
     export,
     log_decisions,
     make_brain,
     make_modules,
     make_training_set,
 )
+
+# Top-level keys of the YAML files that this script and its Brain read.
+KEYS = (*OF_A_STAGE, "voxblink2")
+
+
+def prepare(hparams):
+    """VoxCeleb; and VoxBlink2, at true speed, where the YAML file has it."""
+    prepared = call_with(prepare_voxceleb, "prepare", hparams)
+    if "voxblink2" not in hparams:
+        return prepared
+    added = call_with(prepare_voxblink2, "voxblink2", hparams)
+    folder = Path(hparams["output_folder"]) / "mixed"
+    return prepared._replace(train=mix_manifests(prepared.train, added.train, folder))
 
 
 @command_line
@@ -37,7 +53,7 @@ def main():
     hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], KEYS)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    prepared = main_process_first(call_with, prepare_voxceleb, "prepare", hparams)
+    prepared = main_process_first(prepare, hparams)
 
     manifest = read_manifest(prepared.train)
     dataset, sampler = make_training_set(hparams, manifest)
