@@ -34,6 +34,7 @@ setup(
         "peft>=0.18",
         "HyperPyYAML>=1.2.2",
         "numpy>=2.0",
+        "pyarrow>=17",
         "scipy>=1.12",
         "soundfile>=0.12",
         "matplotlib>=3.7",
@@ -43,13 +44,11 @@ setup(
         # espeak-ng is GPL-3: only the demonstration corpus needs it
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
-        "arrow": ["pyarrow>=17"],  # manifests of many millions of recordings
         # selenium drives Debian's chromium, where there is one
         "dev": [
             "pytest>=8",
             "pytest-timeout",
             "ruff",
-            "pyarrow>=17",
             GRADIO,
             "selenium>=4.20",
         ],
