@@ -70,7 +70,9 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
             pwa=False,
             mcp_server=False,
             theme=gradio.themes.Default(
-                font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
+                primary_hue="slate",  # orange and blue are the two answers
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace"],
             ),
             css=CSS,
         )
@@ -99,6 +101,8 @@ def make_page(verifier, name, **decision):
                     type="filepath",
                     label=label,
                     elem_id=element,
+                    min_width=280,
+                    buttons=[],  # one of them would send the clip to the hub
                 )
                 for label, element in zip(CLIPS, ("enrol", "test"))
             ]

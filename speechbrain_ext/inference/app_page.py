@@ -29,7 +29,7 @@ CSS = """
 .pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; }
 .pictures figcaption { font-weight: 600; overflow-wrap: anywhere; }
 .picture { width: 100%; border-radius: 0.4rem; display: block; }
-.gauge { max-width: 56rem; margin: 0 auto 1rem; }
+.gauge { max-width: 48rem; margin: 0 auto 1rem; }
 """
 
 
@@ -52,7 +52,8 @@ def result_html(comparison, clips):
     sign = "at or above" if same else "below"
     sentences = [
         f"{NAMES[kind]} {comparison['score']:.3f}, {sign} the threshold "
-        f"{comparison['threshold']:.3f}: {comparison['threshold_from']}.",
+        f"{comparison['threshold']:.3f}.",
+        _threshold_sentence(comparison),
         _probability_sentence(comparison["probability"]),
         _others_sentence(comparison["scores"], kind),
     ]
@@ -90,6 +91,17 @@ def _picture(png, words):
     return (
         f'<img class="picture" alt="{html.escape(words)}" '
         f'src="data:image/png;base64,{data}">'
+    )
+
+
+def _threshold_sentence(comparison):
+    sentence = f"Threshold: {comparison['threshold_from']}."
+    if comparison["false_accept_rate"] is None:
+        return sentence
+    return (
+        f"{sentence} There, {100 * comparison['false_accept_rate']:.3g} % of pairs of "
+        f"different speakers were accepted, and {100 * comparison['miss_rate']:.3g} % "
+        "of pairs of one speaker rejected."
     )
 
 
