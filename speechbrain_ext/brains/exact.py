@@ -23,6 +23,7 @@ from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 from torch.nn.parallel import DistributedDataParallel
 
+from speechbrain_ext.batch_norm import synchronise_batch_norm
 from speechbrain_ext.checkpoints import RandomState, TrainedState
 from speechbrain_ext.errors import InputError
 
@@ -248,10 +249,10 @@ class ExactBrain(sb.Brain):
     # -- epochs and processes ------------------------------------------------------
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Keep the training loss for the log line of the epoch."""
+        """Keep the training loss of all processes for the log line of the epoch."""
         if stage == sb.Stage.TRAIN:
             self.sampler.step_done = len(self.sampler)
-            self.train_loss = float(stage_loss)
+            self.train_loss = _mean_over_ranks(float(stage_loss), self.device)
 
     def save_epoch(self, meta, max_keys=()):
         """The checkpoint of a finished epoch; stop here where a signal asked for it.
@@ -279,13 +280,12 @@ class ExactBrain(sb.Brain):
         return {name: unwrap(module) for name, module in self.modules.items()}
 
     def _wrap_distributed(self):
-        """DistributedDataParallel; BatchNorm synchronised where the device can."""
+        """DistributedDataParallel; BatchNorm over the batches of all processes."""
         if self.distributed_launch and self.device_type == "cpu":
-            # torch has no synchronised BatchNorm on the CPU: each rank normalises its
-            # own batch, and the running statistics are those of rank 0
-            logger.info("BatchNorm statistics stay per process on the CPU")
+            # torch's synchronised BatchNorm, which SpeechBrain takes, is for GPUs only
             for name, module in self.modules.items():
                 if any(p.requires_grad for p in module.parameters()):
+                    module = synchronise_batch_norm(module)
                     self.modules[name] = DistributedDataParallel(module)
         else:
             super()._wrap_distributed()
@@ -316,3 +316,11 @@ def _max_over_ranks(value, device):
     tensor = torch.tensor(value, device=device)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
     return int(tensor)
+
+
+def _mean_over_ranks(value, device):
+    if not is_distributed_initialized():
+        return value
+    tensor = torch.tensor(value, device=device, dtype=torch.float32)
+    torch.distributed.all_reduce(tensor)
+    return float(tensor) / torch.distributed.get_world_size()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from tiny_training import (
 from torch import nn
 
 from speechbrain_ext.brains.speaker import SpeakerBrain
+from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.pretrained import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,8 +94,6 @@ def test_ranks_stay_equal_on_their_own_data_and_noise(corpus, tmp_path, options)
     one, two = ranks(tmp_path, _train_watched, corpus, tmp_path, options)
     for state in (one.state, two.state):
         state.pop("random")
-        for name in [n for n in state if "running" in n]:
-            state.pop(name)  # each rank's own on the CPU, until it validates
     assert_same(one.state, two.state)
     for a, b in zip(one.ids, two.ids, strict=True):
         assert not set(a) & set(b)
@@ -108,6 +108,51 @@ def test_ranks_stay_equal_on_their_own_data_and_noise(corpus, tmp_path, options)
     assert min(one.embedded, two.embedded) > 0
     names = {path.name for path in tmp_path.glob("save/CKPT*/*")}
     assert {"random_state.ckpt", "random_state.rank1.pt"} <= names
+
+
+def _train_exactly(corpus, folder, batch_size, head, options):
+    torch.manual_seed(5)
+    brain, loader = tiny_run(
+        *(corpus, folder),
+        batch_size=batch_size,
+        dropout=0.0,
+        head=head and head(16, 2, embedding_size=16),
+        opt_class=partial(torch.optim.SGD, momentum=0.9),
+        **options,
+    )
+    state = train(brain, loader)
+    rank = os.environ.get("RANK", "0")
+    torch.save({"state": state, "loss": brain.train_loss}, folder / f"rank{rank}")
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (None, {}),
+        (None, {"factor": 2}),
+        (partial(AdapterMFA, adapter_size=8, normalise=True), {}),
+        (partial(WeightedSumECAPA, channels=(8, 8, 8, 8, 24)), {}),
+    ],
+    ids=["adapter_mfa", "accumulation", "normalised", "ecapa"],
+)
+def test_two_ranks_equal_one_process_with_their_global_batch(
+    corpus, tmp_path, head, options
+):
+    """Same crops, noises and labels; BatchNorm over both; gradients averaged."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    ranks(two, _train_exactly, corpus, two, 2, head, options)
+    _train_exactly(corpus, one, 4, head, options)
+    whole, part = saved(one / "rank0"), saved(two / "rank0")
+    assert part.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert part.loss == saved(two / "rank1").loss
+    for name, expected in whole.state.items():
+        if not name.startswith(("opt.", "random")):
+            found = part.state[name]
+            torch.testing.assert_close(
+                found, expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def _train_and_validate_again(corpus, folder):
