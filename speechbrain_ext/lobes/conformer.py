@@ -150,7 +150,7 @@ class ConvolutionModule(nn.Module):
         weight = self.depthwise_conv.weight  # [C, 1, K]
         past = weight.shape[-1] - 1
         image = F.pad(x, (0, 0, past, 0)).transpose(1, 2).unsqueeze(2)  # [B, C, 1, T]
-        image = F.conv2d(image, weight.unsqueeze(2), groups=len(weight))
+        image = F.conv2d(image, weight.unsqueeze(1), groups=len(weight))
         return image.squeeze(2).transpose(1, 2)
 
 
