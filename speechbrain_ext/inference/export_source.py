@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_ext import __version__
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.inference.card_sections import FILES
+from speechbrain_ext.inference.loading import Rules, checked_rules
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
     CLASSIFIER_FILE,
+    HYPERPARAMS,
     INFERENCE,
     TRAINING,
     keep_classifier,
@@ -57,7 +59,7 @@ def read_source(folder, with_classifier=False):
     ------
     InputError
         As :func:`~speechbrain_ext.pretrained.load_pretrained`; an export; a damaged
-        training.json; no classifier where one is wanted.
+        training.json; windows that do not fit; no classifier where one is wanted.
     """
     folder = Path(folder)
     training = read_json(folder / TRAINING)
@@ -68,6 +70,8 @@ def read_source(folder, with_classifier=False):
         )
     hparams = load_hyperparams(folder)
     inference = {key: hparams.get(key, value) for key, value in INFERENCE.items()}
+    with naming(folder / HYPERPARAMS):
+        checked_rules(Rules(*(inference[name] for name in Rules._fields)))
     classifier = None
     if with_classifier:
         classifier, _ = keep_classifier(folder)

@@ -259,12 +259,15 @@ def test_a_converted_checkpoint(final, tmp_path):
 
 
 def test_settings_of_recordings_are_kept(final, tmp_path):
-    folder = save_pretrained(
-        tmp_path / "f", load_pretrained(final), inference={"window_seconds": 20.0}
-    )
+    windows = {"window_seconds": 20.0, "hop_seconds": 10.0}
+    model = load_pretrained(final)
+    folder = save_pretrained(tmp_path / "f", model, inference=windows)
     export_model(folder, tmp_path / "m")
     rules = SpeakerVerifier.from_hparams(tmp_path / "m").rules
-    assert rules.window_seconds == 20.0
+    assert (rules.window_seconds, rules.hop_seconds) == (20.0, 10.0)
+    folder = save_pretrained(folder, model, inference={"window_seconds": 20.0})
+    with pytest.raises(InputError, match=r"f/hyperparams\.yaml: hop_seconds is 60"):
+        export_model(folder, tmp_path / "m")
 
 
 def test_an_export_is_replaced_with_all_its_files(final, results, tmp_path):
