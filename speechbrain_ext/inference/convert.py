@@ -28,7 +28,7 @@ from speechbrain_ext.inference.released_shapes import (
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
-from speechbrain_ext.lobes.widths import layer_shapes
+from speechbrain_ext.lobes.widths import full_shape, layer_shapes
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.weights import load_strictly
 
@@ -110,6 +110,12 @@ def convert_released(
     save_pretrained(folder, model, training=training)
     for line in describe(model, lora, released.left_out):
         logger.info("%s: %s", checkpoint.name, line)
+    if encoder_config is None and _is_pruned(model):
+        logger.warning(
+            "%s: no encoder configuration was given: these widths are what its tensors "
+            "show",
+            checkpoint.name,
+        )
     return folder
 
 
@@ -172,13 +178,18 @@ def describe(model, lora, left_out):
             f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on "
             f"{', '.join(lora.layers)}: merged"
         )
-    if len(set(shapes)) > 1:
+    if _is_pruned(model):
         for name in ("heads", "ffn1", "ffn2", "conv"):
             yield f"pruned, {name} by layer: {[getattr(s, name) for s in shapes]}"
     for reason, names in left_out.items():
         yield f"left out, {reason}: {names[0]}" + (
             f" and {len(names) - 1} more" if len(names) > 1 else ""
         )
+
+
+def _is_pruned(model):
+    config = model.encoder.config
+    return any(shape != full_shape(config) for shape in layer_shapes(config))
 
 
 def _check_apart(folder, *files):

@@ -80,8 +80,9 @@ def test_converted_equals_original(tmp_path, head, sizes):
 
 
 @pytest.mark.parametrize("with_config", [True, False])
-def test_pruned(tmp_path, with_config):
+def test_pruned(tmp_path, caplog, with_config):
     """Layers without attention, without either feed-forward, without convolution."""
+    caplog.set_level("INFO")
     config = write_config(tmp_path, **PRUNED)
     original = random_model(config)
     model = convert(
@@ -94,6 +95,8 @@ def test_pruned(tmp_path, with_config):
     assert [shape.heads for shape in shapes] == PRUNED["num_attention_heads_group"]
     assert [[s.ffn1, s.ffn2] for s in shapes] == PRUNED["intermediate_size_group"]
     assert [shape.conv for shape in shapes] == PRUNED["conv_channels"]
+    assert "pruned, heads by layer: [3, 0, 4, 1]" in caplog.text
+    assert ("no encoder configuration was given" in caplog.text) != with_config
     if with_config:
         assert model.encoder.config.intermediate_size == 40
 
@@ -257,6 +260,8 @@ def test_what_is_written_down(tmp_path, caplog):
     assert "2 layers of 24" in caplog.text
     assert "modules.classifier.weight" in caplog.text
     assert "LoRA" not in caplog.text
+    assert "pruned" not in caplog.text
+    assert "configuration" not in caplog.text
 
 
 def test_no_network(tmp_path, monkeypatch):
