@@ -1,0 +1,98 @@
+"""encode_files against SpeechBrain's one file after the other, on mixed lengths.
+
+    python benchmarks/encode_files.py            # 200 files of 1–20 s, small encoder
+    python benchmarks/encode_files.py --toy      # 12 files, for continuous integration
+
+The peer is what SpeechBrain's documentation tells its users: ``load_audio`` and
+``encode_batch`` of an ``EncoderClassifier`` for each file, here with the same modules
+and weights. The files are noise in syllables, written by this script. Both sides give
+the same embeddings, which is checked first.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from harness import argument_parser, compare, report
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from speechbrain_ext.inference import SpeakerVerifier
+from speechbrain_ext.lobes.heads import AdapterMFA
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.pretrained import save_pretrained
+
+ENCODER = (
+    Path(__file__).parents[1]
+    / "recipes/VoxCeleb/SpeakerRec/hparams/encoders/small.json"
+)
+RATE = 16000
+SHORTEST, LONGEST = 1.0, 20.0
+
+
+class Unchanged(torch.nn.Module):
+    """SpeechBrain's classifier has features and their normalisation apart."""
+
+    def forward(self, wavs, *lens):
+        """[B, T] → the same."""
+        return wavs
+
+
+def main():
+    parser = argument_parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    n_files = 12 if arguments.toy else 200
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_files(Path(folder), n_files)
+        verifier, classifier = both_sides(Path(folder) / "model")
+
+        def ours():
+            return verifier.encode_files(paths)
+
+        def peer():
+            wavs = (classifier.load_audio(path) for path in paths)
+            return torch.stack([classifier.encode_batch(w)[0, 0] for w in wavs])
+
+        difference = float((ours() - peer()).abs().max())
+        if not difference < 1e-4:
+            raise SystemExit(f"embeddings differ by {difference}, expected 1e-4")
+        name = f"embeddings of {n_files} files, {SHORTEST:g}–{LONGEST:g} s"
+        repeats = 1 if arguments.toy else arguments.repeats
+        report([compare(name, ours, peer, repeats, warmup=0)], arguments)
+
+
+def write_files(folder, n_files):
+    """Noise below 4 kHz in four syllables a second → paths."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for number in range(n_files):
+        n = round(generator.uniform(SHORTEST, LONGEST) * RATE)
+        noise = np.convolve(generator.standard_normal(n), np.ones(4) / 4, "same")
+        syllables = 0.5 - 0.5 * np.cos(2 * np.pi * 4 * np.arange(n) / RATE)
+        path = folder / f"{number:03d}.wav"
+        soundfile.write(path, 0.1 * noise * syllables, RATE, subtype="PCM_16")
+        paths.append(str(path))
+    return paths
+
+
+def both_sides(folder):
+    """The small encoder with random weights as our verifier and as the peer."""
+    torch.manual_seed(0)
+    encoder = W2VBertEncoder(ENCODER)
+    head = AdapterMFA(encoder.hidden_size, encoder.n_states)
+    save_pretrained(folder, SpeakerEncoder(encoder, head))
+    verifier = SpeakerVerifier.from_hparams(folder, run_opts={"device": "cpu"})
+    modules = {
+        "compute_features": Unchanged(),
+        "mean_var_norm": Unchanged(),
+        "embedding_model": verifier.mods.speaker_encoder,
+    }
+    return verifier, EncoderClassifier(modules, {}, run_opts={"device": "cpu"})
+
+
+if __name__ == "__main__":
+    main()
