@@ -116,7 +116,8 @@ class W2VBertFeatures(nn.Module):
             normalised = _normalise_valid(
                 log_mel, valid, frames, self.normalise_variance
             )
-        stacked = normalised[:, : total * STACK].reshape(len(log_mel), total, -1)
+        shape = (log_mel.shape[0], total, STACK * MELS)
+        stacked = normalised[:, : total * STACK].reshape(shape)
         if frames is not None:
             # the last frame of an odd number has no partner
             inside = places[:total] < (frames // STACK)[:, None]

@@ -86,12 +86,17 @@ class RelativeKeyAttention(nn.Module):
         table = self.distance_embedding.weight.to(query.dtype)
         blocks = [
             self._attend(block, start, key, value, table, padding)
-            for start, block in _blocks(query, QUERY_BLOCK)
+            for start, block in self.query_blocks(query)
         ]
         context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
         context = context.transpose(1, 2).flatten(2)  # [B, T, H·d]
         gate = self.gate()
         return gate.on_output(self.linear_out(gate.on_units(context)))
+
+    def query_blocks(self, query):
+        """[B, H, T, d] → pairs of a block's first frame and its queries."""
+        starts = range(0, query.shape[2], QUERY_BLOCK)
+        return ((start, query[:, :, start : start + QUERY_BLOCK]) for start in starts)
 
     def _attend(self, query, start, key, value, table, padding):
         """One block of queries that begins at frame ``start``: [B, H, t, d]."""
@@ -105,10 +110,6 @@ class RelativeKeyAttention(nn.Module):
             bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
-
-
-def _blocks(query, size):
-    return ((s, query[:, :, s : s + size]) for s in range(0, query.shape[2], size))
 
 
 class ConvolutionModule(nn.Module):

@@ -240,10 +240,7 @@ class WeightedSumECAPA(nn.Module):
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
-        weights = self.layer_weights.softmax(0)
-        total = sum(
-            weight * state for weight, state in zip(weights, states, strict=True)
-        )
+        total = self.weighted_sum(states)
         if padding_mask(total.shape[1], lens) is None:
             return self._embed(total)
         frames = torch.round(lens.double() * total.shape[1]).long()
@@ -254,6 +251,13 @@ class WeightedSumECAPA(nn.Module):
             out = part.new_zeros(len(frames), *part.shape[1:]) if out is None else out
             out = out.index_copy(0, rows, part)
         return out
+
+    def weighted_sum(self, states):
+        """L+1 states [B, T, C] → [B, T, C]."""
+        weights = self.layer_weights.softmax(0)
+        return sum(
+            weight * state for weight, state in zip(weights, states, strict=True)
+        )
 
     def _embed(self, x):
         """[B, T, C] without padding → [B, 1, E]."""

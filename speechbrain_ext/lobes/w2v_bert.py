@@ -220,11 +220,14 @@ class W2VBertEncoder(nn.Module):
 
 
 def padding_mask(frames, lens):
-    """[B, T'] mask, True in the padding; None where there is no padding at all."""
+    """[B, T'] mask, True in the padding; None where there is no padding at all.
+
+    A graph that is compiled or exported cannot depend on the lengths: it always masks.
+    """
     if lens is None:
         return None
     valid = torch.round(lens.double() * frames)
-    if bool((valid >= frames).all()):
+    if not torch.compiler.is_compiling() and bool((valid >= frames).all()):
         return None
     return torch.arange(frames, device=lens.device) >= valid.unsqueeze(1)
 

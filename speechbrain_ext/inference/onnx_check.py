@@ -1,0 +1,98 @@
+"""What an exported graph computes, against the model and against itself in 8 bits.
+
+    difference = max |onnx − torch| / max(1, max |torch|)      over all recordings
+    cosine     = onnx · int8 / (‖onnx‖ ‖int8‖)                 the least of them
+    score change = |cos(int8_i, int8_j) − cos(onnx_i, onnx_j)| the largest over pairs
+
+The recordings are made up: noise with the tilt and the syllables' rhythm of speech, at
+levels from a whisper to full scale, some of them padded in one batch. A model sees
+worse in real life only through what it was trained on, which a graph does not change;
+the 8-bit figures do depend on the audio, and are worth measuring again on one's own.
+"""
+
+import numpy as np
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder, cosine
+
+TOLERANCE = 1e-4
+SECONDS = (0.5, 1.0, 1.7003, 3.0, 3.0101, 6.0)  # and the shortest that it takes
+BATCH = 4
+
+
+def check_against_torch(model, path):
+    """Run both on the same recordings.
+
+    Arguments
+    ---------
+    model : SpeakerEncoder
+        In eval mode.
+    path : str or Path
+        Its ONNX file.
+
+    Returns
+    -------
+    dict
+        ``max_difference`` and ``checked_seconds``.
+
+    Raises
+    ------
+    InputError
+        Where the file is not valid ONNX, or the difference is above 1e-4.
+    """
+    import onnx
+    import torch
+
+    onnx.checker.check_model(str(path))
+    encoder = OnnxSpeakerEncoder(path, threads=torch.get_num_threads())
+    wavs = recordings(encoder.sample_rate, encoder.min_samples)
+    with torch.inference_mode():
+        expected = np.concatenate(
+            [model(torch.from_numpy(wav)[None]).squeeze(1).numpy() for wav in wavs]
+        )
+    found = encoder.embed(wavs, BATCH)
+    scale = max(1.0, float(np.abs(expected).max()))
+    difference = float(np.abs(found - expected).max()) / scale
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"{path}: embeddings differ from torch's by {difference:.2g}, expected "
+            f"{TOLERANCE:g} at most"
+        )
+    return {
+        "max_difference": difference,
+        "checked_seconds": [len(wav) / encoder.sample_rate for wav in wavs],
+    }
+
+
+def compare_embeddings(exact, rounded, wavs):
+    """Least cosine and largest change of a score between two encoders."""
+    one, other = exact.embed(wavs, BATCH), rounded.embed(wavs, BATCH)
+    first, second = np.triu_indices(len(wavs), 1)
+    change = cosine(other[first], other[second]) - cosine(one[first], one[second])
+    return {
+        "worst_cosine": float(cosine(one, other).min()),
+        "mean_cosine": float(cosine(one, other).mean()),
+        "worst_score_change": float(np.abs(change).max()),
+    }
+
+
+def recordings(sample_rate, min_samples):
+    """Made-up recordings from the shortest to 6 s → list of [T] float32."""
+    lengths = [min_samples, *(round(s * sample_rate) for s in SECONDS)]
+    return [
+        speech_like(max(length, min_samples), sample_rate, seed)
+        for seed, length in enumerate(lengths)
+    ]
+
+
+def speech_like(samples, sample_rate, seed):
+    """Noise with a spectral tilt, swelling four times a second: [T] float32."""
+    from scipy.signal import lfilter
+
+    random = np.random.default_rng(seed)
+    tilt = random.uniform(0.5, 0.97)
+    wav = lfilter([1.0], [1.0, -tilt], random.standard_normal(samples))
+    phase = 2 * np.pi * (4 * np.arange(samples) / sample_rate + random.uniform())
+    wav = wav * (0.55 + 0.45 * np.sin(phase))
+    peak = 10 ** random.uniform(-3, 0)
+    return (peak * wav / np.abs(wav).max()).astype(np.float32)

@@ -1,0 +1,2 @@
+def quantise(path, folder):
+    pass
