@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 GRADIO = "gradio>=6,<7"  # the page to try a model
+WEBDATASET = "webdataset>=1.0,<2"
 HERE = Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "speechbrain_ext/__init__.py").read_text()
@@ -44,12 +45,14 @@ setup(
         # espeak-ng is GPL-3: only the demonstration corpus needs it
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
+        "shards": [WEBDATASET],  # to make tar shards; training from them needs none
         # selenium drives Debian's chromium, where there is one
         "dev": [
             "pytest>=8",
             "pytest-timeout",
             "ruff",
             GRADIO,
+            WEBDATASET,
             "selenium>=4.20",
         ],
     },

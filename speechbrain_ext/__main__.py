@@ -3,6 +3,7 @@
 import argparse
 import json
 
+from speechbrain_ext.data.shard_arguments import add_shards
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.inference.arguments import add_inference
 from speechbrain_ext.inference.convert_arguments import add_convert
@@ -99,6 +100,7 @@ def main(argv=None):
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_profile(commands)
+    add_shards(commands)
     add_scoring(commands)
     add_convert(commands)
     add_export(commands)

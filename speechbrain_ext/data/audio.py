@@ -3,7 +3,8 @@
 Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
 a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
 
-A path may stand for several recordings, see :mod:`speechbrain_ext.data.joined_paths`.
+A path may stand for several recordings, see :mod:`speechbrain_ext.data.joined_paths`,
+or for one inside a tar file, see :mod:`speechbrain_ext.data.shard_places`.
 """
 
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import soundfile
 
 from speechbrain_ext.data.joined_paths import is_joined, parts_between
+from speechbrain_ext.data.shard_places import is_place, open_place
 from speechbrain_ext.errors import InputError
 
 SAMPLE_RATE = 16000
@@ -151,17 +153,18 @@ def _decoded(file, path, start, frames, check):
 
 def _check_whole(path):
     """A wav file of half its size is read without complaint, as half the speech."""
-    with open(path, "rb") as file:
+    with open_place(path) if is_place(path) else open(path, "rb") as file:
         start = file.read(8)
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
     said = int.from_bytes(start[4:], "little") + 8
     if start[:4] == b"RIFF" and said < UNKNOWN_SIZE and size < said - 1:  # a pad byte
         raise InputError(f"{path}: {size} bytes, its header says {said}: truncated")
 
 
 def _open(path):
+    source = open_place(path) if is_place(path) else str(path)
     try:
-        return soundfile.SoundFile(str(path))
+        return soundfile.SoundFile(source)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         reason = str(error).split(": ", 1)[-1].strip()
         raise InputError(f"{path}: cannot be opened as sound ({reason})") from error
