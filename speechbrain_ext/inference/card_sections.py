@@ -64,10 +64,10 @@ def results(facts):
         return "Not verified on any trial list."
     text = f"{as_markdown(facts.lists)}\n\n{LEGEND}"
     if any(len(result["systems"]) > len(facts.scores) for result in facts.lists):
+        given = " and ".join(KINDS[kind] for kind in facts.scores)
         text += (
-            "\n\nThis folder gives the "
-            f"{' and '.join(KINDS[kind] for kind in facts.scores)} only: what the other "
-            "rows need was not shared."
+            f"\n\nThis folder gives the {given} only: what the other rows need was not "
+            "shared."
         )
     return text
 
@@ -82,7 +82,9 @@ def thresholds(facts):
     head = ["score", "at equal error", "rate there"]
     head += [f"{100 * rate:g} % false accepts" for rate in RATES]
     lines = [_row(head), _row(["---"] * len(head))]
-    for kind, found in facts.thresholds.items():
+    for kind in KINDS:
+        if (found := facts.thresholds.get(kind)) is None:
+            continue
         cells = [KINDS[kind], f"{found.eer_threshold:.3f}", f"{100 * found.eer:.2f} %"]
         lines.append(_row(cells + [_at_rate(found, rate) for rate in RATES]))
     return (
@@ -114,7 +116,7 @@ def sizes(facts):
             "",
             f"The weights are stored as {size['weight_type']} and computed with in "
             "float32. Embeddings of eight synthetic signals of 3 s by these and by the "
-            f"original weights: cosine at least {size['cosine']:.6f}.",
+            f"original weights: 1 - cosine is {1 - size['cosine']:.1g} at most.",
         ]
     return "\n".join(lines)
 

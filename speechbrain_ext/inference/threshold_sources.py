@@ -101,18 +101,19 @@ def from_files(words, trials=None, tested=()):
     labelled = None
     if trials is not None:
         (labelled,) = read_lists([trials]).values()
-    columns, sources = {}, []
+    columns, kinds = {}, {}
     for word in words:
         kind, path = _kind_and_file(word)
         if kind in columns:
             raise InputError(f"--thresholds_from {word}: a second file of {kind}")
         labels, scores = columns[kind] = _labels_and_scores(path, labelled)
         n_target = int(np.sum(labels))
-        sources.append(
-            f"{kind}: {n_target:,} target and {len(scores) - n_target:,} non-target "
-            f"trials of {Path(trials or path).name}"
+        what = (
+            f"{n_target:,} target and {len(scores) - n_target:,} non-target trials of "
+            f"{Path(trials or path).name}"
         )
-    source = "; ".join(sources)
+        kinds.setdefault(what, []).append(kind)
+    source = "; ".join(f"{what} ({', '.join(of)})" for what, of in kinds.items())
     if trials is not None and Path(trials).name in tested:
         source += (
             ". This list is among those of the results above: there these thresholds "

@@ -129,7 +129,7 @@ def test_scores_of_ones_own(own, word, trials, kind):
     found = from_files([word.format(folder)], trials)
     assert {k: t.to_dict() for k, t in found.thresholds.items()} == {kind: expected}
     file = "mine.txt" if trials else "table.npz"
-    assert found.source == f"{kind}: 20 target and 20 non-target trials of {file}"
+    assert found.source == f"20 target and 20 non-target trials of {file} ({kind})"
 
 
 def test_a_tested_list_is_said_to_be_one(own):
@@ -138,7 +138,7 @@ def test_a_tested_list_is_said_to_be_one(own):
     found = from_files(words, folder / "mine.txt", ["other.txt", "mine.txt"])
     assert list(found.thresholds) == ["cosine", "llr"]
     assert ". This list is among those of the results above: " in found.source
-    assert "llr: 20 target" in found.source
+    assert "trials of mine.txt (cosine, llr). This" in found.source
 
 
 @pytest.mark.parametrize(
