@@ -60,13 +60,13 @@ class PrepareOptions:
             *("train_folders", "test_folders", "trial_lists", "train_lists"),
             "enrol_maps",
         ):
-            setattr(self, name, [_resolve(p) for p in _as_list(getattr(self, name))])
+            setattr(self, name, [resolve(p) for p in as_list(getattr(self, name))])
         self.exclude_speakers = sorted(
-            {str(s) for s in _as_list(self.exclude_speakers)}
+            {str(s) for s in as_list(self.exclude_speakers)}
         )
-        self.save_folder = _resolve(self.save_folder)
+        self.save_folder = resolve(self.save_folder)
         folder = self.convert_folder
-        self.convert_folder = _resolve(folder) if folder else None
+        self.convert_folder = resolve(folder) if folder else None
         if not self.train_folders and not (self.test_folders and self.trial_lists):
             raise InputError(
                 "train_folders is empty, expected at least one folder, or test_folders "
@@ -106,14 +106,14 @@ def check_at_least(name, value, minimum, whole=True):
         raise InputError(f"{name}={value!r}, expected {what} of at least {minimum}")
 
 
-def _resolve(path):
+def resolve(path):
     """``~`` expanded, relative to the current folder, links followed."""
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"{path!r}, expected the name of a file or folder")
     return Path(path).expanduser().resolve()
 
 
-def _as_list(values):
+def as_list(values):
     """A list from what YAML or a command line may give: nothing, one value, several."""
     if values is None:
         return []

@@ -19,7 +19,7 @@ import numpy as np
 from speechbrain_ext.data.arrow_manifest import concatenate, write_table
 from speechbrain_ext.data.headers import BAD_FILES, report_bad_files
 from speechbrain_ext.data.marker import Marker
-from speechbrain_ext.data.options import _as_list, _resolve, check_at_least
+from speechbrain_ext.data.options import as_list, check_at_least, resolve
 from speechbrain_ext.data.parallel import parallel_map
 from speechbrain_ext.data.scan import check_outside
 from speechbrain_ext.data.voxblink2_corpus import EXPECTED, Corpus, read_spk2videos
@@ -50,9 +50,9 @@ class VoxBlink2Options:
     max_bad_files: int = 10_000
 
     def __post_init__(self):
-        self.folders = [_resolve(path) for path in _as_list(self.folders)]
-        self.save_folder = _resolve(self.save_folder)
-        self.spk2videos = _resolve(self.spk2videos) if self.spk2videos else None
+        self.folders = [resolve(path) for path in as_list(self.folders)]
+        self.save_folder = resolve(self.save_folder)
+        self.spk2videos = resolve(self.spk2videos) if self.spk2videos else None
         if not self.folders:
             raise InputError(f"folders is empty, expected {EXPECTED}")
         if not isinstance(self.drop_duplicates, bool):

@@ -1,5 +1,7 @@
 """Crops, speed, noise and reverberation, each against its formula."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -57,6 +59,40 @@ def test_a_short_recording_is_repeated_from_a_random_phase(ramp):
         assert np.array_equal(found, (found[0] + np.arange(2500)) % 1000)
         phases.add(int(found[0]))
     assert len(phases) == 5
+
+
+def bytes_read():
+    """By this process so far, from files and pipes."""
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counted by Linux")
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_only_the_part_that_is_needed_is_read(tmp_path, kind):
+    path = tmp_path / f"long.{kind}"
+    wav = 0.1 * noise(2_000_000)
+    soundfile.write(path, wav, 16000)
+    size = os.path.getsize(path)
+    read_crop(str(path), len(wav), 100, np.random.default_rng(0))
+    for seed in range(3):
+        before = bytes_read()
+        crop = read_crop(str(path), len(wav), 16000, np.random.default_rng(seed))
+        assert bytes_read() - before < size / 10
+        start = int(
+            np.random.default_rng(seed).integers(len(wav) - 16000, endpoint=True)
+        )
+        assert np.allclose(crop, wav[start : start + 16000], atol=1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    path = str(tmp_path / "two.wav")
+    both = 0.1 * noise(2000).reshape(1000, 2)
+    soundfile.write(path, both, 16000, subtype="FLOAT")
+    for n in (1000, 1500):
+        crop = read_crop(path, 1000, n, np.random.default_rng(3))
+        assert crop.shape == (n,)
+        assert np.allclose(np.sort(crop)[-1], both.mean(axis=1).max(), atol=1e-7)
 
 
 def test_a_recording_shorter_than_stated_is_named(ramp):
