@@ -182,9 +182,14 @@ def _value(key, text, own):
 
 def _parse(given, text):
     try:
-        return YAML().load(text)
+        value = YAML().load(text)
     except YAMLError as error:
         raise InputError(f"{given}: not valid YAML: {why(error)}") from error
+    for name in value if isinstance(value, Mapping) else ():
+        if value[name] is None and ":" in str(name):
+            spaced = str(name).replace(":", ": ", 1)
+            raise InputError(f"{given}: expected {spaced!r}, a space after the colon")
+    return value
 
 
 def _scalar(text):

@@ -259,6 +259,7 @@ def test_one_interval_of_checkpoints_counts(file):
         (["--folder"], "--folder on the command line has no value"),
         (["rate=1"], "'rate=1' on the command line, expected --key=value"),
         (["--"], "no value"),
+        (["--numbers={a:1}"], "--numbers={a:1}: expected 'a: 1', a space after"),
         (["--numbers=[1, 2"], "--numbers=[1, 2: not valid YAML"),
         (["--words=[a: b: c]"], "not valid YAML"),
         (["--numbers=3"], "--numbers=3: expected a list of numbers"),
