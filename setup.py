@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 GRADIO = "gradio>=6,<7"  # the page to try a model
 WEBDATASET = "webdataset>=1.0,<2"
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "torch>=2.8"]
 HERE = Path(__file__).parent
 VERSION = re.search(
     r'__version__ = "(.+)"', (HERE / "speechbrain_ext/__init__.py").read_text()
@@ -46,6 +47,7 @@ setup(
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
         "shards": [WEBDATASET],  # to make tar shards; training from them needs none
+        "onnx": ONNX,  # to export; to run a file, onnxruntime alone
         # selenium drives Debian's chromium, where there is one
         "dev": [
             "pytest>=8",
@@ -54,6 +56,7 @@ setup(
             GRADIO,
             WEBDATASET,
             "selenium>=4.20",
+            *ONNX,
         ],
     },
 )

@@ -8,6 +8,7 @@ from speechbrain_ext.errors import command_line
 from speechbrain_ext.inference.arguments import add_inference
 from speechbrain_ext.inference.convert_arguments import add_convert
 from speechbrain_ext.inference.export_arguments import add_export
+from speechbrain_ext.inference.onnx_arguments import add_onnx
 from speechbrain_ext.scoring.arguments import add_scoring
 
 
@@ -104,6 +105,7 @@ def main(argv=None):
     add_scoring(commands)
     add_convert(commands)
     add_export(commands)
+    add_onnx(commands)
     add_inference(commands)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)

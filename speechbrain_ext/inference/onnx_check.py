@@ -76,6 +76,14 @@ def compare_embeddings(exact, rounded, wavs):
     }
 
 
+def read_all(path, files):
+    """Recordings for the model at ``path`` → list of [T]; None where there are none."""
+    if not files:
+        return None
+    encoder = OnnxSpeakerEncoder(path)
+    return [encoder.read(file) for file in files]
+
+
 def recordings(sample_rate, min_samples):
     """Made-up recordings from the shortest to 6 s → list of [T] float32."""
     lengths = [min_samples, *(round(s * sample_rate) for s in SECONDS)]

@@ -12,14 +12,14 @@ left behind. What a service needs to know is in the file's ``metadata_props``: s
 rate, embedding size, fewest samples, version.
 
 Models of 2 GB and more keep their weights in a second file beside, which the first one
-names; its name is new each time, so that no file ever reads another's weights.
+names.
 """
 
 import contextlib
-import os
-import secrets
-import shutil
+import importlib
+import logging
 import time
+import warnings
 from pathlib import Path
 
 from speechbrain_ext import __version__
@@ -27,22 +27,23 @@ from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_json
 
 OPSET = 18
-# protobuf ends at 2 GiB, and the graph itself needs a few MiB
-SINGLE_FILE_BYTES = 2**31 - 2**26
 EXTRA = "pip install 'speechbrain_ext[onnx]'"
 
 
-def export_onnx(model, output, int8=False):
+def export_onnx(model, output, int8=False, check_files=()):
     """Write a speaker encoder as ONNX, checked against torch.
 
     Arguments
     ---------
     model : SpeakerEncoder
-        On the CPU. It stays as it is.
+        On the CPU, in float32. It is put into eval mode, and stays as it is else.
     output : str or Path
         ``….onnx``. The report goes beside it, as ``….json``.
     int8 : bool
-        Weights of the linear maps in 8 bits, a quarter of the size.
+        Weights of the linear maps in 8 bits.
+    check_files : sequence of str or Path
+        Recordings (16 kHz) to compare the 8-bit model with the exact one on; none:
+        made-up ones.
 
     Returns
     -------
@@ -52,44 +53,40 @@ def export_onnx(model, output, int8=False):
     Raises
     ------
     InputError
-        Where the extra is not installed, ``output`` does not end in .onnx, or the
-        graph's embeddings differ from the model's.
+        Where the extra is not installed, ``output`` does not end in .onnx, the
+        graph's embeddings differ from the model's, or those of 8 bits too much.
     """
-    _need_extra()
+    require_extra()
     output = Path(output)
     if output.suffix != ".onnx":
         raise InputError(f"{output}: expected a name that ends in .onnx")
-    from speechbrain_ext.inference.onnx_check import check_against_torch
+    from speechbrain_ext.inference import onnx_files
+    from speechbrain_ext.inference.onnx_check import check_against_torch, read_all
     from speechbrain_ext.inference.onnx_quantise import quantise
 
     model = model.eval()
-    with _folder_beside(output) as folder:
+    with onnx_files.folder_beside(output) as folder:
         start = time.perf_counter()
-        whole = folder / "fp32.onnx"
-        _save(_build(model), whole)
-        report = {"export_seconds": round(time.perf_counter() - start, 2)}
-        report |= check_against_torch(model, whole)
-        report |= {"fp32_bytes": file_bytes(whole)}
+        path = onnx_files.save(_build(model), folder / "fp32.onnx")
+        report = {
+            **_metadata(model),
+            "export_seconds": round(time.perf_counter() - start, 2),
+            "fp32_bytes": onnx_files.file_bytes(path),
+            **check_against_torch(model, path),
+        }
         if int8:
-            whole, figures = quantise(whole, folder)
-            report |= figures
-        _put_in_place(whole, output)
-    report = {**_metadata(model), **report}
+            path, figures = quantise(path, read_all(path, check_files))
+            report.update(figures)
+        onnx_files.put_in_place(path, output)
     write_json(output.with_suffix(".json"), report)
     return report
 
 
-def file_bytes(path):
-    """Size of an ONNX file and of the weights beside it."""
-    parts = [Path(path).with_name(name) for name in _external_files(path)]
-    return sum(part.stat().st_size for part in [Path(path), *parts])
-
-
-def _need_extra():
+def require_extra():
+    """InputError where a package that exporting needs is not installed."""
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            importlib.import_module(name)
     except ImportError as error:
         raise InputError(
             f"ONNX export: the package {error.name} is missing, expected the extra: "
@@ -130,7 +127,7 @@ def _exported(module, inputs, dims, batch, outputs):
     import torch
 
     first, lens = inputs
-    with torch.no_grad():
+    with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module,
             kwargs=inputs,
@@ -142,6 +139,20 @@ def _exported(module, inputs, dims, batch, outputs):
             verbose=False,
         )
     return program.model
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the exporter's remarks on torchvision and on names of axes."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _join(front, back):
@@ -225,53 +236,3 @@ def _metadata(model):
         "head": type(model.head).__name__,
         "speechbrain_ext_version": __version__,
     }
-
-
-# -- files -----------------------------------------------------------------------------
-
-
-def _save(model, path):
-    import onnx_ir as ir
-
-    sizes = [value.const_value.nbytes for value in model.graph.initializers.values()]
-    large = sum(sizes) > SINGLE_FILE_BYTES
-    data = f"{path.stem}.{secrets.token_hex(4)}.data" if large else None
-    ir.save(model, path, external_data=data)
-
-
-@contextlib.contextmanager
-def _folder_beside(output):
-    """A folder for what is not finished; errors in it name ``output``."""
-    folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        error.filename = str(output)  # the name that the user knows
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _external_files(path):
-    """Names of the files that hold the weights of an ONNX file."""
-    import onnx
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
-
-    model = onnx.load(path, load_external_data=False)
-    return {
-        ExternalDataInfo(tensor).location
-        for tensor in model.graph.initializer
-        if uses_external_data(tensor)
-    }
-
-
-def _put_in_place(path, output):
-    """Weights first, then the file that names them; then those of a former export."""
-    former = _external_files(output) if output.is_file() else set()
-    for name in _external_files(path):
-        os.replace(path.with_name(name), output.with_name(name))
-    os.replace(path, output)
-    for name in former:
-        with contextlib.suppress(OSError):
-            output.with_name(name).unlink()

@@ -123,9 +123,7 @@ class MaskedECAPA(WeightedSumECAPA):
 
 
 class RowReflectingConv1d(Conv1d):
-    """ECAPA-TDNN's convolution, reflecting at the end of each row, not of the batch.
-
-    """
+    """ECAPA-TDNN's convolution, reflecting at the end of each row, not of the batch."""
 
     frames = None  # [B], valid ones; set by the head for each forward
 

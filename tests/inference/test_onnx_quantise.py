@@ -1,0 +1,87 @@
+"""8-bit weights: smaller, near the exact model, refused where they are not."""
+
+import numpy as np
+import onnx
+import pytest
+
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference.onnx_check import (
+    compare_embeddings,
+    recordings,
+    speech_like,
+)
+from speechbrain_ext.inference.onnx_quantise import quantise
+from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder, cosine
+
+
+@pytest.fixture(scope="module")
+def small(onnx_models, tmp_path_factory):
+    """The 8-bit file of the pruned model, and its figures."""
+    _, file, _ = onnx_models("pruned")
+    copy = tmp_path_factory.mktemp("int8") / "model.onnx"
+    copy.write_bytes(file.read_bytes())
+    return file, *quantise(copy)
+
+
+def test_all_linear_maps_have_8_bit_weights_and_nothing_else(small):
+    file, path, _ = small
+    exact, rounded = onnx.load(file), onnx.load(path)
+    kinds = {t.data_type for t in rounded.graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    learned = [
+        t
+        for t in rounded.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT
+        and len(t.dims) == 2
+        and not t.name.startswith("features/")
+    ]
+    assert not learned
+    spectrum = {t.name: list(t.dims) for t in rounded.graph.initializer}
+    assert [400, 514] in spectrum.values()
+    said = {p.key: p.value for p in rounded.metadata_props}
+    assert said == {p.key: p.value for p in exact.metadata_props} | {"weights": "int8"}
+
+
+def test_embeddings_stay_near_and_the_figures_say_how_near(small):
+    file, path, figures = small
+    exact, rounded = OnnxSpeakerEncoder(file), OnnxSpeakerEncoder(path)
+    wavs = recordings(16000, 560)
+    one, other = exact.embed(wavs), rounded.embed(wavs)
+    assert figures["worst_cosine"] == pytest.approx(cosine(one, other).min(), abs=1e-4)
+    assert 0.99 < figures["worst_cosine"] < 1 - 1e-7  # rounded, but little
+    assert figures["mean_cosine"] >= figures["worst_cosine"]
+    assert figures["worst_score_change"] < 0.1
+    assert figures["compared_on"] == f"{len(wavs)} made-up recordings"
+    assert figures["int8_bytes"] == path.stat().st_size
+    assert figures["int8_seconds"] > 0
+
+
+def test_a_cosine_that_is_too_low_is_refused(onnx_models, tmp_path):
+    _, file, _ = onnx_models("pruned")
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(file.read_bytes())
+    wavs = [speech_like(16000, 16000, seed=3)]
+    with pytest.raises(
+        InputError, match=r"int8: .* cosine of 0\.99.*expected 1 .*1 given recordings"
+    ):
+        quantise(copy, wavs, min_cosine=1.0)
+
+
+class Fixed:
+    """An encoder that has its embeddings ready."""
+
+    def __init__(self, rows):
+        self.rows = np.array(rows, float)
+
+    def embed(self, wavs, batch_size):
+        return self.rows
+
+
+def test_the_comparison_by_hand():
+    exact = Fixed([[1, 0], [0, 1], [1, 0]])
+    rounded = Fixed([[2, 0], [0, 3], [1, 1]])
+    figures = compare_embeddings(exact, rounded, [0, 0, 0])
+    assert figures["worst_cosine"] == pytest.approx(0.5**0.5)
+    assert figures["mean_cosine"] == pytest.approx((2 + 0.5**0.5) / 3)
+    # pairs (1, 2): 0 → 0; (1, 3): 1 → 0.71; (2, 3): 0 → 0.71
+    assert figures["worst_score_change"] == pytest.approx(0.5**0.5)
