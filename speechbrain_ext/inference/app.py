@@ -1,8 +1,8 @@
 """A page in the browser to try a model on two clips, uploaded or recorded.
 
 Needs the extra ``app`` (Gradio). The page loads nothing from other hosts, and neither
-the server nor the browser reports to anyone. Clips are deleted some minutes after the
-comparison, and no history of comparisons is kept: a voice is personal data.
+the server nor the browser reports to anyone. Clips are deleted after half
+an hour and at the end, and no history of comparisons is kept: a voice is personal data.
 """
 
 import os
@@ -16,7 +16,7 @@ from speechbrain_ext.inference.reporting import comparison_report
 LARGEST_UPLOAD = "50mb"
 MOST_SECONDS = 600.0  # one recording of an hour would hold up everyone else
 CLIPS = ("Clip 1, the known speaker", "Clip 2, to be tested")
-DELETE_EVERY, DELETE_OLDER = 300, 600  # seconds
+DELETE_EVERY, DELETE_OLDER = 300, 1800  # seconds
 
 INTRODUCTION = """\
 # Same speaker?
@@ -142,6 +142,11 @@ def answer(verifier, enrol, test, **decision):
 
 def _heard(verifier, title, path):
     """Title and waveform [T] of a clip, as the model hears it."""
+    if not os.path.exists(path):
+        raise InputError(
+            f"{path}: deleted, expected it to be uploaded less than "
+            f"{DELETE_OLDER // 60} minutes ago"
+        )
     header = read_header(path)
     seconds = header.frames / header.sample_rate
     if seconds > MOST_SECONDS:
@@ -160,7 +165,7 @@ def _with_titles(message, paths):
 
 
 def import_gradio():
-    """Import Gradio with its telemetry and that of the hub's client off.
+    """Import Gradio with its telemetry off.
 
     Raises
     ------
@@ -168,7 +173,6 @@ def import_gradio():
         Where the extra is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import gradio
     except ImportError as error:

@@ -1,0 +1,13 @@
+"""A Space of the hub: compare two clips by a model in the format of speechbrain_ext.
+
+> MODEL=owner/model python app.py
+"""
+
+import os
+
+from speechbrain_ext.inference import SpeakerVerifier
+from speechbrain_ext.inference.app import launch
+
+MODEL = os.environ.get("MODEL", "owner/model")  # or write the hub id of yours here
+
+launch(SpeakerVerifier.from_hparams(MODEL), MODEL)

@@ -1,0 +1,224 @@
+"""The Space of the templates in a process of its own, and a real browser on it.
+
+The browser needs Debian's packages chromium and chromium-driver; where they are not
+installed, the same server is asked by Gradio's client.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from tiny_verifier import add_backend, load, make_folder, write_voice
+
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "hparams_templates/space"
+PATIENCE = 180  # seconds, of a busy machine
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+    *("--disable-component-update", "--disable-dev-shm-usage"),
+    *("--window-size=1100,1330", "--use-fake-ui-for-media-stream"),
+    "--use-fake-device-for-media-stream",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
+    add_backend(model, folder / "voices")
+    return model
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two takes of one voice, and a file that is no sound."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "corrupt.wav").write_bytes(bytes(range(256)) * 20)
+    return {
+        "a": write_voice(folder / "a.wav", 20, 1.0, 0),
+        "b": write_voice(folder / "b.wav", 20, 1.5, 1),
+        "corrupt": str(folder / "corrupt.wav"),
+    }
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """The Space's own app.py, served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = str(tmp_path_factory.mktemp("kept"))
+    env = {"MODEL": str(model), "GRADIO_SERVER_PORT": str(port)}
+    env |= {"GRADIO_TEMP_DIR": kept, "CUDA_VISIBLE_DEVICES": ""}
+    server = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=SPACE, env={**os.environ, **env}
+    )
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        _wait(lambda: _answers(address) or server.poll() is not None)
+        assert server.poll() is None
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=10).status == 200
+    except OSError:
+        return False
+
+
+def _wait(ready):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := ready()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def test_the_space_answers(url, model, clips):
+    from gradio_client import Client, handle_file
+
+    client = Client(url, verbose=False, analytics_enabled=False)
+    files = [handle_file(clips[name]) for name in "ab"]
+    page = client.predict(*files, api_name="/compare")
+    assert f"{load(model).compare(clips['a'], clips['b']).llr:.3f}" in page
+
+
+def test_what_the_hub_reads_of_the_space():
+    pins = (ROOT / "constraints.txt").read_text().split()
+    front = (SPACE / "README.md").read_text().split("---")[1]
+    gradio = next(line for line in front.splitlines() if line.startswith("sdk_version"))
+    assert gradio.replace("sdk_version: ", "gradio==") in pins
+    assert "app_file: app.py" in front
+    requirements = (SPACE / "requirements.txt").read_text().splitlines()
+    wanted = [line for line in requirements if not line.startswith("#")]
+    assert wanted[0] == "speechbrain_ext[app]"
+    assert set(wanted[1:]) <= set(pins)
+
+
+# ---- the browser ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(clips, tmp_path_factory):
+    """Headless Chromium, whose microphone hears clip a."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        *FLAGS,
+        f"--user-data-dir={profile}",
+        f"--use-file-for-fake-audio-capture={clips['a']}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    service = webdriver.ChromeService(DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, freshly loaded."""
+    browser.get_log("performance")  # what an earlier test asked for
+    browser.get(url)
+    _wait(lambda: len(_all(browser, "input[type=file]")) == 2)
+    return browser
+
+
+def _all(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def _upload(browser, element, path):
+    _all(browser, f"#{element} input[type=file]")[0].send_keys(path)
+    # the field makes way for the player once the server has the file
+    _wait(lambda: not _all(browser, f"#{element} input[type=file]"))
+
+
+def _compare(browser):
+    _all(browser, "#compare")[0].click()
+    verdict = _wait(lambda: _all(browser, "#result .verdict"))[0]
+    return _wait(lambda: verdict.text)
+
+
+def _hosts(browser):
+    """Hosts that the page asked for anything, by the browser's own log."""
+    messages = [
+        json.loads(entry["message"])["message"]
+        for entry in browser.get_log("performance")
+    ]
+    urls = [
+        urlsplit(message["params"]["request"]["url"])
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+    return {
+        url.hostname for url in urls if url.scheme in ("http", "https", "ws", "wss")
+    }
+
+
+def test_two_uploads_are_compared_and_nobody_else_is_asked(page, model, clips):
+    _upload(page, "enrol", clips["a"])
+    _upload(page, "test", clips["b"])
+    text = _compare(page)
+    found = load(model).compare(clips["a"], clips["b"])
+    title = "Same speaker" if found.decision else "Different speakers"
+    assert text.splitlines()[0] == title
+    assert f"{found.llr:.3f}" in text.splitlines()[1]
+    pictures = _all(page, "#result img")
+    assert len(pictures) == 3
+    for picture in pictures:
+        _wait(lambda picture=picture: picture.get_attribute("complete"))
+        assert int(picture.get_attribute("naturalWidth")) > 400
+        assert picture.is_displayed()
+    assert _hosts(page) == {"127.0.0.1"}
+
+
+def test_a_corrupt_upload_is_told_in_the_page(page, clips):
+    _upload(page, "enrol", clips["corrupt"])
+    _upload(page, "test", clips["b"])
+    title, reason = _compare(page).splitlines()
+    assert title == "Not compared"
+    assert reason.startswith(
+        "Clip 1, the known speaker (corrupt.wav): cannot be opened as sound"
+    )
+    assert not _all(page, "#result img")
+
+
+def test_the_microphone(page, clips):
+    _upload(page, "test", clips["a"])
+    _all(page, "#enrol [aria-label='Record audio']")[0].click()
+    _wait(lambda: _all(page, "#enrol .record-button"))[0].click()
+    stop = _wait(lambda: [b for b in _all(page, "#enrol .stop-button") if b.text])[0]
+    time.sleep(1.5)  # speech to be recorded
+    stop.click()
+    _wait(
+        lambda: _all(
+            page, "#enrol [data-testid=waveform-enrol], #enrol .play-pause-button"
+        )
+    )
+    text = _compare(page)
+    assert text.splitlines()[0] in ("Same speaker", "Different speakers")
+    assert "audio.wav" in _all(page, "#result")[0].text
