@@ -8,9 +8,11 @@ import importlib
 
 _MODULES = {
     "Comparison": "verifier",
+    "OnnxSpeakerEncoder": "onnx_runner",
     "SpeakerVerifier": "verifier",
     "Thresholds": "thresholds",
     "convert_released": "convert",
+    "export_onnx": "onnx_export",
     "load_thresholds": "thresholds",
     "save_thresholds": "thresholds",
 }

@@ -55,7 +55,7 @@ def check_against_torch(model, path):
     difference = float(np.abs(found - expected).max()) / scale
     if not difference <= TOLERANCE:
         raise InputError(
-            f"{path}: embeddings differ from torch's by {difference:.2g}, expected "
+            f"exported graph: embeddings differ from torch's by {difference:.2g}, expected "
             f"{TOLERANCE:g} at most"
         )
     return {

@@ -219,6 +219,8 @@ class WeightedSumECAPA(nn.Module):
         Of ECAPA-TDNN; the paper's small one by default.
     """
 
+    min_frames = ECAPA_MIN_FRAMES
+
     def __init__(
         self,
         input_size,

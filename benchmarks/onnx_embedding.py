@@ -1,0 +1,84 @@
+"""Embedding with onnxruntime, exact and with 8-bit weights, against torch.
+
+    python benchmarks/onnx_embedding.py          # small encoder, 3 and 10 s
+    python benchmarks/onnx_embedding.py --toy    # tiny encoder, 1 s, for CI
+
+The peer is the same model in torch's inference mode, on the same recordings, with the
+same number of threads; for the size, its safetensors. Weights are random: sizes and
+seconds do not depend on them. Cosines do, so the one printed here tells only that
+nothing is broken; that of a model of one's own is in the report of its export, which
+also checks that embeddings are equal within 1e-4.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from harness import argument_parser, compare, report, summarise
+
+from speechbrain_ext.inference.onnx_check import speech_like
+from speechbrain_ext.inference.onnx_export import export_onnx
+from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
+from speechbrain_ext.lobes.heads import AdapterMFA
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.pretrained import MODEL_FILE, save_pretrained
+
+ENCODERS = Path(__file__).parents[1] / "recipes/VoxCeleb/SpeakerRec/hparams/encoders"
+SECONDS, TOY_SECONDS = (3, 10), (1,)
+
+
+def main():
+    arguments = argument_parser(__doc__).parse_args()
+    torch.set_num_threads(arguments.threads)
+    model = make_model("tiny" if arguments.toy else "small")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(model, Path(folder), arguments)
+    report(rows, arguments)
+
+
+def make_model(size):
+    """A random encoder of the recipe's sizes with its head."""
+    torch.manual_seed(0)
+    encoder = W2VBertEncoder(str(ENCODERS / f"{size}.json"))
+    head = AdapterMFA(
+        encoder.hidden_size, encoder.n_states, adapter_size=64, embedding_size=192
+    )
+    return SpeakerEncoder(encoder, head).eval()
+
+
+def measure(model, folder, arguments):
+    """Seconds and sizes of both files → rows."""
+    export_onnx(model, folder / "fp32.onnx")
+    rounded = export_onnx(model, folder / "int8.onnx", int8=True)
+    saved = (save_pretrained(folder / "model", model) / MODEL_FILE).stat().st_size
+    rows = []
+    for kind in ("fp32", "int8"):
+        path = folder / f"{kind}.onnx"
+        name = (
+            kind if kind == "fp32" else f"int8 (cosine {rounded['worst_cosine']:.4f})"
+        )
+        size = path.stat().st_size
+        rows.append(summarise(f"{name}, file", "MiB", [size / 2**20], [saved / 2**20]))
+        encoder = OnnxSpeakerEncoder(path, arguments.threads)
+        for seconds in TOY_SECONDS if arguments.toy else SECONDS:
+            rows.append(
+                compare_with_torch(f"{name}, {seconds} s", encoder, model, seconds)
+            )
+    return rows
+
+
+def compare_with_torch(name, encoder, model, seconds):
+    """One recording through both."""
+    wav = speech_like(seconds * encoder.sample_rate, encoder.sample_rate, seed=0)
+    batch = torch.from_numpy(wav)[None]
+
+    @torch.inference_mode()
+    def peer():
+        return model(batch)
+
+    return compare(name, lambda: encoder.embed(wav), peer)
+
+
+if __name__ == "__main__":
+    main()
