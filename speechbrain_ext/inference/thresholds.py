@@ -15,7 +15,6 @@ promises more than was seen.
 
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ import numpy as np
 
 from speechbrain_ext.errors import InputError, describe_os_error, naming
 from speechbrain_ext.files import write_json
+from speechbrain_ext.inference.threshold_values import CURVES, NUMBERS, checked_values
 from speechbrain_ext.scoring.metrics import crossing
 from speechbrain_ext.scoring.operating_points import checked_scores, error_rates
 
@@ -37,8 +37,6 @@ STEPS = 200  # points kept above that, evenly on the logarithm of a rate
 # "To be 90 % confident that the true error rate is within ±30 % of the observed one,
 # there must be at least 30 errors" (Doddington et al., Speech Communication 31, 2000)
 RULE_OF_30 = 30
-_CURVES = ("thresholds", "false_accept_rates", "miss_rates")
-_NUMBERS = {"n_target": int, "n_nontarget": int, "eer": float, "eer_threshold": float}
 
 
 class OperatingPoint(NamedTuple):
@@ -173,8 +171,8 @@ class Thresholds:
 
     def to_dict(self):
         """As JSON holds it: numbers come back bit for bit."""
-        values = {name: getattr(self, name) for name in _NUMBERS}
-        return values | {name: getattr(self, name).tolist() for name in _CURVES}
+        values = {name: getattr(self, name) for name in NUMBERS}
+        return values | {name: getattr(self, name).tolist() for name in CURVES}
 
     @classmethod
     def from_dict(cls, values):
@@ -185,19 +183,7 @@ class Thresholds:
         InputError
             Another entry, type, length, order or range.
         """
-        if not isinstance(values, dict) or set(values) != {*_CURVES, *_NUMBERS}:
-            names = ", ".join([*_CURVES, *_NUMBERS])
-            raise InputError(f"expected the entries {names}")
-        for name, kind in _NUMBERS.items():
-            if type(values[name]) is not kind or not math.isfinite(values[name]):
-                raise InputError(
-                    f"{name} is {values[name]!r}, expected a finite {kind.__name__}"
-                )
-        if min(values["n_target"], values["n_nontarget"]) < 1:
-            raise InputError("no target or no non-target trials, expected some of each")
-        curves = {name: _checked_curve(name, values[name]) for name in _CURVES}
-        _check_order(**curves)
-        return cls(**values | curves)
+        return cls(**checked_values(values))
 
     def _point(self, row):
         curves = self.thresholds, self.false_accept_rates, self.miss_rates
@@ -294,35 +280,4 @@ def _check_kinds(path, scores):
         raise InputError(
             f"{path}: thresholds of {found or 'nothing'}, expected some of "
             f"{', '.join(KINDS)}"
-        )
-
-
-def _checked_curve(name, values):
-    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-    if (
-        not numbers
-        or not values
-        or not np.isfinite(curve := np.array(values, float)).all()
-    ):
-        raise InputError(f"{name}: expected a list of finite numbers")
-    return curve
-
-
-def _check_order(thresholds, false_accept_rates, miss_rates):
-    if not len(thresholds) == len(false_accept_rates) == len(miss_rates):
-        raise InputError(
-            f"{len(thresholds)} thresholds, {len(false_accept_rates)} false accept "
-            f"rates and {len(miss_rates)} miss rates, expected as many of each"
-        )
-    rates = np.concatenate([false_accept_rates, miss_rates])
-    if rates.min() < 0 or rates.max() > 1:
-        raise InputError("a rate outside 0 to 1, expected fractions")
-    if (
-        (np.diff(thresholds) <= 0).any()
-        or (np.diff(false_accept_rates) > 0).any()
-        or (np.diff(miss_rates) < 0).any()
-    ):
-        raise InputError(
-            "points out of order, expected rising thresholds and miss rates and "
-            "falling false accept rates"
         )

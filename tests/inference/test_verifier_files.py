@@ -103,7 +103,52 @@ def test_batches_keep_to_their_bounds(verifier, paths, monkeypatch):
     verifier.encode_files(paths, batch_size=3, max_batch_seconds=2.5)
     assert all(b <= 3 and (b == 1 or b * t <= 2.5 * 16000) for b, t in shapes)
     assert max(b for b, _ in shapes) == 3
-    assert [t for _, t in shapes] == sorted([t for _, t in shapes], reverse=True)
+    assert sum(b for b, _ in shapes) == len(paths)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_cores_share_the_batches(verifier, paths, expected, monkeypatch, threads):
+    """Each batch has its share of torch's threads, which come back at the end."""
+    seen, busy, most = set(), [], []
+    encode = verifier._encode
+
+    def watched(*batch):
+        busy.append(None)
+        most.append(len(busy))
+        seen.add(torch.get_num_threads())
+        found = encode(*batch)
+        busy.pop()
+        return found
+
+    monkeypatch.setattr(verifier, "_encode", watched)
+    torch.set_num_threads(threads)
+    try:
+        close(verifier.encode_files(paths, batch_size=1), expected)
+        assert seen == {1}
+        assert max(most) <= threads
+        assert torch.get_num_threads() == threads
+        seen.clear()
+        close(verifier.encode_files(paths[:1]), expected[:1])
+        assert seen == {threads}
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_gpu_has_one_batch_at_a_time(verifier, paths, expected, monkeypatch):
+    busy, most = [], []
+    encode = verifier._encode
+
+    def watched(*batch):
+        busy.append(None)
+        most.append(len(busy))
+        found = encode(*batch)
+        busy.pop()
+        return found
+
+    monkeypatch.setattr(verifier, "_encode", watched)
+    monkeypatch.setattr(verifier, "device_type", "cuda")  # for the order of work alone
+    close(verifier.encode_files(paths, batch_size=1), expected)
+    assert max(most) == 1
 
 
 def test_an_empty_list_gives_no_embeddings(verifier):
@@ -378,7 +423,7 @@ def test_an_embedding_that_is_not_finite_is_an_error(folder, paths):
     ("options", "expected"),
     [
         ({"on_error": "ignore"}, "on_error 'ignore', expected raise or collect"),
-        ({"batch_size": 0}, "batches of 120.0 s and 0 recordings"),
+        ({"batch_size": 0}, "batches of 12.0 s and 0 recordings"),
         ({"max_batch_seconds": 0}, "batches of 0 s and 64 recordings"),
         ({"window_seconds": 0.1}, r"window_seconds is 0\.1, expected at least min_sec"),
         (

@@ -108,7 +108,7 @@ def test_windows_come_from_the_model_s_own_file(tmp_path):
     path = write_voice(tmp_path / "long.wav", 1, 2.5)
     found = load(with_windows).encode_files([path])
     assert (
-        found == load(without).encode_files([path], 64, "raise", 120.0, 1.0, 0.6)
+        found == load(without).encode_files([path], 64, "raise", None, 1.0, 0.6)
     ).all()
     assert (found != load(without).encode_files([path])).any()
     assert (found == load(without, overrides=rules).encode_files([path])).all()
