@@ -234,7 +234,9 @@ def both_formats(first, second):
 
 
 def one_name_for_two(first, second):
-    (second / "data" / SECOND[0]).rename(second / "data" / DEV[0])
+    folder = (second / "data" / SECOND[0]).rename(second / "data" / DEV[0])
+    for path in list(folder.iterdir()):  # other recordings, too
+        path.rename(folder / path.name.replace("-0", "-7", 1))
     write_lines(second / "spk.lst", [DEV[0], *SECOND[1:]])
 
 
