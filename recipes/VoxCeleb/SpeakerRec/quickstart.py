@@ -136,15 +136,16 @@ PRUNED = [
 ]
 
 
-def run(script, *arguments):
-    """Run a script of this recipe from its folder, showing the command."""
-    command = [sys.executable, script, *arguments]
+def run(*words):
+    """Run Python from this recipe's folder, showing the command."""
+    command = [sys.executable, *words]
     print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
     done = subprocess.run(
         command, cwd=HERE, env={**os.environ, "TQDM_MININTERVAL": "5"}
     )
     if done.returncode:
-        raise InputError(f"{script} stopped with exit code {done.returncode}")
+        name = " ".join(words[:3] if words[0] == "-m" else words[:1])
+        raise InputError(f"{name} stopped with exit code {done.returncode}")
 
 
 def run_step(step, corpus, results):
@@ -192,6 +193,20 @@ def verify(step, corpus, results):
     return [
         {**trained, **result, **row, "stage": step.name} for row in result["systems"]
     ]
+
+
+def share(corpus, results, folder):
+    """The pruned model as a folder to share, loaded back to verify two recordings."""
+    last = PRUNED[-1].name
+    run(
+        *("-m", "speechbrain_ext", "export"),
+        f"--pretrained_folder={results / last / 'final'}",
+        f"--results={results / f'verify_{last}'}",
+        f"--output={folder}",
+    )
+    enrol, test = corpus.trials.read_text().splitlines()[0].split()[1:]
+    recordings = (str(corpus.voxceleb1 / "wav" / name) for name in (enrol, test))
+    run("-m", "speechbrain_ext", "verify", *recordings, f"--source={folder}")
 
 
 def print_stages(rows):
@@ -251,9 +266,11 @@ def main():
     rows, results = [], folder / "results"
     for step in (*DENSE, *PRUNED):
         rows += run_step(step, corpus, results)
+    share(corpus, results, folder / "model")
     print_stages(rows)
     print_sizes(rows, results)
     print_pictures(rows, results, time.monotonic() - start)
+    print(f"model to share    {folder / 'model'}")
 
 
 if __name__ == "__main__":
