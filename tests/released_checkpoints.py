@@ -15,7 +15,7 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
 CHANNELS = [16, 16, 16, 16, 48]
 HEADS = {
     "adapter_mfa": lambda c, n: AdapterMFA(c, n, adapter_size=6, embedding_size=10),
-    "mfa": lambda c, n: MFA(c, n, embedding_size=9, pooling_size=c),
+    "mfa": lambda c, n: MFA(c, n, embedding_size=9, pooling_size=c // 2),
     "weighted_ecapa": lambda c, n: WeightedSumECAPA(c, n, 7, CHANNELS),
 }
 

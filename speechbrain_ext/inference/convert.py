@@ -101,6 +101,7 @@ def convert_released(
             "bytes": checkpoint.stat().st_size,
             "sha256": sha256(checkpoint),
             "licence": licence,
+            "encoder_config": encoder_config and Path(encoder_config).name,
             "lora": lora and lora._asdict(),
             "left_out": {
                 reason: len(names) for reason, names in released.left_out.items()

@@ -215,10 +215,9 @@ def _plain(tensor, name, path, storages):
             raise InputError(f"{path}: {name} was saved without its values")
         tensor = tensor.float().contiguous()
     tensor = tensor.detach()
-    # safetensors takes no two tensors that share memory, nor parts of larger ones
-    storage = tensor.untyped_storage()
-    whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-    if not whole or storage.data_ptr() in storages:
+    # safetensors takes no two tensors that share memory
+    storage = tensor.untyped_storage().data_ptr()
+    if storage in storages:
         return tensor.clone()
-    storages.add(storage.data_ptr())
+    storages.add(storage)
     return tensor

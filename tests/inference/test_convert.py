@@ -20,6 +20,7 @@ from released_checkpoints import (
     with_lora,
     write_config,
 )
+from safetensors.torch import load_file
 from tiny_encoder import noise
 
 from speechbrain_ext.errors import InputError
@@ -157,9 +158,40 @@ def test_other_precisions(tmp_path, dtype):
         expected = names[own].float() if tensor.is_floating_point() else names[own]
         assert tensor.dtype == expected.dtype
         assert torch.equal(tensor, expected)
+    stored = load_file(tmp_path / "out" / "speaker_encoder.safetensors")
+    assert {w.dtype for w in stored.values()} == {torch.float32, torch.int64}
+
+
+def test_lora_of_another_precision(tmp_path):
+    """Merged in float32: bfloat16 keeps three digits of the sum."""
+    original = random_model(write_config(tmp_path))
+    names = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor
+        for name, tensor in with_lora(published_names(original), 3).items()
+    }
+    model = convert(tmp_path, names)
+    layer = "encoder.layers.1.self_attn.linear_q."
+    peft = f"front.encoder.base_model.model.{layer}"
+    a, b, w = (
+        names[f"{peft}{part}.weight"].float()
+        for part in ("lora_A.default", "lora_B.default", "base_layer")
+    )
+    found = model.state_dict()[f"encoder.{layer}weight"]
+    torch.testing.assert_close(found, w + 2 * b @ a, atol=1e-6, rtol=0)
 
 
 # -- what is around it -----------------------------------------------------------------
+
+
+def flat_views(names):
+    """Every floating-point tensor a part of one vector; the counters as they are."""
+    floating = {k: w for k, w in names.items() if w.is_floating_point()}
+    if not floating:
+        return names
+    vector = torch.cat([tensor.flatten() for tensor in floating.values()])
+    parts = vector.split([tensor.numel() for tensor in floating.values()])
+    views = {k: part.view_as(names[k]) for k, part in zip(floating, parts)}
+    return {**names, **views}
 
 
 def wrappers(names):
@@ -184,9 +216,7 @@ def wrappers(names):
             for name, tensor in names.items()
             if "num_batches_tracked" not in name
         },
-        "views": {
-            name: torch.stack([tensor, tensor])[1] for name, tensor in names.items()
-        },
+        "views": flat_views(names),
         "parameters": {
             name: torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
             for name, tensor in names.items()
@@ -250,6 +280,7 @@ def test_what_is_written_down(tmp_path, caplog):
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "licence": "for this test",
+        "encoder_config": None,
         "lora": None,
         "left_out": {
             "classifier of training speakers, whose names the file does not hold": 1
