@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_export import HELD_OUT, TRAINED, names_of, write_final, write_results
 
+from speechbrain_ext.__main__ import main
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.inference.export import export_model
@@ -285,6 +286,40 @@ def test_a_relative_folder(final, results, tmp_path, monkeypatch):
     export_model(os.path.relpath(final), "m/", os.path.relpath(results))
     assert names(tmp_path / "m") == MODEL | BACKEND
     assert 'from_hparams("m")' in (tmp_path / "m/README.md").read_text()
+
+
+def test_the_command(final, results, tmp_path, capsys):
+    out = tmp_path / "m"
+    words = ["export", f"--pretrained_folder={final}", f"--results={results}"]
+    words += [f"--output={out}", "--name=me/voice", "--licence=mit", "--half"]
+    words += ["--language", "en", "zh", "--training_data=Our Data", "--without_cohort"]
+    main([*words, "--without_classifier"])
+    found = capsys.readouterr()
+    assert found.out == f"{out}\n"
+    assert "thresholds: " in found.err
+    assert "files: README.md, hyperparams.yaml, " in found.err
+    card = (out / "README.md").read_text()
+    for text in (
+        "- zh\n",
+        "license: mit",
+        "- data: Our Data",
+        '("me/voice")',
+        "float16",
+    ):
+        assert text in card
+    assert names(out) == MODEL | {"thresholds.json"}
+    scores = f"--thresholds_from=llr={results}/scores_vox1_x_llr.npz"
+    words = [*words[:4], scores, f"--trials={results}/vox1_x.txt"]
+    main([*words, "--with_classifier"])
+    assert names(out) == MODEL | BACKEND | {"classifier.safetensors"}
+    assert list(load_thresholds(out / "thresholds.json")) == ["llr"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--with_classifier", "--without_classifier"])
+    with pytest.raises(SystemExit, match="1"):
+        main([*words[:4], "--trials=x.txt"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: --trials x.txt: expected --thresholds_from with it"
 
 
 def test_no_network(final, results, tmp_path, monkeypatch):
