@@ -19,7 +19,10 @@ from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
+from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.data.shard_index import from_shards
+from speechbrain_ext.data.shard_order import ShardOrderSampler
 from speechbrain_ext.distributed import rank_and_world
 from speechbrain_ext.hyper import call_with
 from speechbrain_ext.pretrained import load_classifier, save_pretrained
@@ -32,43 +35,82 @@ KEYS = (
     *("output_folder", "save_folder", "train_logger", "seed", "prepare"),
     *("augment_chains", "musan", "rirs", "speeds", "crop_seconds", "batch_size"),
     *("draws_per_epoch", "num_workers", "valid_batch_seconds"),
+    *("shards", "shard_window", "noise_cache_mib", "max_bad_recordings"),
     *("speaker_encoder", "lora", "classifier", "pretrained_folder"),
     *("opt_class", "epoch_counter", "lr_schedule", "margin_schedule"),
 )
 
 
+def read_training_manifest(hparams, path):
+    """The manifest to train on; its recordings are those in ``shards``, if any.
+
+    Raises
+    ------
+    InputError
+        A manifest or shards that are damaged, or do not belong together.
+    """
+    manifest = read_manifest(path)
+    return from_shards(manifest, hparams["shards"]) if hparams["shards"] else manifest
+
+
+def make_sampler(hparams, manifest, n_speeds=1):
+    """Manifest → the sampler of its batches.
+
+    Reads ``batch_size``, ``crop_seconds``, ``draws_per_epoch``, ``seed`` and
+    ``shard_window``.
+
+    Raises
+    ------
+    InputError
+        A setting out of range.
+    """
+    rank, world = rank_and_world()
+    settings = {
+        "crop_seconds": hparams["crop_seconds"],
+        "seed": hparams["seed"],
+        "rank": rank,
+        "world_size": world,
+        "n_speeds": n_speeds,
+        "draws_per_epoch": hparams["draws_per_epoch"],
+        "n_perturbed": manifest.n_perturbed,
+    }
+    labels, size, window = manifest.labels, hparams["batch_size"], "shard_window"
+    if hparams[window] is None:
+        return CropBatchSampler(labels, size, **settings)
+    logger.info(
+        "the order is that of the shards, mixed within %d utterances: other batches "
+        "than with shard_window: null",
+        hparams[window],
+    )
+    return ShardOrderSampler(manifest.paths, hparams[window], labels, size, **settings)
+
+
 def make_training_set(hparams, manifest):
     """Manifest → (TrainingSet, its sampler) as the YAML says.
 
-    Reads ``augment_chains``, ``musan``, ``rirs``, ``speeds``, ``crop_seconds``,
-    ``batch_size``, ``draws_per_epoch`` and ``seed``.
+    Reads ``augment_chains``, ``musan``, ``rirs``, ``noise_cache_mib``, ``speeds``,
+    ``max_bad_recordings``, and what :func:`make_sampler` does.
 
     Raises
     ------
     InputError
         A setting out of range, noises or rooms that are wanted and not there.
     """
-    rank, world = rank_and_world()
-    sampler = CropBatchSampler(
-        manifest.labels,
-        hparams["batch_size"],
-        hparams["crop_seconds"],
-        seed=hparams["seed"],
-        rank=rank,
-        world_size=world,
-        n_speeds=len(hparams["speeds"]),
-        draws_per_epoch=hparams["draws_per_epoch"],
-        n_perturbed=manifest.n_perturbed,
+    dataset = TrainingSet(
+        manifest,
+        hparams["seed"],
+        make_augmenter(hparams),
+        hparams["speeds"],
+        hparams["max_bad_recordings"],
     )
-    augmenter = make_augmenter(hparams)
-    dataset = TrainingSet(manifest, hparams["seed"], augmenter, hparams["speeds"])
-    return dataset, sampler
+    return dataset, make_sampler(hparams, manifest, len(hparams["speeds"]))
 
 
 def make_augmenter(hparams):
     """``augment_chains``, ``musan``, ``rirs`` → Augmenter, or None without chains.
 
-    Folders are opened only where a chain of some weight draws from them.
+    Folders are opened only where a chain of some weight draws from them, and up to
+    ``noise_cache_mib`` of what is in them is decoded into memory.
     """
     chains = hparams["augment_chains"]
     if not chains:
@@ -76,11 +118,14 @@ def make_augmenter(hparams):
     used = {
         step for name, weight in chains.items() if weight for step in name.split("+")
     }
-    return Augmenter(
+    augmenter = Augmenter(
         chains,
         musan=call_with(Musan, "musan", hparams) if "noise" in used else None,
         rirs=call_with(RoomResponses, "rirs", hparams) if "reverb" in used else None,
     )
+    if hparams["noise_cache_mib"] and used - {"none"}:
+        augmenter.hold(hparams["noise_cache_mib"])
+    return augmenter
 
 
 def make_modules(hparams, manifest):

@@ -185,6 +185,7 @@ class ExactBrain(sb.Brain):
             number: signal.signal(number, self._remember_signal)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
+        self.loader = train_set
         try:
             super().fit(epoch_counter, train_set, *args, **kwargs)
         except SystemExit:
@@ -193,8 +194,7 @@ class ExactBrain(sb.Brain):
                 print(self._farewell(), file=sys.stderr, flush=True)
             raise
         finally:
-            if hasattr(train_set, "close"):
-                train_set.close()
+            train_set.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -249,10 +249,11 @@ class ExactBrain(sb.Brain):
     # -- epochs and processes ------------------------------------------------------
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Keep the training loss of all processes for the log line of the epoch."""
+        """For the log line of the epoch: loss of all processes, share of waiting."""
         if stage == sb.Stage.TRAIN:
             self.sampler.step_done = len(self.sampler)
             self.train_loss = _mean_over_ranks(float(stage_loss), self.device)
+            self.waiting = self.loader.share_waited()
 
     def save_epoch(self, meta, max_keys=()):
         """The checkpoint of a finished epoch; stop here where a signal asked for it.

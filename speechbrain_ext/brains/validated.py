@@ -81,7 +81,8 @@ class ValidatedBrain(ExactBrain):
         stats = self.validate(enable) if self.validation is not None else {}
         self.hparams.train_logger.log_stats(  # writes on the main process only
             stats_meta={"epoch": epoch, **self.epoch_stats()},
-            train_stats={"loss": self.train_loss},
+            # of the epoch's time, for batches that were not ready: see num_workers
+            train_stats={"loss": self.train_loss, "waiting": f"{self.waiting:.1%}"},
             valid_stats=stats,
         )
         if self.chooses() and self.checkpointer is not None:

@@ -8,20 +8,12 @@ it is given. Recordings are only ever read. Samples beyond ±1 are left as they 
 clipping would distort, and the encoder's features are normalised in level.
 """
 
-import functools
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from speechbrain_ext.data.audio import SAMPLE_RATE, read_header
-from speechbrain_ext.data.waveform import (
-    SpeedPerturb,
-    add_noise,
-    mean_power,
-    read_crop,
-    reverb,
-)
+from speechbrain_ext.data.sounds import HeldSounds, Sounds
+from speechbrain_ext.data.waveform import SpeedPerturb, add_noise, mean_power, reverb
 from speechbrain_ext.errors import InputError
 
 __all__ = ["Augmenter", "Musan", "RoomResponses", "SpeedPerturb"]
@@ -74,7 +66,7 @@ class Musan:
             category: _wavs_below(Path(folder) / self.folders[category])
             for category in self.categories
         }
-        self._frames = {}
+        self.sounds = Sounds()
 
     def __call__(self, wav, generator):
         """Add one drawn noise at one drawn ratio: [T] → [T]."""
@@ -102,7 +94,8 @@ class Musan:
             noise = self._babble(n, generator)
         else:
             files = self.files[category]
-            noise = self._read(files[generator.integers(len(files))], n, generator)
+            path = files[generator.integers(len(files))]
+            noise = self.sounds.crop(path, n, generator)
         return noise, snr_db, category
 
     def _babble(self, n, generator):
@@ -112,16 +105,11 @@ class Musan:
         chosen = generator.choice(len(files), count, replace=count > len(files))
         babble = np.zeros(n, dtype=np.float32)
         for index in chosen:
-            voice = self._read(files[index], n, generator)
+            voice = self.sounds.crop(files[index], n, generator)
             power = mean_power(voice)
             if power > 0:
                 babble += voice / np.float32(np.sqrt(power))
         return babble
-
-    def _read(self, path, n, generator):
-        if path not in self._frames:
-            self._frames[path] = read_header(path).frames
-        return read_crop(path, self._frames[path], n, generator)
 
 
 class RoomResponses:
@@ -156,6 +144,7 @@ class RoomResponses:
                 "simulated_rirs/**/*.wav"
             )
         self.files = sorted(paths)
+        self.sounds = Sounds()
 
     def __call__(self, wav, generator):
         """Put the utterance into one drawn room: [T] → [T]."""
@@ -164,8 +153,7 @@ class RoomResponses:
     def draw(self, generator):
         """Draw a response, and one of its channels: float32 [K]."""
         path = self.files[generator.integers(len(self.files))]
-        channels = _read_response(path)  # [K, C]
-        return channels[:, generator.integers(channels.shape[1])]
+        return self.sounds.response(path, generator)
 
 
 class Augmenter:
@@ -212,6 +200,24 @@ class Augmenter:
                         "expected a folder of MUSAN (noise) or RIRS_NOISES (reverb)"
                     )
 
+    def hold(self, limit_mib):
+        """Keep what is drawn from decoded in memory, up to a limit: equal samples.
+
+        Arguments
+        ---------
+        limit_mib : float
+            See :class:`~speechbrain_ext.data.sounds.HeldSounds`.
+        """
+        musan, rirs = self.effects["noise"], self.effects["reverb"]
+        noises = sorted(
+            {f for files in musan.files.values() for f in files} if musan else ()
+        )
+        responses = rirs.files if rirs else []
+        held = HeldSounds(noises, responses, limit_mib)
+        for source in (musan, rirs):
+            if source is not None:
+                source.sounds = held
+
     def __call__(self, wav, generator):
         """Augment one utterance: float32 [T] → float32 [T]."""
         chain = generator.choice(len(self.chains), p=self.probabilities)
@@ -249,20 +255,3 @@ def _listed(listing, folder):
                 f"{listing}, line {number}: {words[-1]!r}, expected RIRS_NOISES/..."
             )
         yield str(folder.joinpath(*below))
-
-
-@functools.lru_cache(maxsize=256)
-def _read_response(path):
-    """All channels of a response: float32 [K, C]."""
-    header = read_header(path)
-    if header.sample_rate != SAMPLE_RATE:
-        raise InputError(
-            f"{path}: {header.sample_rate} Hz, expected a response at {SAMPLE_RATE} Hz"
-        )
-    try:
-        channels, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from error
-    if not np.isfinite(channels).all() or not channels.any(axis=0).all():
-        raise InputError(f"{path}: silent or not finite, expected a room response")
-    return channels

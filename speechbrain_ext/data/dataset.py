@@ -8,16 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_ext.data.bad_recordings import BadRecordings
 from speechbrain_ext.data.classes import Classes
+from speechbrain_ext.data.loading import CaughtErrors, CollateUnlessError, TimedLoader
 from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
-from speechbrain_ext.data.workers import (
-    START_METHOD,
-    obey_only_parent,
-    signals_held,
-)
+from speechbrain_ext.data.workers import START_METHOD, obey_only_parent
 from speechbrain_ext.errors import InputError
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
@@ -65,6 +63,9 @@ class TrainingSet(Dataset):
         The first is 1.0. A voice played faster is another voice, hence another class
         (:mod:`speechbrain_ext.data.classes`), for the speakers whom the manifest has
         perturbed.
+    max_bad_recordings : int
+        So many recordings that cannot be read are named and passed over: another row,
+        drawn by the item's own generator, takes the place of each.
 
     Attributes
     ----------
@@ -72,7 +73,9 @@ class TrainingSet(Dataset):
         S × number of speeds where all are.
     """
 
-    def __init__(self, manifest, seed, augmenter=None, speeds=(1.0,)):
+    def __init__(
+        self, manifest, seed, augmenter=None, speeds=(1.0,), max_bad_recordings=0
+    ):
         self.manifest = manifest
         self.seed = seed
         self.augmenter = augmenter
@@ -82,6 +85,7 @@ class TrainingSet(Dataset):
             len(manifest.speaker_names), len(self.speed.speeds), manifest.n_perturbed
         )
         self.n_classes = self.classes.count
+        self.bad = BadRecordings(max_bad_recordings)
 
     def __len__(self):
         return len(self.manifest)
@@ -104,24 +108,36 @@ class TrainingSet(Dataset):
         ------
         InputError
             Names a recording that cannot be read, or is shorter than its manifest
-            says.
+            says, and is one too many.
         """
         words = [self.seed, draw.epoch, draw.position, _ITEM_STREAM]
         generator = np.random.default_rng(words)
-        speed = self.speed.speeds[draw.speed_index]
-        wav = read_crop(
-            self.manifest.paths[draw.row],
-            _frames(self.manifest, draw.row),
-            self.speed.source_length(draw.n_samples, speed),
-            generator,
-        )
-        wav = self.speed.apply(wav, speed)[: draw.n_samples]
+        row, speed_index, wav = self._read(draw, generator)
         if self.augmenter is not None:
             wav = self.augmenter(wav, generator)
-        speaker = int(self.labels[draw.row])
-        label = self.classes.class_of(speaker, draw.speed_index)
+        label = self.classes.class_of(int(self.labels[row]), speed_index)
         wav = torch.from_numpy(np.ascontiguousarray(wav))
-        return {"wav": wav, "label": label, "id": self.manifest.ids[draw.row]}
+        return {"wav": wav, "label": label, "id": self.manifest.ids[row]}
+
+    def _read(self, draw, generator):
+        """(row, speed index, float32 [draw.n_samples]); another row for a bad one."""
+        row, speed_index = draw.row, draw.speed_index
+        while True:
+            speed = self.speed.speeds[speed_index]
+            try:
+                wav = read_crop(
+                    self.manifest.paths[row],
+                    _frames(self.manifest, row),
+                    self.speed.source_length(draw.n_samples, speed),
+                    generator,
+                )
+            except InputError as error:
+                self.bad.add(row, error)
+                row = int(generator.integers(len(self)))
+                perturbed = self.labels[row] < self.classes.perturbed
+                speed_index = draw.speed_index if perturbed else 0
+            else:
+                return row, speed_index, self.speed.apply(wav, speed)[: draw.n_samples]
 
     @staticmethod
     def collate(items):
@@ -227,7 +243,8 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
     -------
     torch.utils.data.DataLoader
         Raises InputError in this process where an item does, with the same message.
-        ``close()`` ends its workers.
+        ``close()`` ends its workers, ``share_waited()`` tells how much they were
+        waited for.
 
     Raises
     ------
@@ -236,12 +253,12 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
     """
     if num_workers < 0:
         raise InputError(f"num_workers: {num_workers}, expected 0 or more")
-    return _Loader(
-        _Caught(dataset),
+    return TimedLoader(
+        CaughtErrors(dataset),
         batch_sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_CollateUnlessError(dataset.collate),
+        collate_fn=CollateUnlessError(dataset.collate),
         persistent_workers=num_workers > 0,
         multiprocessing_context=START_METHOD if num_workers else None,
         worker_init_fn=obey_only_parent,
@@ -249,49 +266,6 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
         # drawing it from torch's would make a resumed run differ from an unbroken one.
         generator=torch.Generator(),
     )
-
-
-class _Caught(Dataset):
-    """The dataset, but an InputError comes back in place of the items.
-
-    torch would raise it again with the worker's whole traceback for a message.
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitems__(self, keys):
-        try:
-            return [self.dataset[key] for key in keys]
-        except InputError as error:
-            return error
-
-
-class _CollateUnlessError:
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, items):
-        return items if isinstance(items, InputError) else self.collate(items)
-
-
-class _Loader(DataLoader):
-    def close(self):
-        """End the workers. At exit torch would wait five seconds for each."""
-        workers, self._iterator = self._iterator, None
-        if workers is not None:
-            workers._shutdown_workers()
-
-    def __iter__(self):
-        with signals_held():
-            batches = super().__iter__()
-        for batch in batches:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
 
 
 def _frames(manifest, row):

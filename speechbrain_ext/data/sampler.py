@@ -183,7 +183,7 @@ class CropBatchSampler(Sampler):
             seed, number of utterances, or global batch size.
         """
         identity = self._identity()
-        saved = {name: state[name] for name in identity}
+        saved = {name: state.get(name) for name in identity}
         finished = state["step"] == state["steps"]
         if saved != identity and state["step"] > 0 and not finished:
             raise InputError(
@@ -214,6 +214,7 @@ class CropBatchSampler(Sampler):
             "steps": len(self),
             "global_batch": self.global_batch,
             "draws": self.n_draws,
+            "shard_window": None,
         }
 
     def _my_part(self, epoch):
@@ -227,8 +228,7 @@ class CropBatchSampler(Sampler):
         """Rows of the manifest and speeds by position: [n_draws] each."""
         generator = np.random.default_rng([self.seed, epoch])
         if self.draws_per_epoch is None:
-            order = np.arange(self.n_draws, dtype=self._rows)
-            generator.shuffle(order)
+            order = self._each_once(generator)
         else:
             order = self._balanced_rows(epoch)
         if self.n_speeds == 1:
@@ -236,6 +236,12 @@ class CropBatchSampler(Sampler):
         else:
             speeds = generator.integers(self.n_speeds, size=self.n_draws, dtype=np.int8)
         return order, speeds
+
+    def _each_once(self, generator):
+        """All rows in the epoch's order: [N]."""
+        order = np.arange(self.n_draws, dtype=self._rows)
+        generator.shuffle(order)
+        return order
 
     def _speeds_of(self, rows, speeds):
         """Speeds of one batch, the first one where the speaker is not perturbed."""

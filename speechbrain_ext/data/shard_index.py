@@ -160,6 +160,10 @@ class PlaceColumn(TextColumn):
             return PlaceColumn(self.index, self.ids[rows], first)
         return self._path(self.ids[rows], int(first))
 
+    def positions(self):
+        """Number of the shard, int64 [N], and offset in it, int64 [N]."""
+        return self.index.parts[SHARD][self.first], self.index.parts[OFFSET][self.first]
+
     def tolist(self):
         """All paths: [N] str."""
         return list(map(self._path, self.ids.tolist(), self.first.tolist()))

@@ -10,6 +10,7 @@ sample 0, so that the output stays in time with the input, at the input's energy
 """
 
 import contextlib
+import functools
 from fractions import Fraction
 
 import numpy as np
@@ -45,10 +46,23 @@ def read_crop(path, frames, n, generator):
     InputError
         Where the recording is missing, corrupt, or shorter than ``frames``.
     """
+    read = functools.partial(read_audio, path, average=True)
+    return take_crop(read, frames, n, generator)
+
+
+def take_crop(read, frames, n, generator):
+    """What :func:`read_crop` does, on samples that lie anywhere.
+
+    Arguments
+    ---------
+    read : callable
+        ``(start, count)`` → float32 [count].
+    frames, n, generator
+        As there.
+    """
     if frames >= n:
-        start = int(generator.integers(frames - n, endpoint=True))
-        return read_audio(path, start, n, average=True)
-    wav = read_audio(path, 0, frames, average=True)
+        return read(int(generator.integers(frames - n, endpoint=True)), n)
+    wav = read(0, frames)
     phase = int(generator.integers(frames))
     return np.take(wav, np.arange(phase, phase + n), mode="wrap")
 

@@ -17,7 +17,6 @@ from cnceleb_prepare import prepare_cnceleb
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
@@ -28,6 +27,7 @@ from speechbrain_ext.training import (
     make_brain,
     make_modules,
     make_training_set,
+    read_training_manifest,
 )
 
 
@@ -39,7 +39,7 @@ def main():
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     prepared = main_process_first(call_with, prepare_cnceleb, "prepare", hparams)
 
-    manifest = read_manifest(prepared.train)
+    manifest = read_training_manifest(hparams, prepared.train)
     dataset, sampler = make_training_set(hparams, manifest)
     validation = read_validation(prepared)
     modules = make_modules(hparams, manifest)

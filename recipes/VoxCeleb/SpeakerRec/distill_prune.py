@@ -34,9 +34,7 @@ from speechbrain_ext.brains.step_log import read_steps
 from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.distributed import main_process_first, rank_and_world
+from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.files import write_json
 from speechbrain_ext.hyper import call_with, load_run
@@ -44,6 +42,7 @@ from speechbrain_ext.pretrained import keep_classifier, save_pretrained
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import Budget, add_gates, structure
 from speechbrain_ext.pruning.plots import plot_progress, plot_structure
+from speechbrain_ext.training import make_sampler, read_training_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +50,7 @@ logger = logging.getLogger(__name__)
 KEYS = (
     *("output_folder", "save_folder", "train_logger", "seed", "prepare"),
     *("crop_seconds", "batch_size", "draws_per_epoch", "num_workers"),
+    *("shards", "shard_window", "max_bad_recordings"),
     *("valid_batch_seconds", "teacher", "student", "student_folder"),
     *("gates", "budget", "multiple", "gate_lr", "multiplier_lr"),
     *("opt_class", "epoch_counter", "lr_schedule"),
@@ -59,17 +59,9 @@ KEYS = (
 
 def make_training_set(hparams, manifest):
     """Manifest → (TrainingSet, its sampler): clean crops, whoever speaks."""
-    rank, world = rank_and_world()
-    sampler = CropBatchSampler(
-        manifest.labels,
-        hparams["batch_size"],
-        hparams["crop_seconds"],
-        seed=hparams["seed"],
-        rank=rank,
-        world_size=world,
-        draws_per_epoch=hparams["draws_per_epoch"],
-    )
-    return TrainingSet(manifest, hparams["seed"]), sampler
+    tolerated = hparams["max_bad_recordings"]
+    dataset = TrainingSet(manifest, hparams["seed"], max_bad_recordings=tolerated)
+    return dataset, make_sampler(hparams, manifest)
 
 
 def make_budget(hparams):
@@ -145,7 +137,7 @@ def main():
     budget = make_budget(hparams)
     prepared = main_process_first(call_with, prepare_voxceleb, "prepare", hparams)
 
-    manifest = read_manifest(prepared.train)
+    manifest = read_training_manifest(hparams, prepared.train)
     dataset, sampler = make_training_set(hparams, manifest)
     log_decisions(hparams, manifest, sampler, budget)
     # from here on (dropout, gates) every rank has random numbers of its own

@@ -19,7 +19,6 @@ from voxblink2_prepare import prepare_voxblink2
 from voxceleb_prepare import prepare_voxceleb
 
 from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.data.mixing import mix_manifests
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import command_line
@@ -31,6 +30,7 @@ from speechbrain_ext.training import (
     make_brain,
     make_modules,
     make_training_set,
+    read_training_manifest,
 )
 
 # Top-level keys of the YAML files that this script and its Brain read.
@@ -55,7 +55,7 @@ def main():
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     prepared = main_process_first(prepare, hparams)
 
-    manifest = read_manifest(prepared.train)
+    manifest = read_training_manifest(hparams, prepared.train)
     dataset, sampler = make_training_set(hparams, manifest)
     validation = read_validation(prepared)
     modules = make_modules(hparams, manifest)

@@ -1,0 +1,125 @@
+"""Training in the order of shards: each utterance once, near to where it lies, resumed
+at any step."""
+
+import numpy as np
+import pytest
+
+from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.data.shard_index import PlaceColumn
+from speechbrain_ext.data.shard_order import ShardOrderSampler
+from speechbrain_ext.errors import InputError
+
+N, SHARDS = 603, 12
+
+
+class Places(PlaceColumn):
+    """Utterance i lies in shard (7·i mod 12) at the offset 603 − i."""
+
+    def __init__(self):
+        super().__init__(None, None, np.arange(N))
+
+    def positions(self):
+        return 7 * self.first % SHARDS, N - self.first
+
+
+def sampler_of(window=20, batch_size=4, **settings):
+    return ShardOrderSampler(
+        Places(), window, np.zeros(N, int), batch_size, seed=5, **settings
+    )
+
+
+def rows_of(sampler, epoch=1):
+    sampler.set_epoch(epoch)
+    return [draw.row for batch in sampler for draw in batch]
+
+
+def stream_of(rows, shards):
+    """Rows sorted as they lie, shard by shard in a given order."""
+    return sorted(rows, key=lambda row: (shards.index(7 * row % SHARDS), -row))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_utterance_once_whatever_the_epoch(world_size):
+    seen = []
+    for epoch in (1, 2):
+        ranks = [
+            rows_of(sampler_of(rank=rank, world_size=world_size), epoch)
+            for rank in range(world_size)
+        ]
+        rows = [row for part in ranks for row in part]
+        assert len(rows) == len(set(rows)) == N // (4 * world_size) * 4 * world_size
+        assert {len(part) for part in ranks} == {len(rows) // world_size}
+        seen.append(rows)
+    assert seen[0] != seen[1]
+    assert rows_of(sampler_of(), 1) == rows_of(sampler_of(), 1)
+
+
+def test_a_window_of_one_is_the_order_on_the_disk():
+    rows = rows_of(sampler_of(window=1))
+    shards = list(dict.fromkeys(7 * row % SHARDS for row in rows))
+    assert len(shards) == SHARDS
+    assert shards != sorted(shards)
+    assert rows == stream_of(rows, shards)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_utterance_is_drawn_within_the_window_of_its_place(world_size):
+    for rank in range(world_size):
+        settings = {"rank": rank, "world_size": world_size}
+        stream = rows_of(sampler_of(window=1, **settings))
+        rows = rows_of(sampler_of(window=20, **settings))
+        # the last of a rank's part may be the first of the next one's: same generator
+        assert sorted(rows) == sorted(stream)
+        moved = np.array([rows.index(row) for row in stream]) - np.arange(len(stream))
+        assert np.abs(moved).max() < 20
+        assert len(set(moved)) > 20  # both ways, and not by one step alone
+
+
+def test_ranks_read_different_shards():
+    parts = [set(rows_of(sampler_of(rank=r, world_size=3))) for r in range(3)]
+    shards = [{7 * row % SHARDS for row in part} for part in parts]
+    for one in range(3):
+        assert len(shards[one]) <= SHARDS // 3 + 2
+        assert len(shards[one] & shards[one - 1]) <= 1
+
+
+def test_an_epoch_is_continued_at_any_step():
+    whole = sampler_of(n_speeds=3)
+    whole.set_epoch(2)
+    batches = list(whole)
+    for step in (0, 1, 77, len(batches)):
+        whole.step_done = step
+        resumed = sampler_of(n_speeds=3)
+        resumed.load_state_dict(whole.state_dict())
+        resumed.set_epoch(2)
+        assert list(resumed) == batches[step:]
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (lambda: sampler_of(), lambda: sampler_of(window=21)),
+        (lambda: sampler_of(), lambda: CropBatchSampler(np.zeros(N, int), 4, seed=5)),
+        (lambda: CropBatchSampler(np.zeros(N, int), 4, seed=5), lambda: sampler_of()),
+        (lambda: sampler_of(), lambda: sampler_of(batch_size=2, world_size=2)),
+    ],
+)
+def test_another_order_is_not_continued_with(saved, loaded):
+    sampler = saved()
+    sampler.step_done = 3
+    with pytest.raises(InputError, match="sampler: step 3 of an epoch with"):
+        loaded().load_state_dict(sampler.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"window": 0}, "shard_window: 0, expected at least 1"),
+        ({"draws_per_epoch": 50}, "draws_per_epoch: 50 with a shard_window"),
+    ],
+)
+def test_settings_out_of_range(settings, expected):
+    with pytest.raises(InputError, match=expected):
+        sampler_of(**settings)
+    with pytest.raises(InputError, match="shard_window: 5 without shards"):
+        ShardOrderSampler(np.array(["a.wav"]), 5, np.zeros(1, int), 1)
