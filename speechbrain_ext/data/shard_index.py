@@ -101,12 +101,11 @@ class ShardIndex:
         small = self.parts.shape[1] < 2**31
         first = np.empty(len(ids), dtype=np.int32 if small else np.int64)
         keys = self.parts[KEY]
-        for start in range(0, len(ids), _ROWS_AT_ONCE):
-            wanted = keys_of(ids[start : start + _ROWS_AT_ONCE].tolist())
+        for part in _slices(len(ids)):
+            wanted = keys_of(ids[part].tolist())
             found = np.searchsorted(keys, wanted)
             inside = np.minimum(found, len(keys) - 1)
-            missing = keys[inside] != wanted
-            first[start : start + len(wanted)] = np.where(missing, -1, inside)
+            first[part] = np.where(keys[inside] == wanted, inside, -1)
         return first
 
     def parts_from(self, first):
@@ -206,7 +205,9 @@ def from_shards(manifest, folder):
     """
     index = ShardIndex(folder)
     if index.bad:
-        good = np.array([name not in index.bad for name in manifest.ids.tolist()])
+        good = np.ones(len(manifest), dtype=bool)
+        for part in _slices(len(manifest)):
+            good[part] = [name not in index.bad for name in manifest.ids[part].tolist()]
         if not good.all():
             manifest = manifest.select(good)
             logger.warning(
@@ -272,15 +273,20 @@ def _check_size(path, size):
         raise InputError(f"{path}: {found}, expected a shard of {size} bytes")
 
 
+def _slices(n):
+    """Some rows at a time: all IDs as Python texts would take more than the rest."""
+    starts = range(0, n, _ROWS_AT_ONCE)
+    return [slice(start, start + _ROWS_AT_ONCE) for start in starts]
+
+
 def _check_lengths(index, manifest, first):
-    for start in range(0, len(first), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    for part in _slices(len(first)):
         there = index.frames_from(first[part])
         said = np.round(manifest.durations[part] * SAMPLE_RATE).astype(np.int64)
         shorter = np.flatnonzero(there < said)
         if len(shorter):
             at = int(shorter[0])
             raise InputError(
-                f"{index.folder}: '{manifest.ids[start + at]}' has {there[at]} "
+                f"{index.folder}: '{manifest.ids[part.start + at]}' has {there[at]} "
                 f"samples, the manifest says {said[at]}: made from other recordings"
             )

@@ -250,6 +250,8 @@ def _finish(folder, records, max_bad_files):
                 break
     report_bad_files([tuple(item) for item in bad], folder, max_bad_files)
     parts = np.concatenate(columns, axis=1)
+    if not parts.size:
+        raise InputError(f"{folder}: all recordings are bad, expected some good ones")
     parts = parts[:, np.argsort(parts[0], kind="stable")]
     with write_atomically(folder / INDEX, "wb") as file:
         np.save(file, parts)
