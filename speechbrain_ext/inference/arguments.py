@@ -60,8 +60,7 @@ def _add_embed(commands):
     parser.add_argument(
         "--batch_seconds",
         type=float,
-        default=120.0,
-        help="of audio in one batch: bounds the memory (default: 120)",
+        help="of audio in one batch: bounds the memory (default: as the device needs)",
     )
 
 

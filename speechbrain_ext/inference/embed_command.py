@@ -30,7 +30,7 @@ BLOCK = 256  # recordings; as much work may be lost, plus save_every
 FAILURES = ".failures.txt"
 
 
-def embed_inputs(verifier, inputs, out, batch_seconds=120.0, save_every=60.0):
+def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
     """Embed folders and files into one file.
 
     Arguments
@@ -41,8 +41,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=120.0, save_every=60.0):
     out : str or Path
         ``.npz`` or ``.safetensors``, for
         :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`; replaced.
-    batch_seconds : float
-        Of audio in one batch: bounds the memory.
+    batch_seconds : float or None
+        Of audio in one batch: bounds the memory. None takes what suits the device.
     save_every : float
         Seconds between two parts.
 
