@@ -113,6 +113,7 @@ def _join(front, back):
     front.graph.outputs[:] = outputs
     _make_lens_optional(front.graph)
     _name_sizes(front.graph)
+    _forget_origins(front)
     front.graph.name = "speaker_encoder"
     front.producer_name, front.producer_version = "speechbrain_ext", __version__
     return front
@@ -160,6 +161,18 @@ def _name_sizes(graph):
     _rename_sizes(wavs, "batch", "samples")
     _rename_sizes(lens, "batch_or_1")
     _rename_sizes(graph.outputs[0], "batch")
+
+
+def _forget_origins(model):
+    """Without the exporter's notes: stack traces with the paths of this machine."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph:
+        values += node.outputs
+        node.doc_string = None
+        node.metadata_props.clear()
+    for owner in (model, graph, *values):
+        owner.metadata_props.clear()
 
 
 def _rename_sizes(value, *names):

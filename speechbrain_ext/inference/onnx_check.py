@@ -55,8 +55,8 @@ def check_against_torch(model, path):
     difference = float(np.abs(found - expected).max()) / scale
     if not difference <= TOLERANCE:
         raise InputError(
-            f"exported graph: embeddings differ from torch's by {difference:.2g}, expected "
-            f"{TOLERANCE:g} at most"
+            f"exported graph: embeddings differ from torch's by {difference:.2g}, "
+            f"expected {TOLERANCE:g} at most"
         )
     return {
         "max_difference": difference,

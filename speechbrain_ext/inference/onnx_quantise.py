@@ -5,6 +5,12 @@
 One scale s_w per output channel, from the weights alone; s_x and z_x per call, from the
 values that come: onnxruntime's dynamic quantisation, which needs no recordings to
 calibrate on. Features, convolutions and norms stay as they are.
+
+Ŵ keeps to −64 … 64: without VNNI, x86 processors add two products x̂ Ŵ in 16 bits, which
+whole bytes would overflow, on such a machine only and without a word. Measured on one
+product of 150 × 1024 × 4096, relative error and seconds against fp32's: 1.8 % and 0.19
+in this way, 1.3 % and 0.26 with all of int8, 1.2 % and 0.91 with uint8 weights; weights
+alone in blocks of 128, computing in fp32: 0.6 % and 3.2.
 """
 
 import logging
@@ -75,17 +81,21 @@ def _quantised(path):
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph = onnx.load(path, load_external_data=False).graph
-    raw = path.with_name("raw.onnx")
+    model = onnx.load(path, load_external_data=False)
+    # the quantiser transposes weights and leaves the shapes that are noted of them
+    del model.graph.value_info[:]
+    bare, raw = path.with_name("bare.onnx"), path.with_name("raw.onnx")
+    onnx.save(model, bare)
     logging.getLogger().addFilter(_quiet)
     try:
         quantize_dynamic(
-            path,
+            bare,
             raw,
             op_types_to_quantize=list(LINEAR),
-            nodes_to_quantize=_linear_maps(graph),
+            nodes_to_quantize=_linear_maps(model.graph),
             per_channel=True,
             weight_type=QuantType.QInt8,
+            reduce_range=True,
             use_external_data_format=is_large(file_bytes(path)),
         )
     finally:
