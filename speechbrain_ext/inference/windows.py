@@ -7,7 +7,7 @@ mean of those of its windows as they are::
     e = 1/K Σ_k e_k
 
 They are not scaled to length 1 before. The magnitude of an embedding tells how sure the
-model is: a window of noise or of another's laughter counts little, and the mean keeps
+model is, as a rule: a window of little speech counts less, and the mean keeps
 a magnitude that the calibration knows. Enrolment averages recordings in the same way
 (:func:`~speechbrain_ext.scoring.enrolment.average_enrolment`). Windows without any
 sound are left out. A recording of one window or less is embedded whole: K = 1.
