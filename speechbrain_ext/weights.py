@@ -48,7 +48,8 @@ def read_weights(path):
         else:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
+        # torch's second sentence advises to load without this guard
+        reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(f"{path}: refused as weights ({reason})") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).split("\n")[0]
