@@ -43,7 +43,10 @@ def test_three_stages(corpus, tmp_path):
         ],
         "stage2_voxblink2": both,
         # Nothing learnt: what the classifier then has is what was handed over.
-        "stage3_lmft": [*data_words(corpus)[:3], *small, "--lr=1e-30"],
+        "stage3_lmft": [
+            *(*data_words(corpus)[:3], *small),
+            *("--lr=1e-30", "--lr_schedule.final=1e-30"),
+        ],
     }
     found, before = {}, None
     for name, words in stages.items():
