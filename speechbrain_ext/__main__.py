@@ -32,7 +32,7 @@ def add_profile(commands):
     parser.add_argument(
         "--seconds",
         type=float,
-        help="of the utterance: for multiply-adds, 1; for the speed of saved models, 10",
+        help="of the utterance; 1 for multiply-adds, 10 for the speed of saved models",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run_profile)

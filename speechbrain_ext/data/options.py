@@ -61,9 +61,7 @@ class PrepareOptions:
             "enrol_maps",
         ):
             setattr(self, name, [resolve(p) for p in as_list(getattr(self, name))])
-        self.exclude_speakers = sorted(
-            {str(s) for s in as_list(self.exclude_speakers)}
-        )
+        self.exclude_speakers = sorted({str(s) for s in as_list(self.exclude_speakers)})
         self.save_folder = resolve(self.save_folder)
         folder = self.convert_folder
         self.convert_folder = resolve(folder) if folder else None
