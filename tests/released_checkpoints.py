@@ -4,13 +4,18 @@ Their names are written down here once more, apart from the converter's.
 """
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
 from tiny_encoder import noise, randomise
 
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference import convert_released
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
+from speechbrain_ext.pretrained import load_pretrained
 
 CHANNELS = [16, 16, 16, 16, 48]
 HEADS = {
@@ -144,3 +149,31 @@ def embed_batch(model, wavs):
 def utterances():
     """Noise of 0.5, 0.3 and 0.7 s."""
     return [0.1 * noise(n, seed=n) for n in (8000, 4800, 11200)]
+
+
+def convert(tmp_path, names, **options):
+    """A checkpoint of these tensors → converted model."""
+    path = save(checkpoint(names), tmp_path / "model.pth")
+    return load_pretrained(convert_released(path, tmp_path / "out", **options))
+
+
+def assert_same(model, original, tolerance=1e-6):
+    """Equal embeddings, one by one and in a padded batch."""
+    wavs = utterances()
+    expected = embed(original, wavs)
+    assert expected.std(0).min() > 1e-3  # not all the same, whatever is put in
+    torch.testing.assert_close(embed(model, wavs), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(embed_batch(model, wavs), expected, atol=1e-5, rtol=0)
+
+
+def refused(tmp_path, content, match, **options):
+    """Convert, and see one line that names the file, and no folder."""
+    path = content if isinstance(content, Path) else tmp_path / "model.pth"
+    if path is not content:
+        save(content, path)
+    with pytest.raises(InputError, match=match) as caught:
+        convert_released(path, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))

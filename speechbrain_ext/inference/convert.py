@@ -20,11 +20,13 @@ from torch import nn
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.errors import InputError, naming
 from speechbrain_ext.inference.released_file import read_released, sha256
+from speechbrain_ext.inference.released_head import head_for
 from speechbrain_ext.inference.released_shapes import (
     ENCODER,
+    INTERMEDIATE,
     Shapes,
     encoder_config,
-    head_for,
+    left_over,
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
@@ -158,6 +160,8 @@ def build_released(weights, source, encoder_config=None, lora_alpha=None):
     try:
         _load(encoder, head, weights, source)
     except InputError as error:
+        if encoder_config and left_over(weights, config, source):
+            widths += f", which says that some were removed: this is as {INTERMEDIATE}"
         raise InputError(f"{error}{widths}") from error
     if lora:
         merge_lora(encoder)

@@ -3,7 +3,6 @@
     hidden C       rows of feature_projection.projection
     head width d   columns of distance_embedding;   heads = rows of linear_q / d
     FFN, conv      rows of intermediate_dense, of depthwise_conv; kernel: its last axis
-    head           its parameters: adapter_layers, layer_weights, or pooling alone
 
 Each width is what most of the tensors that have it say, so that one of a wrong shape
 is found by the strict loading that follows, and named there. What shapes cannot tell
@@ -18,14 +17,27 @@ from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.conformer import LayerShape
-from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
-from speechbrain_ext.lobes.widths import full_shape, with_layer_shapes
+from speechbrain_ext.lobes.widths import (
+    full_shape,
+    layer_shapes,
+    with_layer_shapes,
+)
 
 ENCODER = "front.encoder."
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.(\w+?)(?:_layer_norm)?\.")
 POSITIONS = 73  # 64 left, 8 right and its own
 FEATURES = 160
-RES2NET_SCALE = 8
+# width of a LayerShape → the part of a layer that has it
+PARTS = {
+    "heads": "self_attn",
+    "ffn1": "ffn1",
+    "ffn2": "ffn2",
+    "conv": "conv_module",
+}
+INTERMEDIATE = (
+    "prune_dis.pth, which the published pruning writes between two of its stages and "
+    "which still holds the dense model's tensors of parts that were removed"
+)
 _FFN = (
     ("intermediate_dense.weight", 0),
     ("intermediate_dense.bias", 0),
@@ -102,7 +114,7 @@ def encoder_config(weights, source):
     ------
     InputError
         Where a tensor without which no width is known is missing, or the shapes
-        contradict each other.
+        contradict each other or can be those of two models.
     """
     shapes = Shapes(weights, source)
     projection = f"{ENCODER}feature_projection.projection."
@@ -135,53 +147,11 @@ def encoder_config(weights, source):
         for layer in layers
         for name, width in layer._asdict().items()
     )
+    if pruned:
+        _check_nothing_left_over(layers, full, source)
     return with_layer_shapes(
         config, [_completed(layer, full, pruned) for layer in layers]
     )
-
-
-def head_for(weights, config, source):
-    """The head that these weights are of, without values of its own yet.
-
-    Arguments
-    ---------
-    weights, source
-        As in :func:`encoder_config`.
-    config : Wav2Vec2BertConfig
-        Of the encoder.
-
-    Returns
-    -------
-    AdapterMFA, MFA or WeightedSumECAPA
-
-    Raises
-    ------
-    InputError
-        Where it is none of these.
-    """
-    shapes = Shapes(weights, source)
-    kinds = {name.split(".")[0] for name in shapes.by_name} - {"front"}
-    sizes = {
-        "input_size": config.hidden_size,
-        "n_states": config.num_hidden_layers + 1,
-    }
-    if kinds & {"layer_weights", "ecapa_tdnn"}:
-        fc = (("fc.conv.weight", 0), ("fc.conv.bias", 0))
-        embedding = shapes.need("ecapa_tdnn.", *fc)
-        channels = _ecapa_channels(shapes)
-        return WeightedSumECAPA(**sizes, embedding_size=embedding, channels=channels)
-    if not kinds & {"adapter_layers", "pooling", "bottleneck"}:
-        raise InputError(
-            f"{source}: no head among {sorted(kinds)}; expected adapter_layers "
-            "(Adapter-MFA), layer_weights and ecapa_tdnn (weighted sum), or pooling "
-            "alone (MFA)"
-        )
-    sizes["embedding_size"] = shapes.need("bottleneck.", ("weight", 0), ("bias", 0))
-    if "adapter_layers" not in kinds:
-        places = [(f"{n}.{kind}", 0) for n in (0, 2) for kind in ("weight", "bias")]
-        pooling = shapes.need("pooling.attention.", *places)
-        return MFA(**sizes, pooling_size=pooling)
-    return AdapterMFA(**sizes, **_adapter_sizes(shapes, sizes["n_states"]))
 
 
 def _attention_width(shapes, parts, hidden):
@@ -239,6 +209,41 @@ def _completed(layer, full, pruned):
     )
 
 
+def _check_nothing_left_over(layers, full, source):
+    """InputError where a pruned model may hold parts that were removed from it.
+
+    The published code writes prune_dis.pth, the pruned encoder's tensors over those of
+    the dense model: of a part that was removed the dense model's are left, in full
+    size. Then no layer lacks a part. A part of which nothing was pruned looks the same.
+    """
+    if any(width is None for layer in layers for width in layer):
+        return
+    # a kind that is whole in every layer was never pruned
+    pruned = [n for n in PARTS if {getattr(x, n) for x in layers} != {getattr(full, n)}]
+    for number, layer in enumerate(layers):
+        for name, part in ((name, PARTS[name]) for name in pruned):
+            if getattr(layer, name) == getattr(full, name):
+                raise InputError(
+                    f"{source}: pruned, but {ENCODER}encoder.layers.{number}.{part} "
+                    f"has its full size ({name}: {getattr(full, name)}), as in "
+                    f"{INTERMEDIATE}; expected a checkpoint of the training after it, "
+                    "or, where nothing of this part was pruned, the encoder "
+                    "configuration with it (--encoder_config)"
+                )
+
+
+def left_over(weights, config, source):
+    """Parts that a checkpoint has and its configuration says were removed → names."""
+    parts, found = Shapes(weights, source).parts(), []
+    for number, layer in enumerate(layer_shapes(config)):
+        found += [
+            f"{ENCODER}encoder.layers.{number}.{part}"
+            for name, part in PARTS.items()
+            if not getattr(layer, name) and part in parts.get(number, ())
+        ]
+    return found
+
+
 def _full_ffn(layers, hidden):
     """Width of the feed-forward parts before any was pruned, as far as one can tell."""
     widths = {w for layer in layers for w in (layer.ffn1, layer.ffn2) if w is not None}
@@ -252,37 +257,3 @@ def _kernel(shapes, parts):
         if "conv_module" in parts[n]
     ]
     return shapes.vote(f"{ENCODER}encoder.layers.", places) or 31
-
-
-def _adapter_sizes(shapes, n_states):
-    outputs = [
-        (f"{n}.3.{kind}", 0) for n in range(n_states) for kind in ("weight", "bias")
-    ]
-    adapter_size = shapes.need("adapter_layers.", *outputs)
-    places = (
-        *(("0.weight", 0), ("0.bias", 0), ("1.weight", 0), ("1.bias", 0)),
-        ("3.weight", 1),
-    )
-    hidden = [
-        shapes.vote(f"adapter_layers.{n}.", places) or adapter_size
-        for n in range(n_states)
-    ]
-    uneven = any(width != adapter_size for width in hidden)
-    return {"adapter_size": adapter_size, "hidden_sizes": hidden if uneven else None}
-
-
-def _ecapa_channels(shapes):
-    """Of the first convolution, of three SE-Res2Net blocks, of the aggregation."""
-    names = ["blocks.0", *(f"blocks.{n}.tdnn1" for n in (1, 2, 3)), "mfa"]
-    channels = [
-        shapes.need(
-            f"ecapa_tdnn.{name}.", ("conv.conv.weight", 0), ("conv.conv.bias", 0)
-        )
-        for name in names
-    ]
-    if any(width % RES2NET_SCALE for width in channels[1:4]):
-        raise InputError(
-            f"{shapes.source}: ECAPA-TDNN of {channels} channels, expected multiples "
-            f"of {RES2NET_SCALE}"
-        )
-    return channels

@@ -1,28 +1,24 @@
-"""Wrong, partial, damaged or hostile checkpoints: one line, and nothing is written."""
+"""Checkpoints whose tensors are wrong or partial: one line, and nothing is written."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from released_checkpoints import (
+    assert_same,
     checkpoint,
+    convert,
     published_names,
     random_model,
+    refused,
     save,
     with_lora,
     write_config,
 )
-from safetensors.torch import save_file
 from tiny_encoder import noise
 
-from speechbrain_ext.__main__ import main
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import convert_released
-from speechbrain_ext.pretrained import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,19 +30,6 @@ PRUNED = {"num_attention_heads_group": [3, 2], "conv_channels": [20, 9]}
 def names(tmp_path):
     """Tensors of a small Adapter-MFA by their published names."""
     return published_names(random_model(write_config(tmp_path)))
-
-
-def refused(tmp_path, content, match, **options):
-    """Convert, and see one line that names the file, and no folder."""
-    path = content if isinstance(content, Path) else tmp_path / "model.pth"
-    if path is not content:
-        save(content, path)
-    with pytest.raises(InputError, match=match) as caught:
-        convert_released(path, tmp_path / "out", **options)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob(".out*"))
 
 
 # -- tensors ---------------------------------------------------------------------------
@@ -266,135 +249,50 @@ def test_bad_configuration(tmp_path, names, change, match):
     assert str(config) in str(caught.value)
 
 
-# -- files -----------------------------------------------------------------------------
+# -- what the published pruning writes between two stages ------------------------------
 
 
-class Hostile:
-    """Makes a folder when it is unpickled as code."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        """What pickle would call."""
-        return os.mkdir, (self.path,)
-
-
-def test_hostile_pickle_is_not_run(tmp_path, names):
-    ran = tmp_path / "ran"
-    content = {**checkpoint(names), "epoch_idx": Hostile(ran)}
-    refused(tmp_path, content, "refused, loading it would run [a-z]+.mkdir")
-    assert not ran.exists()
-
-
-def test_dictionary_inside_itself(tmp_path, names):
-    content = checkpoint(names)
-    content["modules"]["again"] = content
-    refused(tmp_path, content, "a dictionary inside itself")
-
-
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9, 0.999])
-def test_truncated(tmp_path, names, kept):
-    path = save(checkpoint(names), tmp_path / "model.pth")
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    refused(tmp_path, path, "truncated or no torch file")
+def over_dense(tmp_path, **pruned):
+    """A pruned encoder's tensors over those of a dense model, and its configuration."""
+    sizes = {"ffn": 96, "layers": 3}
+    dense = published_names(random_model(write_config(tmp_path, **sizes), seed=1))
+    config = write_config(tmp_path, **sizes, **pruned)
+    encoder = published_names(random_model(config))
+    over = {name: w for name, w in encoder.items() if name.startswith("front.")}
+    return {**dense, **over}, config
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    ("pruned", "part"),
     [
-        (b"", "an empty file"),
-        (b"<!DOCTYPE html>\n<html><head></head></html>", "web page.*/resolve/"),
-        (b"\n  <html>", "web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "LFS pointer"),
-        (b'{"error": "not found"}', "JSON text"),
-        (b"Entry not found", "truncated or no torch file"),
-        (b"PK\x03\x04" + bytes(100), "truncated or no torch file"),
-        (bytes(1000), "truncated or no torch file"),
+        ({"num_attention_heads_group": [3, 2, 0]}, r"2\.self_attn .*\(heads: 4\)"),
+        (
+            {"intermediate_size_group": [[9, 8], [7, 0], [6, 5]]},
+            r"1\.ffn2 .*\(ffn2: 96\)",
+        ),
+        ({"conv_channels": [0, 9, 5]}, r"0\.conv_module .*\(conv: 24\)"),
     ],
 )
-def test_other_content(tmp_path, content, match):
-    path = tmp_path / "model.pth"
-    path.write_bytes(content)
-    refused(tmp_path, path, match)
+def test_prune_dis(tmp_path, pruned, part):
+    """A part that was removed is there in full: no other width tells that it is not."""
+    names, config = over_dense(tmp_path, **pruned)
+    says = rf"{LAYER}{part}, as in prune_dis\.pth, .*training after it.*encoder_config"
+    refused(tmp_path, checkpoint(names), says)
+    says = r"unexpected: .*widths are those in .*removed: this is as prune_dis\.pth"
+    refused(tmp_path, checkpoint(names), says, encoder_config=config)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_safetensors(tmp_path, names, name):
-    path = tmp_path / name
-    save_file(names, path)
-    refused(tmp_path, path, "a safetensors file")
-
-
-def test_folder_and_nothing(tmp_path):
-    (tmp_path / "model").mkdir()
-    refused(tmp_path, tmp_path / "model", "a folder, expected a published checkpoint")
-    refused(tmp_path, tmp_path / "absent.pth", "no such file")
-
-
-@pytest.mark.parametrize("content", [[1, 2], noise(3), {}, {"epoch_idx": 3}])
-def test_other_torch_files(tmp_path, content):
-    refused(tmp_path, content, "holds a|no tensors front.encoder")
-
-
-# -- the folder ------------------------------------------------------------------------
-
-
-def test_what_is_converted_is_not_lost(tmp_path, names):
-    """The folder is replaced as a whole; a checkpoint inside would go with it."""
-    path = save(checkpoint(names), tmp_path / "model.pth")
-    folder = convert_released(path, tmp_path / "out")
-    inside = folder / "model.pth"
-    inside.write_bytes(path.read_bytes())
-    with pytest.raises(InputError, match=r"holds model\.pth, which would be lost"):
-        convert_released(inside, folder)
-    config = write_config(folder)
-    with pytest.raises(InputError, match=r"holds encoder_config\.json"):
-        convert_released(path, folder, config)
-    assert inside.is_file()
-
-
-def test_folder_of_something_else(tmp_path, names):
-    path = save(checkpoint(names), tmp_path / "model.pth")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="exists and is not a pretrained folder"):
-        convert_released(path, other)
-    assert (other / "thesis.txt").is_file()
-
-
-# -- the command -----------------------------------------------------------------------
-
-
-def test_command(tmp_path, names):
-    path = save(checkpoint(with_lora(names, 2)), tmp_path / "model.pth")
-    folder = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "speechbrain_ext", "convert", path),
-            *("--output", folder, "--lora_alpha", "3", "--licence", "CC0"),
-            *("--encoder_config", write_config(tmp_path)),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == f"{folder}\n"
-    for found in ("AdapterMFA", "LoRA of rank 2, alpha 3", "left out", "parameters"):
-        assert found in done.stderr
-    kept = json.loads((folder / "training.json").read_text())["converted_from"]
-    assert kept["licence"] == "CC0"
-    assert kept["lora"]["alpha"] == 3
-    load_pretrained(folder)
-
-
-def test_command_of_bad_input(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["convert", str(tmp_path / "absent.pth"), "--output", str(tmp_path)])
-    assert caught.value.code == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert said.err.count("\n") == 1
+def test_a_part_of_which_nothing_was_pruned(tmp_path):
+    """It looks the same, unless some part is absent, or none of its kind was pruned."""
+    names, config = over_dense(tmp_path, num_attention_heads_group=[3, 4, 2])
+    refused(tmp_path, checkpoint(names), r"1\.self_attn has its full size")
+    for words in (
+        {"num_attention_heads_group": [3, 4, 2], "encoder_config": config},
+        {"num_attention_heads_group": [3, 4, 0]},
+        {"num_attention_heads_group": [3, 1, 2]},
+    ):
+        given = words.pop("encoder_config", None)
+        original = random_model(write_config(tmp_path, ffn=96, layers=3, **words))
+        assert_same(
+            convert(tmp_path, published_names(original), encoder_config=given), original
+        )
