@@ -26,8 +26,9 @@ $(READY): setup.py constraints.txt
 quickstart: $(READY)
 	$(BIN)/python recipes/VoxCeleb/SpeakerRec/quickstart.py
 
+# one worker and one thread a core: two workers are done in about half the time
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -52,6 +52,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff",
             GRADIO,
             WEBDATASET,
