@@ -66,7 +66,7 @@ def report_bad_files(bad, save_folder, max_bad_files, indispensable=frozenset())
     Arguments
     ---------
     bad : list of (str, str)
-        Path and reason of each.
+        Path and reason of each; the first is named in errors.
     save_folder : Path
         Where ``bad_files.txt`` goes.
     max_bad_files : int
@@ -83,7 +83,6 @@ def report_bad_files(bad, save_folder, max_bad_files, indispensable=frozenset())
     if not bad:
         listing.unlink(missing_ok=True)
         return
-    bad = sorted(bad)
     with write_atomically(listing) as file:
         file.writelines(f"{path}\t{reason}\n" for path, reason in bad)
     needed = [item for item in bad if item[0] in indispensable]

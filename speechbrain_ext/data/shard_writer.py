@@ -248,7 +248,7 @@ def _finish(folder, records, max_bad_files):
             bad += record["bad"]
             if len(bad) > max_bad_files:
                 break
-    report_bad_files([tuple(item) for item in bad], folder, max_bad_files)
+    report_bad_files(sorted(map(tuple, bad)), folder, max_bad_files)
     parts = np.concatenate(columns, axis=1)
     if not parts.size:
         raise InputError(f"{folder}: all recordings are bad, expected some good ones")

@@ -128,7 +128,7 @@ def _prepare(options, corpus, num_workers, marker):
     )
     logger.info("%d of %d parts were read by an earlier run", sum(known), len(known))
     tables, details = zip(*parts.collect()) if parts.numbers else ((), ())
-    bad = [tuple(item) for part in details for item in part["bad"]]
+    bad = sorted(tuple(item) for part in details for item in part["bad"])
     report_bad_files(bad, marker.folder, options.max_bad_files)
     counts = _total(details, videos, parts.n_unlisted_speakers)
     table = concatenate(list(tables))

