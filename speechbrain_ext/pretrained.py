@@ -4,7 +4,7 @@
     encoder_config.json            configuration from which the encoder is rebuilt
     speaker_encoder.safetensors    encoder and head, LoRA merged
     classifier.safetensors         one row per training class
-    training.json                  speakers in row order, epoch, validation EER
+    training.json                  speakers in row order, stage, epoch, validation EER
 
 The next stage, verification and inference all read this folder. Everything in it is
 needed: loading is strict and downloads nothing. Inference also takes calibration.json,
@@ -17,22 +17,49 @@ import json
 from pathlib import Path
 
 import torch
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
-from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_folder_atomically, write_json
 from speechbrain_ext.hyper import load_yaml
-from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.weights import load_strictly, read_weights, save_weights
+from speechbrain_ext.pretrained_classifier import (
+    CLASSIFIER_FILE,
+    TRAINING,
+    class_rows,
+    keep_classifier,
+    load_classifier,
+    read_training,
+)
+from speechbrain_ext.weights import (
+    NoRandomValues,
+    load_strictly,
+    read_weights,
+    save_weights,
+)
+
+__all__ = [
+    "CLASSIFIER_FILE",
+    "ENCODER_CONFIG",
+    "HYPERPARAMS",
+    "INFERENCE",
+    "MODEL_CKPT",
+    "MODEL_FILE",
+    "TRAINING",
+    "class_rows",
+    "keep_classifier",
+    "load_classifier",
+    "load_hyperparams",
+    "load_pretrained",
+    "load_trainable",
+    "read_training",
+    "save_pretrained",
+    "weights_file",
+    "write_model",
+]
 
 MODEL_FILE = "speaker_encoder.safetensors"
 MODEL_CKPT = "speaker_encoder.ckpt"  # a torch file, where there is no other
-CLASSIFIER_FILE = "classifier.safetensors"
 ENCODER_CONFIG = "encoder_config.json"
 HYPERPARAMS = "hyperparams.yaml"
-TRAINING = "training.json"
 
 # What inference takes from hyperparams.yaml; a folder without these keys has these.
 INFERENCE = {
@@ -186,7 +213,7 @@ def load_hyperparams(folder, overrides=None):
             f"{folder}: no {HYPERPARAMS}, expected a folder written by train.py"
         )
     try:
-        with _NoRandomValues():
+        with NoRandomValues():
             hparams = load_yaml(
                 path, {**(overrides or {}), "pretrained_path": str(folder)}
             )
@@ -234,150 +261,6 @@ def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
     return model.train()
 
 
-def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
-    """Load a former stage's classifier into that of the next one.
-
-    Rows go by the speakers' names: stage 3 keeps the rows of its speakers at their
-    true speed, whatever else stage 2 had.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Written by :func:`save_pretrained`.
-    classifier : ArcFace
-        With as many classes as these speakers have.
-    speakers : list of str
-        Names of the training speakers, in label order.
-    n_speeds : int
-        Blocks of classes: 3 with speed copies, 1 without.
-    n_perturbed : int, optional
-        So many of the speakers, the first, have speed copies; None: all.
-
-    Raises
-    ------
-    InputError
-        Where anything does not fit: the embedding's width, a speaker the former stage
-        did not know, more speeds than it had.
-    """
-    folder = Path(folder)
-    former = read_training(folder)
-    rows = class_rows(
-        former["speakers"],
-        former["n_speeds"],
-        speakers,
-        n_speeds,
-        folder,
-        former.get("n_perturbed"),
-        n_perturbed,
-    )
-    path = folder / CLASSIFIER_FILE
-    weights = read_weights(path)
-    expected = _classes(former).count
-    if len(weights.get("weight", ())) != expected:
-        raise InputError(
-            f"{path}: {len(weights.get('weight', ()))} classes, expected {expected} as "
-            f"in {TRAINING}"
-        )
-    load_strictly(classifier, {"weight": weights["weight"][rows]}, str(path))
-
-
-def keep_classifier(folder):
-    """A former stage's classifier, for one that trains none and hands it on.
-
-    Returns
-    -------
-    classifier : ArcFace
-        Or None.
-    training : dict
-        ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
-        ``n_perturbed``, which its rows stand for; else empty.
-    """
-    if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
-        return None, {}
-    former = read_training(folder)
-    names = ("speakers", "n_speeds", "n_perturbed")
-    kept = {name: former[name] for name in names if former.get(name) is not None}
-    weights = read_weights(path)
-    size = max((weight.shape[-1] for weight in weights.values()), default=0)
-    classifier = ArcFace(size, _classes(kept).count)
-    load_strictly(classifier, weights, str(path))
-    return classifier, kept
-
-
-def read_training(folder):
-    """``training.json`` of a pretrained folder."""
-    path = Path(folder) / TRAINING
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        speakers, n_speeds = values["speakers"], values["n_speeds"]
-        perturbed = values.get("n_perturbed", 0)
-        if not (isinstance(speakers, list) and isinstance(n_speeds, int)):
-            raise TypeError
-        if not (perturbed is None or 0 <= perturbed <= len(speakers)):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected JSON with a list 'speakers' and a number 'n_speeds', as "
-            "train.py writes"
-        ) from error
-    return values
-
-
-def _classes(training):
-    return Classes(
-        len(training["speakers"]), training["n_speeds"], training.get("n_perturbed")
-    )
-
-
-def class_rows(
-    former,
-    former_speeds,
-    speakers,
-    n_speeds,
-    source,
-    former_perturbed=None,
-    n_perturbed=None,
-):
-    """Rows of a former classifier that are the classes of the new one.
-
-    Which class a speaker at some speed is: :mod:`speechbrain_ext.data.classes`.
-
-    Returns
-    -------
-    list of int
-        One row number for each class.
-    """
-    row = {name: number for number, name in enumerate(former)}
-    unknown = [name for name in speakers if name not in row]
-    if unknown:
-        raise InputError(
-            f"{source}: classifier of {len(former)} speakers has no classes for "
-            f"{len(unknown)} of the {len(speakers)} training speakers, first "
-            f"{unknown[0]!r}"
-        )
-    if n_speeds > former_speeds:
-        raise InputError(
-            f"{source}: classifier of {former_speeds} speed(s) has no classes for "
-            f"{n_speeds}, expected as many at most: see speeds"
-        )
-    known = Classes(len(former), former_speeds, former_perturbed)
-    wanted = Classes(len(speakers), n_speeds, n_perturbed)
-    plain = [
-        speakers[number]
-        for number, speed in wanted.speakers_and_speeds()
-        if speed and row[speakers[number]] >= known.perturbed
-    ]
-    if plain:
-        raise InputError(
-            f"{source}: classifier knows {plain[0]!r} at true speed only, expected "
-            f"a speaker that was perturbed, as {n_speeds} speeds are asked for"
-        )
-    return [
-        known.class_of(row[speakers[number]], speed)
-        for number, speed in wanted.speakers_and_speeds()
-    ]
-
-
 def _holds_something_else(folder):
     if not folder.is_dir():
         return folder.exists()
@@ -396,26 +279,6 @@ def _hyperparams(speaker_encoder, inference):
         ),
         **{name: json.dumps(value) for name, value in inference.items()},
     )
-
-
-class _NoRandomValues(TorchFunctionMode):
-    """New parameters are left as the memory was: every one of them is loaded.
-
-    Drawing those of 580 M parameters takes longer than reading them.
-    """
-
-    _DRAWING = {
-        *(torch.Tensor.uniform_, torch.Tensor.normal_),
-        *(init.uniform_, init.normal_, init.trunc_normal_),
-        *(init.xavier_uniform_, init.xavier_normal_),
-        *(init.kaiming_uniform_, init.kaiming_normal_),
-    }
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function in self._DRAWING:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **kwargs)
 
 
 def _dotted(instance):

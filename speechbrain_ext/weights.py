@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from speechbrain_ext.errors import InputError
 
@@ -130,6 +132,26 @@ def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=F
     if bad:
         raise InputError(f"{source}: NaN or infinite weights in {bad[0]}")
     module.load_state_dict(given, strict=False, assign=assign)
+
+
+class NoRandomValues(TorchFunctionMode):
+    """New parameters are left as the memory was: every one of them is loaded.
+
+    Drawing those of 580 M parameters takes longer than reading them.
+    """
+
+    _DRAWING = {
+        *(torch.Tensor.uniform_, torch.Tensor.normal_),
+        *(init.uniform_, init.normal_, init.trunc_normal_),
+        *(init.xavier_uniform_, init.xavier_normal_),
+        *(init.kaiming_uniform_, init.kaiming_normal_),
+    }
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self._DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _finite(tensor):

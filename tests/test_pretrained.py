@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import resource
 import shutil
 import signal
@@ -11,55 +10,40 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import start, tiny_config
+from tiny_pretrained import (
+    DAMAGES,
+    SPEAKERS,
+    make_classifier,
+    make_model,
+    save_tiny,
+    training,
+)
+from tiny_training import start
 
-from speechbrain_ext import files
+from speechbrain_ext import files, pretrained, pretrained_classifier
 from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.errors import InputError, command_line
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
-    class_rows,
-    keep_classifier,
     load_classifier,
     load_pretrained,
     load_trainable,
-    read_training,
     save_pretrained,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SPEAKERS = ["anna", "bert", "carl", "dora"]
 FILES = {
     *("hyperparams.yaml", "encoder_config.json", "training.json"),
     *("speaker_encoder.safetensors", "classifier.safetensors"),
 }
 
 
-def make_model(head=AdapterMFA, seed=0, **options):
-    torch.manual_seed(seed)
-    encoder = W2VBertEncoder(tiny_config())
-    return SpeakerEncoder(encoder, head(16, 2, embedding_size=8, **options))
-
-
-def make_classifier(n_classes=12):
-    torch.manual_seed(1)
-    return ArcFace(8, n_classes)
-
-
-def training(speakers=SPEAKERS, n_speeds=3):
-    return {"speakers": list(speakers), "n_speeds": n_speeds, "epoch": 4}
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A saved model of 4 speakers at 3 speeds."""
-    return save_pretrained(
-        tmp_path / "final", make_model(), make_classifier(), training()
-    )
+    return save_tiny(tmp_path / "final")
 
 
 def wavs():
@@ -239,32 +223,7 @@ def test_killed_at_any_moment_a_whole_model_is_left(folder, tmp_path, step):
 # ---- damaged or hostile --------------------------------------------------------------
 
 
-class Malice:
-    def __reduce__(self):
-        return os.system, ("touch malice",)
-
-
-def garbage(path):
-    path.write_bytes(b"\x80\x00garbage")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def hostile(path):
-    path.write_bytes(pickle.dumps(Malice(), protocol=2))
-
-
-def remove(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize("damage", [garbage, empty, truncate, hostile, remove])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     "name", ["speaker_encoder.safetensors", "encoder_config.json", "hyperparams.yaml"]
 )
@@ -277,16 +236,6 @@ def test_a_damaged_model_is_one_line(folder, name, damage, monkeypatch, tmp_path
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "malice").exists()
-
-
-@pytest.mark.parametrize("damage", [garbage, empty, truncate, hostile, remove])
-@pytest.mark.parametrize("name", ["classifier.safetensors", "training.json"])
-def test_a_damaged_classifier_is_one_line(folder, name, damage):
-    damage(folder / name)
-    with pytest.raises(InputError) as caught:
-        load_classifier(folder, make_classifier(), SPEAKERS, 3)
-    assert str(folder / name) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -345,105 +294,8 @@ def test_a_folder_that_is_none(tmp_path):
             load_pretrained(path)
 
 
-# ---- classes -------------------------------------------------------------------------
-
-
-def rows_after(folder, speakers, n_speeds):
-    classifier = ArcFace(8, len(speakers) * n_speeds)
-    load_classifier(folder, classifier, speakers, n_speeds)
-    return classifier.weight.detach()
-
-
-def test_stage_2_takes_every_class_over(folder):
-    weight = make_classifier().weight.detach()
-    assert torch.equal(rows_after(folder, SPEAKERS, 3), weight)
-
-
-def test_stage_3_keeps_the_first_classes_at_true_speed(folder):
-    weight = make_classifier().weight.detach()
-    assert torch.equal(rows_after(folder, SPEAKERS, 1), weight[:4])
-
-
-def test_classes_go_by_name_and_not_by_place(folder):
-    weight = make_classifier().weight.detach()
-    found = rows_after(folder, ["dora", "anna"], 2)
-    assert torch.equal(found, weight[[3, 0, 4 + 3, 4 + 0]])
-    assert class_rows(["a", "b"], 3, ["b", "a"], 3, "x") == [1, 0, 3, 2, 5, 4]
-    assert class_rows(["a", "b", "c"], 1, ["c"], 1, "x") == [2]
-    # a and b at three speeds, then c and d at one: 6 + 2 classes
-    mixed = ["a", "b", "c", "d"], 3
-    assert class_rows(*mixed, ["a", "b"], 1, "x", 2) == [0, 1]
-    assert class_rows(*mixed, ["b", "a"], 3, "x", 2) == [1, 0, 3, 2, 5, 4]
-    assert class_rows(*mixed, ["d", "b"], 1, "x", 2) == [7, 1]
-    assert class_rows(*mixed, ["b", "d", "c"], 3, "x", 2, 1) == [1, 3, 5, 7, 6]
-    with pytest.raises(InputError, match="x: classifier knows 'c' at true speed only"):
-        class_rows(*mixed, ["b", "c"], 3, "x", 2)
-
-
-def test_an_unknown_speaker_is_named(folder):
-    with pytest.raises(
-        InputError,
-        match=r"has no classes for 2 of the 3 training speakers, first 'emil'",
-    ):
-        rows_after(folder, ["anna", "emil", "fred"], 1)
-
-
-def test_more_speeds_than_before_are_refused(tmp_path):
-    classifier = make_classifier(4)
-    folder = save_pretrained(
-        tmp_path / "final", make_model(), classifier, training(n_speeds=1)
-    )
-    with pytest.raises(InputError, match=r"of 1 speed\(s\) has no classes for 3"):
-        rows_after(folder, SPEAKERS, 3)
-
-
-def test_another_number_of_classes_than_the_file_says(folder):
-    save_file({"weight": torch.ones(11, 8)}, folder / "classifier.safetensors")
-    with pytest.raises(InputError, match="11 classes, expected 12 as in"):
-        rows_after(folder, SPEAKERS, 3)
-    save_file({"other": torch.ones(12, 8)}, folder / "classifier.safetensors")
-    with pytest.raises(InputError, match="0 classes, expected 12"):
-        rows_after(folder, SPEAKERS, 3)
-
-
-def test_another_embedding_size_does_not_fit(folder):
-    with pytest.raises(InputError, match="wrong shape"):
-        load_classifier(folder, ArcFace(16, 12), SPEAKERS, 3)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{}, {"speakers": SPEAKERS}, {"speakers": "anna", "n_speeds": 3}, [1], None]
-    + [{"speakers": SPEAKERS, "n_speeds": "3"}],
-)
-def test_training_must_say_speakers_and_speeds(folder, values):
-    (folder / "training.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"training\.json: expected JSON with a list"):
-        read_training(folder)
-
-
-def test_what_training_knew_is_read_back(folder):
-    assert read_training(folder) == training()
-
-
-# ---- a classifier that is handed on --------------------------------------------------
-
-
-def test_a_classifier_is_kept_with_what_its_rows_stand_for(folder, tmp_path):
-    classifier, kept = keep_classifier(folder)
-    assert kept == {"speakers": SPEAKERS, "n_speeds": 3}
-    again = save_pretrained(tmp_path / "again", make_model(), classifier, kept)
-    files = [f / "classifier.safetensors" for f in (folder, again)]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_a_model_without_classifier_has_none_to_hand_on(tmp_path):
-    folder = save_pretrained(tmp_path / "bare", make_model())
-    assert keep_classifier(folder) == (None, {})
-
-
-def test_a_classifier_of_other_speakers_is_not_handed_on(tmp_path):
-    few = training(SPEAKERS[:3])
-    folder = save_pretrained(tmp_path / "a", make_model(), make_classifier(), few)
-    with pytest.raises(InputError, match=r"weight \(12, 8\) instead of \(9, 8\)"):
-        keep_classifier(folder)
+def test_what_moved_is_found_where_it_was():
+    """Programs import the classifier's functions from the folder's module."""
+    names = ("class_rows", "keep_classifier", "load_classifier", "read_training")
+    for name in (*names, "CLASSIFIER_FILE", "TRAINING"):
+        assert getattr(pretrained, name) is getattr(pretrained_classifier, name)
