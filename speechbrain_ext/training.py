@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 KEYS = (
     *("output_folder", "save_folder", "train_logger", "seed", "prepare"),
     *("augment_chains", "musan", "rirs", "speeds", "crop_seconds", "batch_size"),
-    *("draws_per_epoch", "num_workers", "valid_batch_seconds"),
+    *("global_batch", "draws_per_epoch", "num_workers", "valid_batch_seconds"),
     *("shards", "shard_window", "noise_cache_mib", "max_bad_recordings"),
     *("speaker_encoder", "lora", "classifier", "pretrained_folder"),
     *("opt_class", "epoch_counter", "lr_schedule", "margin_schedule"),
@@ -154,12 +154,12 @@ def make_modules(hparams, manifest):
     return {"speaker_encoder": speaker_encoder, "classifier": classifier}
 
 
-def log_decisions(modules, manifest, sampler, validation):
+def log_decisions(modules, manifest, validation):
     """What this run is about to do, in figures."""
     logger.info(
-        "training on %d speakers, %d utterances, %.1f h; %d steps per epoch",
+        "training on %d speakers, %d utterances, %.1f h",
         *(len(manifest.speaker_names), len(manifest)),
-        *(manifest.durations.sum() / 3600, len(sampler)),
+        manifest.durations.sum() / 3600,
     )
     if validation is None:
         logger.info("no validation speakers: the last epoch counts as the best")
@@ -196,8 +196,11 @@ def make_brain(hparams, run_opts, modules, dataset, sampler, validation):
     return brain, loader
 
 
-def export(brain, hparams, manifest):
-    """Best checkpoint → ``<output_folder>/final``, LoRA merged."""
+def export(brain, hparams, manifest, stage=None):
+    """Best checkpoint → ``<output_folder>/final``, LoRA merged.
+
+    ``stage`` is what the model is told to be of: by its YAML file's name, as a rule.
+    """
     best = brain.recover_best()
     modules = brain.raw_trained_modules()
     trained, total = count_parameters(modules["speaker_encoder"])
@@ -210,6 +213,7 @@ def export(brain, hparams, manifest):
             "speakers": manifest.speaker_names.tolist(),
             "n_speeds": len(hparams["speeds"]),
             "n_perturbed": manifest.n_perturbed,
+            "stage": stage,
             "epoch": best.get("epoch"),
             "validation_eer_percent": best.get("EER"),
             "trained_parameters": trained,

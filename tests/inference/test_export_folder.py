@@ -259,6 +259,19 @@ def test_a_converted_checkpoint(final, tmp_path):
     assert "published checkpoint, x.pth" in card
 
 
+def test_the_stage_is_told_wherever_the_folder_lies(final, tmp_path):
+    training = {"speakers": [], "n_speeds": 1, "stage": "stage3_lmft", "epoch": 2}
+    for number, name in enumerate(("stage2_x/final", "my model")):
+        folder = save_pretrained(
+            tmp_path / name, load_pretrained(final), training=training
+        )
+        export_model(folder, tmp_path / f"m{number}")
+        told = json.loads((tmp_path / f"m{number}/training.json").read_text())
+        assert told["stage"] == "stage3_lmft"
+        card = (tmp_path / f"m{number}/README.md").read_text()
+        assert "- stage: stage3_lmft\n- epoch: 2\n" in card
+
+
 def test_settings_of_recordings_are_kept(final, tmp_path):
     windows = {"window_seconds": 20.0, "hop_seconds": 10.0}
     model = load_pretrained(final)

@@ -170,6 +170,7 @@ def test_a_finished_run_has_nothing_to_do_but_its_export(corpus, tmp_path):
 
 def test_the_best_epoch_is_exported_and_can_be_read(corpus, unbroken, tmp_path):
     training = json.loads(unbroken["training.json"])
+    assert training["stage"] == "stage2_joint"  # what the YAML file is called
     assert training["n_speeds"] == 3
     assert len(training["speakers"]) == 4
     assert 1 <= training["epoch"] <= EPOCHS

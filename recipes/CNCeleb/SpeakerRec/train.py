@@ -11,6 +11,7 @@ time; the same command continues where it stopped. The end state is in
 """
 
 import sys
+from pathlib import Path
 
 import speechbrain as sb
 from cnceleb_prepare import prepare_cnceleb
@@ -43,12 +44,12 @@ def main():
     dataset, sampler = make_training_set(hparams, manifest)
     validation = read_validation(prepared)
     modules = make_modules(hparams, manifest)
-    log_decisions(modules, manifest, sampler, validation)
+    log_decisions(modules, manifest, validation)
 
     brain, loader = make_brain(hparams, run_opts, modules, dataset, sampler, validation)
     brain.fit(hparams["epoch_counter"], loader)
     if if_main_process():
-        export(brain, hparams, manifest)
+        export(brain, hparams, manifest, Path(hparams_file).stem)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 # Top-level keys of the YAML files that this script and its Brain read.
 KEYS = (
     *("output_folder", "save_folder", "train_logger", "seed", "prepare"),
-    *("crop_seconds", "batch_size", "draws_per_epoch", "num_workers"),
+    *("crop_seconds", "batch_size", "global_batch", "draws_per_epoch", "num_workers"),
     *("shards", "shard_window", "max_bad_recordings"),
     *("valid_batch_seconds", "teacher", "student", "student_folder"),
     *("gates", "budget", "multiple", "gate_lr", "multiplier_lr"),
@@ -73,11 +73,11 @@ def make_budget(hparams):
     return call_with(partial(Budget, encoder), "budget", hparams)
 
 
-def log_decisions(hparams, manifest, sampler, budget):
+def log_decisions(hparams, manifest, budget):
     """What this run is about to do, in figures."""
     logger.info(
-        "training on %d utterances, %.1f h; %d steps per epoch",
-        *(len(manifest), manifest.durations.sum() / 3600, len(sampler)),
+        "training on %d utterances, %.1f h",
+        *(len(manifest), manifest.durations.sum() / 3600),
     )
     sizes = [count_parameters(hparams[name].encoder) for name in ("teacher", "student")]
     logger.info(
@@ -92,7 +92,7 @@ def log_decisions(hparams, manifest, sampler, budget):
         )
 
 
-def export(brain, hparams):
+def export(brain, hparams, stage):
     """Best checkpoint, pruned → ``final``, the structure and pictures."""
     best = brain.recover_best()
     folder = Path(hparams["output_folder"])
@@ -108,6 +108,7 @@ def export(brain, hparams):
         classifier,
         {
             **training,
+            "stage": stage,
             "epoch": best.get("epoch"),
             "validation_eer_percent": stats.get("EER"),
             "trained_parameters": left["parameters"],
@@ -139,7 +140,7 @@ def main():
 
     manifest = read_training_manifest(hparams, prepared.train)
     dataset, sampler = make_training_set(hparams, manifest)
-    log_decisions(hparams, manifest, sampler, budget)
+    log_decisions(hparams, manifest, budget)
     # from here on (dropout, gates) every rank has random numbers of its own
     torch.manual_seed(hparams["seed"] + (get_rank() or 0))
     brain = DistillPruneBrain(
@@ -157,7 +158,7 @@ def main():
     on_gpu = brain.device_type == "cuda"
     loader = make_loader(dataset, sampler, hparams["num_workers"], pin_memory=on_gpu)
     brain.fit(hparams["epoch_counter"], loader)
-    export(brain, hparams)
+    export(brain, hparams, Path(hparams_file).stem)
 
 
 if __name__ == "__main__":
