@@ -4,6 +4,7 @@ The browser needs Debian's packages chromium and chromium-driver; where they are
 installed, the same server is asked by Gradio's client.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,8 @@ from tiny_verifier import add_backend, load, make_folder, write_voice
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "hparams_templates/space"
-PATIENCE = 180  # seconds, of a busy machine
+PATIENCE, AGAIN = 300, 20  # seconds, of a busy machine
+SPOKEN = 2  # seconds to be recorded
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic"),
@@ -83,10 +85,11 @@ def _answers(address):
         return False
 
 
-def _wait(ready):
-    deadline = time.monotonic() + PATIENCE
+def _wait(ready, seconds=PATIENCE):
+    deadline = time.monotonic() + seconds
     while not (found := ready()):
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing after {seconds} s")
         time.sleep(0.1)
     return found
 
@@ -120,6 +123,7 @@ def browser(clips, tmp_path_factory):
     """Headless Chromium, whose microphone hears clip a."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("chromium and chromedriver are not installed")
+    pytest.importorskip("selenium")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -207,18 +211,48 @@ def test_a_corrupt_upload_is_told_in_the_page(page, clips):
     assert not _all(page, "#result img")
 
 
+def _shown(browser, selector):
+    """Elements that a user could click."""
+    return [found for found in _all(browser, selector) if found.is_displayed()]
+
+
+def _click_until(browser, selector, ready):
+    """Click, and again where nothing comes of it: a page may not listen yet."""
+    from selenium.common.exceptions import WebDriverException
+
+    def clicked():
+        # what is replaced between being found and being used is looked for again
+        with contextlib.suppress(WebDriverException, IndexError, TimeoutError):
+            if not ready():
+                _shown(browser, selector)[0].click()
+            return _wait(ready, AGAIN)
+        return None
+
+    return _wait(clicked)
+
+
+def _recorded(browser):
+    """Seconds on the recorder's own clock."""
+    clocks = _all(browser, "#enrol .timestamps .duration")
+    texts = [clock.get_attribute("textContent") for clock in clocks]
+    minutes, _, seconds = (texts or ["0:00"])[0].partition(":")
+    return 60 * int(minutes) + int(seconds)
+
+
 def test_the_microphone(page, clips):
     _upload(page, "test", clips["a"])
-    _all(page, "#enrol [aria-label='Record audio']")[0].click()
-    _wait(lambda: _all(page, "#enrol .record-button"))[0].click()
-    stop = _wait(lambda: [b for b in _all(page, "#enrol .stop-button") if b.text])[0]
-    time.sleep(1.5)  # speech to be recorded
-    stop.click()
-    _wait(
-        lambda: _all(
-            page, "#enrol [data-testid=waveform-enrol], #enrol .play-pause-button"
-        )
+    record, stop = "#enrol .record-button", "#enrol .stop-button"
+    _click_until(
+        page, "#enrol [aria-label='Record audio']", lambda: _shown(page, record)
     )
-    text = _compare(page)
-    assert text.splitlines()[0] in ("Same speaker", "Different speakers")
+    _click_until(page, record, lambda: _shown(page, stop))
+    _wait(lambda: _recorded(page) >= SPOKEN)
+    _click_until(page, stop, lambda: _all(page, "#enrol .play-pause-button"))
+    decisions = ("Same speaker", "Different speakers")
+    # once the recording is with the server
+    _click_until(
+        page,
+        "#compare",
+        lambda: [e for e in _all(page, "#result .verdict h2") if e.text in decisions],
+    )
     assert "audio.wav" in _all(page, "#result")[0].text
