@@ -31,6 +31,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_barrier, get_rank, if_main_process
 
+from speechbrain_ext.distributed import rank_and_world
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import sync_folder
 from speechbrain_ext.weights import load_strictly, read_weights
@@ -197,7 +198,17 @@ class TrainedState:
 
 
 class RandomState:
-    """Every rank's random number generators: Python, numpy, torch, CUDA."""
+    """Every rank's random number generators: Python, numpy, torch, its GPU's.
+
+    Arguments
+    ---------
+    sampler : CropBatchSampler, optional
+        Its seed, epoch and step seed the ranks that a checkpoint has nothing of, since
+        it was made by fewer. Loaded before this. None: they keep what they have.
+    """
+
+    def __init__(self, sampler=None):
+        self.sampler = sampler
 
     @mark_as_saver
     def save(self, path):
@@ -207,28 +218,53 @@ class RandomState:
             "python": random.getstate(),
             "numpy": [name, key.tolist(), *rest],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            # of this rank's GPU alone: the next run may see others
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
         torch.save(state, self._mine(path))
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Read this rank's generators; ranks that were not there keep their seeds."""
+        """Read this rank's generators, or seed them where the rank was not there."""
         del end_of_epoch
+        self._say_who_is_new(path)
         mine = self._mine(path)
         if get_rank() and not mine.is_file():
+            self._seed_anew()
             return
         state = torch.load(mine, weights_only=True)
         random.setstate(state["python"])
         np.random.set_state(tuple(state["numpy"]))
         torch.set_rng_state(state["torch"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+    def _seed_anew(self):
+        if self.sampler is None:
+            return
+        place = self.sampler.seed, self.sampler.epoch, self.sampler.step_done
+        words = np.random.SeedSequence([*place, get_rank()]).generate_state(3)
+        random.seed(int(words[0]))
+        np.random.seed(words[1])
+        torch.manual_seed(int(words[2]))  # of the GPU, too
+
+    def _say_who_is_new(self, path):
+        rank, world = rank_and_world()
+        new = [r for r in range(world) if not self._of(path, r).is_file()]
+        if new and rank == 0:
+            logger.info(
+                "rank(s) %s: no random state in the checkpoint, seeded from seed, "
+                "epoch, step and rank",
+                ", ".join(map(str, new)),
+            )
+
+    @classmethod
+    def _mine(cls, path):
+        return cls._of(path, get_rank() or 0)
 
     @staticmethod
-    def _mine(path):
+    def _of(path, rank):
         # rank 0 keeps the plain name, by which SpeechBrain finds the file
-        rank = get_rank() or 0
         path = Path(path)
         return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}.pt")
 

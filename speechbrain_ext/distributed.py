@@ -1,7 +1,11 @@
 """Small helpers for several processes."""
 
 import torch
-from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    is_distributed_initialized,
+)
 
 
 def main_process_first(function, *arguments):
@@ -26,6 +30,24 @@ def main_process_first(function, *arguments):
 
 def rank_and_world():
     """This process's number and how many there are: (0, 1) where it is alone."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def max_over_ranks(value, device):
+    """The largest of the ranks' integers."""
+    if not is_distributed_initialized():
+        return value
+    tensor = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return int(tensor)
+
+
+def mean_over_ranks(value, device):
+    """The mean of the ranks' numbers, a float."""
+    if not is_distributed_initialized():
+        return float(value)
+    tensor = torch.tensor(float(value), device=device, dtype=torch.float32)
+    torch.distributed.all_reduce(tensor)
+    return float(tensor) / torch.distributed.get_world_size()

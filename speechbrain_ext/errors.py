@@ -3,13 +3,24 @@
 Every check in this package raises :class:`InputError` with a message that names
 the culprit, the value seen and the value expected. Command lines wrap their
 ``main`` in :func:`command_line`, which prints that line to stderr.
+
+Of several processes the one that failed says why and leaves at once; the others, which
+notice by a connection that is closed, leave it the last word.
 """
 
 import contextlib
 import errno
 import functools
+import json
 import os
 import sys
+import time
+import traceback
+
+# In the messages of torch's RuntimeErrors when another process is gone.
+_CONNECTION = ("gloo/transport", "NCCL", "TCPStore")
+# Longer than torchrun takes to notice one failure and to end the other processes.
+_SECONDS_TO_BE_ENDED = 5
 
 
 class InputError(Exception):
@@ -28,7 +39,8 @@ def naming(culprit):
 def command_line(main):
     """Turn errors a user can mend into one line on stderr and exit code 1.
 
-    Programming errors keep their traceback: they are ours to mend, not the user's.
+    Programming errors keep their traceback: they are ours to mend, not the user's. In
+    one of several processes they end in one line, too, with the rank.
 
     Arguments
     ---------
@@ -52,6 +64,10 @@ def command_line(main):
             _die(describe_os_error(error))
         except KeyboardInterrupt:
             _die("interrupted by the user", code=130)
+        except Exception as error:
+            if not _one_of_several():
+                raise
+            _die(_describe_failure(error))
 
     return wrapped
 
@@ -64,11 +80,37 @@ def describe_os_error(error):
     return f"{name}: {error.strerror or error}"
 
 
+def _one_of_several():
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _describe_failure(error):
+    """One line, after the traceback, or after time for the culprit's own line."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(name in text for name in _CONNECTION):
+        time.sleep(_SECONDS_TO_BE_ENDED)
+        return f"lost the other processes; the one that ended first says why ({text})"
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {text}"
+
+
 def _die(message, code=1):
     line = " ".join(message.split())
+    if not _one_of_several():
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise SystemExit(code)
+    line = f"rank {os.environ.get('RANK', '0')}: {line}"
     print(f"error: {line}", file=sys.stderr, flush=True)
-    # Under torchrun the other ranks wait in a collective that this rank never joins;
-    # leaving at once lets the launcher stop them.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)
-    raise SystemExit(code)
+    _tell_torchrun(line)
+    # The other ranks wait in a collective that this rank never joins; leaving at once
+    # lets the launcher stop them.
+    os._exit(code)
+
+
+def _tell_torchrun(line):
+    """What its last words quote, in the form of its own ``record`` decorator."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        about = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": line, "extraInfo": about}}, file)

@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
         draw()
         RandomState().load(tmp_path / "random_state.ckpt", True)
         assert draw() == expected
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def test_a_new_rank_is_seeded_by_place_and_number(tmp_path, monkeypatch):
+    def draw(rank, seed=1, epoch=2, step=3):
+        sampler = SimpleNamespace(seed=seed, epoch=epoch, step_done=step)
+        monkeypatch.setenv("RANK", str(rank))
+        RandomState(sampler).load(tmp_path / "random_state.ckpt", False)
+        return random.random(), np.random.rand(), float(torch.rand(1))
+
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        RandomState().save(tmp_path / "random_state.ckpt")
+        places = [(1,), (2,), (1, 2), (1, 1, 3), (1, 1, 2, 4)]
+        first = [draw(*place) for place in places]
+        assert all(len(set(numbers)) == len(places) for numbers in zip(*first))
+        assert [draw(*place) for place in places] == first
+        assert draw(0) == draw(0, seed=5)  # which is in the checkpoint
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])

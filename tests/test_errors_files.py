@@ -5,9 +5,14 @@ import json
 import os
 import resource
 import signal
+import time
 
 import pytest
 from tiny_training import start
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+)
 
 from speechbrain_ext.errors import (
     InputError,
@@ -79,7 +84,6 @@ def test_exit_codes_and_results_pass():
 
 def _die_late():
     import atexit
-    import time
 
     # an ordinary exit would wait for this, as for a collective that never ends
     atexit.register(time.sleep, 60)
@@ -87,10 +91,22 @@ def _die_late():
 
 
 def test_one_of_several_processes_leaves_at_once(tmp_path):
-    process = start(_die_late, stderr=tmp_path / "err", WORLD_SIZE=2)
+    told = tmp_path / "told.json"
+    process = start(
+        *(_die_late,),
+        stderr=tmp_path / "err",
+        WORLD_SIZE=2,
+        RANK=1,
+        TORCHELASTIC_ERROR_FILE=told,
+    )
     process.join(30)
     assert process.exitcode == 1
-    assert (tmp_path / "err").read_text() == "error: bad\n"
+    assert (tmp_path / "err").read_text() == "error: rank 1: bad\n"
+    # as torchrun reads it
+    failure = ProcessFailure(local_rank=1, pid=process.pid, exitcode=1, error_file=told)
+    text = str(ChildFailedError("train.py", {1: failure}))
+    assert text.count("rank 1: bad") == 1
+    assert abs(failure.timestamp - time.time()) < 60
 
 
 def test_describe_names_the_file():

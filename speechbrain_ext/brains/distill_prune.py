@@ -178,6 +178,11 @@ class DistillPruneBrain(ValidatedBrain):
         """Learning rate of the weights, and where the pruning is."""
         return {"lr": self.optimizer.param_groups[0]["lr"], **self.pruning}
 
+    def warmup_steps(self):
+        """Optimiser steps in which the target rises; None without a budget."""
+        budget = unwrap(self.modules.budget) if self.prunes else None
+        return budget and budget.warmup_steps
+
     def chooses(self):
         """With a budget the latest epoch is the best: earlier students are larger."""
         return super().chooses() and not self.prunes

@@ -20,11 +20,13 @@ import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import ckpt_recency
-from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
+from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ext.batch_norm import synchronise_batch_norm
+from speechbrain_ext.brains.plan import log_plan
 from speechbrain_ext.checkpoints import RandomState, TrainedState
+from speechbrain_ext.distributed import max_over_ranks, mean_over_ranks
 from speechbrain_ext.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -33,8 +35,9 @@ logger = logging.getLogger(__name__)
 class ExactBrain(sb.Brain):
     """A Brain that can be stopped at any moment and continued to the same result.
 
-    Reads from ``hparams``: ``epoch_counter``. A subclass says what a batch is trained
-    on, and ends its ``_fit_valid`` with :meth:`save_epoch`.
+    Reads from ``hparams``: ``epoch_counter``, and ``global_batch`` where it is there:
+    utterances per optimiser step that the other settings are meant for. A subclass says
+    what a batch is trained on, and ends its ``_fit_valid`` with :meth:`save_epoch`.
 
     Arguments
     ---------
@@ -55,6 +58,7 @@ class ExactBrain(sb.Brain):
         if limit < 1:
             raise InputError(f"number_of_epochs: {limit}, expected at least 1")
         self.sampler = self.train_sampler = sampler  # SpeechBrain calls its set_epoch
+        sampler.accumulate(self.grad_accumulation_factor)
         self.stop_signal = 0  # what reached this process
         self.stopping = 0  # what all processes have agreed on
         if self.checkpointer is not None:
@@ -82,7 +86,7 @@ class ExactBrain(sb.Brain):
     def progress(self):
         """Epochs done, counted in optimiser steps."""
         factor = self.grad_accumulation_factor
-        groups = math.ceil(len(self.sampler) / factor)
+        groups = self.sampler.batches.optimiser_steps(len(self.sampler))
         done = (self.step - 1) // factor
         return self.hparams.epoch_counter.current - 1 + done / groups
 
@@ -139,6 +143,10 @@ class ExactBrain(sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
+    def warmup_steps(self):
+        """Optimiser steps of a schedule that does not count epochs; None without."""
+        return None
+
     def _group_ends(self):
         return self.step % self.grad_accumulation_factor == 0 or self.step == len(
             self.sampler
@@ -157,12 +165,19 @@ class ExactBrain(sb.Brain):
         self.checkpointer.add_recoverable("epoch_counter", self.hparams.epoch_counter)
         for name, module in self.modules.items():
             self.checkpointer.add_recoverable(name, TrainedState(module))
-        self.checkpointer.add_recoverable("random_state", RandomState())
+        self.checkpointer.add_recoverable("random_state", RandomState(self.sampler))
 
     def on_fit_start(self):
         """Wrap, build the optimiser, and go on from the latest checkpoint."""
-        super().on_fit_start()
         steps = len(self.sampler)
+        log_plan(
+            *(self.sampler.batches, steps, self.hparams.epoch_counter.limit),
+            wanted=getattr(self.hparams, "global_batch", None),
+            warmup=self.warmup_steps(),
+        )
+        super().on_fit_start()
+        if self.step:  # in mid-epoch, perhaps with other batches than before
+            self.step = self.sampler.start_step
         found = self.checkpointer is not None and self.checkpointer.find_checkpoint()
         if found:
             epoch, step = self.sampler.epoch, self.sampler.start_step
@@ -216,6 +231,8 @@ class ExactBrain(sb.Brain):
 
     def _save_intra_epoch_ckpt(self):
         self.sampler.step_done = self.step
+        # so that it does not matter how many processes continue
+        self.avg_train_loss = mean_over_ranks(self.avg_train_loss, self.device)
         if self.checkpointer is not None:
             # SpeechBrain's own call makes its list of keys longer every time
             self.checkpointer.save_and_keep_only(
@@ -230,7 +247,7 @@ class ExactBrain(sb.Brain):
 
     def _agree_on_stopping(self):
         # a signal may have reached one process alone, and at any moment
-        self.stopping = _max_over_ranks(self.stop_signal, self.device)
+        self.stopping = max_over_ranks(self.stop_signal, self.device)
 
     def _stop_if_agreed(self):
         if self.stopping:
@@ -252,7 +269,7 @@ class ExactBrain(sb.Brain):
         """For the log line of the epoch: loss of all processes, share of waiting."""
         if stage == sb.Stage.TRAIN:
             self.sampler.step_done = len(self.sampler)
-            self.train_loss = _mean_over_ranks(float(stage_loss), self.device)
+            self.train_loss = mean_over_ranks(stage_loss, self.device)
             self.waiting = self.loader.share_waited()
 
     def save_epoch(self, meta, max_keys=()):
@@ -309,19 +326,3 @@ def batch_norm_explained():
 def unwrap(module):
     """The module without its DistributedDataParallel wrapper."""
     return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def _max_over_ranks(value, device):
-    if not is_distributed_initialized():
-        return value
-    tensor = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return int(tensor)
-
-
-def _mean_over_ranks(value, device):
-    if not is_distributed_initialized():
-        return value
-    tensor = torch.tensor(value, device=device, dtype=torch.float32)
-    torch.distributed.all_reduce(tensor)
-    return float(tensor) / torch.distributed.get_world_size()

@@ -1,14 +1,15 @@
 """Which utterances make which batch: shuffled, sharded, resumable at any step.
 
 The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
-positions gG ... gG + G − 1, G = batch size × world size, and rank r those among them
-that are ≡ r modulo the world size: the same G gives the same global batches on one
-GPU and on eight. All random numbers of a step or of an utterance come from (seed,
-epoch, step or position), so neither the number of workers nor an interruption
-changes them.
+positions gB ... gB + B − 1, B = batch size × world size, and rank r those among them
+that are ≡ r modulo the world size: the same B gives the same global batches on one
+GPU and on eight, and another B goes on at the same position. All random numbers of a
+step or of an utterance come from (seed, epoch, step or position), so neither the number
+of workers nor an interruption changes them.
 """
 
 import json
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ from torch.utils.data import Sampler
 from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.files import write_json
+from speechbrain_ext.global_batch import GlobalBatch, Place, go_on
+
+logger = logging.getLogger(__name__)
 
 # Last words of the seeds of one step or round. NumPy pads seeds with zeros, so that
 # without them [seed, epoch] and [seed, epoch, 0] would be the same generator.
@@ -124,11 +128,12 @@ class CropBatchSampler(Sampler):
         else:
             self.n_draws = _at_least("draws_per_epoch", draws_per_epoch, 1)
             self._by_speaker, self._counts = self._shuffle_within_speakers()
-        self.global_batch = batch_size * world_size
-        if self.n_draws < self.global_batch:
+        self.batches = GlobalBatch(batch_size, world_size)
+        self.per_step = self.batches.per_step
+        if self.n_draws < self.per_step:
             raise InputError(
                 f"training data: {self.n_draws} utterances per epoch, expected at "
-                f"least {self.global_batch} (one batch of {batch_size} for each of "
+                f"least {self.per_step} (one batch of {batch_size} for each of "
                 f"{world_size} process(es))"
             )
         self.epoch = 0
@@ -137,7 +142,7 @@ class CropBatchSampler(Sampler):
 
     def __len__(self):
         """Steps in a full epoch; the incomplete last global batch is dropped."""
-        return self.n_draws // self.global_batch
+        return self.n_draws // self.per_step
 
     def set_epoch(self, epoch):
         """Choose the epoch of the next iteration.
@@ -155,7 +160,7 @@ class CropBatchSampler(Sampler):
         epoch = self.epoch
         rows, speeds = self._my_part(epoch)
         for step in range(self.start_step, len(self)):
-            first = step * self.global_batch + self.rank
+            first = step * self.per_step + self.rank
             n_samples = self.crop_samples(epoch, step)
             mine = slice(step * self.batch_size, (step + 1) * self.batch_size)
             batch = zip(rows[mine].tolist(), self._speeds_of(rows[mine], speeds[mine]))
@@ -169,29 +174,37 @@ class CropBatchSampler(Sampler):
         generator = np.random.default_rng([self.seed, epoch, step, _STEP_STREAM])
         return int(generator.integers(self.shortest, self.longest, endpoint=True))
 
+    def accumulate(self, steps):
+        """So many steps make an optimiser step; a resumed run begins with a first."""
+        self.batches = self.batches._replace(accumulation=steps)
+
     def state_dict(self):
         """What is needed to go on after the last finished step."""
-        return {"epoch": self.epoch, "step": self.step_done, **self._identity()}
+        place = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
+        return {**place, **self._identity(), "batches": self.batches._asdict()}
 
     def load_state_dict(self, state):
-        """Go on where ``state`` was taken.
+        """Go on where ``state`` was taken; rank 0 warns where the batches are others.
 
         Raises
         ------
         InputError
-            Where the state is from the middle of an epoch of other batches: other
-            seed, number of utterances, or global batch size.
+            Where the state is from the middle of an epoch in another order: other
+            seed or number of utterances.
         """
         identity = self._identity()
-        saved = {name: state.get(name) for name in identity}
-        finished = state["step"] == state["steps"]
-        if saved != identity and state["step"] > 0 and not finished:
+        saved = {name: state[name] for name in identity}
+        old = Place(state["step"], state["steps"])
+        if saved != identity and old.step > 0 and not old.at_end:
             raise InputError(
-                f"sampler: step {state['step']} of an epoch with {saved}, expected "
+                f"sampler: step {old.step} of an epoch with {saved}, expected "
                 f"{identity}: continue with the settings the run was started with"
             )
-        self.epoch = state["epoch"]
-        self.step_done = self.start_step = len(self) if finished else state["step"]
+        self.epoch, before = state["epoch"], GlobalBatch(**state["batches"])
+        new, change = go_on(self.epoch, old, before, self.batches, len(self))
+        self.step_done = self.start_step = new.step
+        if change and self.rank == 0:
+            logger.warning(change)
 
     @mark_as_saver
     def save(self, path):
@@ -211,8 +224,6 @@ class CropBatchSampler(Sampler):
     def _identity(self):
         return {
             "seed": self.seed,
-            "steps": len(self),
-            "global_batch": self.global_batch,
             "draws": self.n_draws,
             "shard_window": None,
         }
@@ -220,7 +231,7 @@ class CropBatchSampler(Sampler):
     def _my_part(self, epoch):
         """This rank's rows and speeds, in its order: [len(self) * batch_size] each."""
         # Copies: a view would keep what belongs to the other ranks.
-        mine = slice(self.rank, len(self) * self.global_batch, self.world_size)
+        mine = slice(self.rank, len(self) * self.per_step, self.world_size)
         rows, speeds = self._epoch_order(epoch)
         return rows[mine].copy(), speeds[mine].copy()
 

@@ -12,7 +12,9 @@ holds, and each shard is read once an epoch, more or less from its beginning to 
 
 All follows from (seed, epoch, number of ranks): as in
 :mod:`speechbrain_ext.data.sampler`, neither the number of workers nor an interruption
-changes it. The batches are other ones than without shards, and less mixed.
+changes it. An epoch keeps the parts that it was begun with: where more or fewer ranks
+continue it they share those, and take parts of their own in the next epoch. The batches
+are other ones than without shards, and less mixed.
 """
 
 import numpy as np
@@ -56,15 +58,37 @@ class ShardOrderSampler(CropBatchSampler):
         super().__init__(labels, batch_size, **settings)
         self.window = window
         self._shard, self._offset = paths.positions()
+        self._parts = self._own_parts()
+
+    def set_epoch(self, epoch):
+        """As there; another epoch is cut into parts for the ranks of now."""
+        if epoch != self.epoch:
+            self._parts = self._own_parts()
+        super().set_epoch(epoch)
+
+    def state_dict(self):
+        """As there, and the parts of this epoch."""
+        return {**super().state_dict(), "parts": self._parts}
+
+    def load_state_dict(self, state):
+        """As there; this epoch goes on in the parts of the state."""
+        super().load_state_dict(state)
+        if 0 < self.start_step < len(self):
+            self._parts = tuple(state["parts"])
+
+    def _own_parts(self):
+        """Number of parts, and of utterances in all of them."""
+        return self.world_size, len(self) * self.per_step
 
     def _each_once(self, generator):
-        """The epoch's order: each rank's part in every W-th place."""
-        order = self._stream(generator)[: len(self) * self.global_batch]
-        parts = order.reshape(self.world_size, -1)
+        """The epoch's order: W parts in turn, then what was too little for a batch."""
+        n_parts, in_parts = self._parts
+        stream = self._stream(generator)
+        parts = stream[:in_parts].reshape(n_parts, -1)
         time = np.arange(parts.shape[1], dtype=np.int64)
         time = time + generator.integers(self.window, size=parts.shape)
         parts = np.take_along_axis(parts, np.argsort(time, axis=1, kind="stable"), 1)
-        return parts.T.ravel()
+        return np.concatenate([parts.T.ravel(), stream[in_parts:]])
 
     def _stream(self, generator):
         """All rows, shard by shard: [N]."""
@@ -73,8 +97,4 @@ class ShardOrderSampler(CropBatchSampler):
         return order.astype(self._rows)
 
     def _identity(self):
-        return {
-            **super()._identity(),
-            "shard_window": self.window,
-            "processes": self.world_size,
-        }
+        return {**super()._identity(), "shard_window": self.window}

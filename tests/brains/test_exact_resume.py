@@ -134,10 +134,27 @@ def test_asked_twice_it_stops_at_once(corpus, tmp_path):
         train(*tiny_run(corpus, tmp_path, brain=Impatient))
 
 
-def test_other_batches_in_mid_epoch_are_refused(corpus, tmp_path):
+def test_another_order_in_mid_epoch_is_refused(corpus, tmp_path):
     run = tiny_run(corpus, tmp_path, brain=StoppedBrain)
     run[0].stop_at = (1, 2)
     with pytest.raises(SystemExit):
         train(*run)
-    with pytest.raises(InputError, match=r"step 2 of an epoch with .*'global_batch'"):
-        train(*tiny_run(corpus, tmp_path, batch_size=3))
+    with pytest.raises(InputError, match=r"step 2 of an epoch with .*'seed': 7"):
+        train(*tiny_run(corpus, tmp_path, seed=8))
+
+
+@pytest.mark.parametrize("stop_at", [(1, 7), (1, "validation"), (2, 1)])
+def test_groups_of_another_size_begin_with_their_first_step(
+    corpus, tmp_path, stop_at, caplog
+):
+    """Where a group is left in the middle it is taken again, not half of it."""
+    run = tiny_run(corpus, tmp_path, brain=StoppedBrain)
+    run[0].stop_at = stop_at
+    with pytest.raises(SystemExit):
+        train(*run)
+    brain, loader = tiny_run(corpus, tmp_path, factor=3)
+    train(brain, loader)
+    told = [message for message in caplog.messages if "global batch 4 =" in message]
+    assert len(told) == 1
+    # 7 before, or 8 with the step that is taken again; 3 in each whole epoch
+    assert brain.optimizer_step == {1: 7 + 3, 2: 8 + 3}[stop_at[0]]

@@ -179,7 +179,7 @@ def test_the_position_is_kept_on_another_number_of_ranks():
     assert list(resumed) == [batch[1::2] for batch in whole[3:]]
 
 
-def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path):
+def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path, caplog):
     sampler = CropBatchSampler(LABELS, 10)
     sampler.set_epoch(1)  # and nobody counted the steps
     Checkpointer(tmp_path, {"sampler": sampler}).save_checkpoint(end_of_epoch=True)
@@ -188,12 +188,75 @@ def test_a_checkpoint_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path):
     Checkpointer(tmp_path, {"sampler": resumed}).recover_if_possible()
     assert list(resumed) == []
     assert len(batches(resumed, epoch=2)) == 2
+    (message,) = [m for m in caplog.messages if "global batch" in m]
+    assert message.endswith("optimiser steps per epoch: 10 before, now 2")
+
+
+@pytest.mark.parametrize("draws_per_epoch", [None, 140])
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulation", "start"),
+    [(5, 1, 1, 12), (5, 1, 5, 10), (7, 1, 1, 8), (10, 3, 1, 2), (2, 3, 2, 10)],
+)
+def test_other_batches_go_on_at_the_position(
+    batch_size, world_size, accumulation, start, draws_per_epoch
+):
+    settings = {"seed": 1, "n_speeds": 3, "draws_per_epoch": draws_per_epoch}
+    saved = CropBatchSampler(LABELS, 20, **settings)
+    order = [
+        d[:3] + d[4:] for d in flat(batches(CropBatchSampler(LABELS, 1, **settings)))
+    ]
+    saved.set_epoch(1)
+    saved.step_done = 3  # 60 utterances
+    settings["world_size"] = world_size
+    left = []
+    for rank in range(world_size):
+        resumed = CropBatchSampler(LABELS, batch_size, rank=rank, **settings)
+        resumed.accumulate(accumulation)
+        resumed.load_state_dict(saved.state_dict())
+        assert resumed.start_step == resumed.step_done == start
+        left.append(batches(resumed))
+        # once more, and with what it says itself
+        again = CropBatchSampler(LABELS, batch_size, rank=rank, **settings)
+        again.load_state_dict(resumed.state_dict())
+        assert batches(again) == left[-1]
+    left = sorted(flat(flat(left)), key=lambda draw: draw.position)
+    first = start * batch_size * world_size
+    assert first <= 60
+    assert [d[:3] + d[4:] for d in left] == order[first : first + len(left)]
+    assert len(order) - first - len(left) < batch_size * world_size
+
+
+def test_a_change_is_told_once_and_none_is_not(caplog):
+    saved = CropBatchSampler(LABELS, 20, seed=1)
+    saved.step_done = 3
+    same = CropBatchSampler(LABELS, 10, seed=1, world_size=2)
+    same.load_state_dict(saved.state_dict())
+    assert caplog.messages == []
+    for rank in (0, 1):
+        other = CropBatchSampler(LABELS, 5, seed=1, world_size=2, rank=rank)
+        other.load_state_dict(saved.state_dict())
+    assert caplog.messages == [
+        "global batch 20 = 20 × 1 process(es) × accumulation 1 before, now 10 = 5 × 2 "
+        "process(es) × accumulation 1; 20 needs --batch_size=10 or "
+        "--grad_accumulation_factor=2; epoch 0, left after 3 of 5 steps, goes on after "
+        "6 of 10: 0 utterance(s) come again"
+    ]
+
+
+def test_a_batch_too_large_for_what_is_left_ends_the_epoch():
+    saved = CropBatchSampler(LABELS, 10)
+    saved.set_epoch(1)
+    saved.step_done = 9
+    resumed = CropBatchSampler(LABELS, 60)
+    resumed.load_state_dict(saved.state_dict())
+    assert batches(resumed) == []
+    assert len(batches(resumed, 2)) == 1
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 2}, {"batch_size": 20}, {"labels": LABELS[:-1]}]
+    "other", [{"seed": 2}, {"draws_per_epoch": 50}, {"labels": LABELS[:-1]}]
 )
-def test_the_middle_of_other_batches_is_refused(other):
+def test_the_middle_of_another_order_is_refused(other):
     settings = {"labels": LABELS, "batch_size": 10, "seed": 1}
     sampler = CropBatchSampler(**settings)
     sampler.step_done = 5

@@ -1,6 +1,8 @@
 """Training in the order of shards: each utterance once, near to where it lies, resumed
 at any step."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -28,9 +30,13 @@ def sampler_of(window=20, batch_size=4, **settings):
     )
 
 
-def rows_of(sampler, epoch=1):
+def batches_of(sampler, epoch):
     sampler.set_epoch(epoch)
-    return [draw.row for batch in sampler for draw in batch]
+    return list(sampler)
+
+
+def rows_of(sampler, epoch=1):
+    return [draw.row for batch in batches_of(sampler, epoch) for draw in batch]
 
 
 def stream_of(rows, shards):
@@ -95,13 +101,52 @@ def test_an_epoch_is_continued_at_any_step():
         assert list(resumed) == batches[step:]
 
 
+def all_ranks(batch_size, world_size, state=None):
+    """Draws (row, position, speed) of epoch 2 in order, and the last rank's sampler."""
+    draws = []
+    for rank in range(world_size):
+        settings = {"rank": rank, "world_size": world_size, "n_speeds": 3}
+        sampler = sampler_of(batch_size=batch_size, **settings)
+        if state is not None:
+            sampler.load_state_dict(json.loads(json.dumps(state)))
+        draws += [draw for batch in batches_of(sampler, 2) for draw in batch]
+    draws.sort(key=lambda draw: draw.position)
+    return [(d.row, d.position, d.speed_index) for d in draws], sampler
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(2, 6), (5, 1), (3, 4), (9, 2)])
+def test_other_ranks_share_the_parts_of_the_epoch(batch_size, world_size):
+    """Its order goes on, to the last utterance but what is too little for a batch."""
+    begun, sampler = all_ranks(4, 3)
+    assert len(begun) == 600
+    sampler.step_done = 20  # 240 utterances
+    left, other = all_ranks(batch_size, world_size, sampler.state_dict())
+    first = other.start_step * other.per_step
+    assert 240 - other.per_step < first <= 240
+    assert left[: 600 - first] == begun[first:][: len(left)]
+    seen = [row for row, *_ in begun[:first] + left]
+    assert len(seen) == len(set(seen)) == N // other.per_step * other.per_step
+    other.step_done = 30
+    again, sampler = all_ranks(4, 3, other.state_dict())
+    assert again == begun[sampler.start_step * 12 :]
+    # the next epoch is one of their own
+    assert rows_of(other, 3) == rows_of(
+        sampler_of(
+            batch_size=batch_size,
+            world_size=world_size,
+            rank=world_size - 1,
+            n_speeds=3,
+        ),
+        3,
+    )
+
+
 @pytest.mark.parametrize(
     ("saved", "loaded"),
     [
         (lambda: sampler_of(), lambda: sampler_of(window=21)),
         (lambda: sampler_of(), lambda: CropBatchSampler(np.zeros(N, int), 4, seed=5)),
         (lambda: CropBatchSampler(np.zeros(N, int), 4, seed=5), lambda: sampler_of()),
-        (lambda: sampler_of(), lambda: sampler_of(batch_size=2, world_size=2)),
     ],
 )
 def test_another_order_is_not_continued_with(saved, loaded):

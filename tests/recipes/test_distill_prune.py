@@ -290,7 +290,7 @@ def test_two_processes_prune_with_noise_of_their_own_and_export_once(corpus, tmp
     assert len(draws[0]) == len(draws[1]) == 7 * EPOCHS
     assert not any(torch.equal(one, two) for one, two in zip(*draws))
     log = (out / "log.txt").read_text()
-    assert log.count(f"optimiser steps: 7 per epoch, {7 * EPOCHS} in {EPOCHS} epoch") == 1
+    assert log.count(f"steps: 7 per epoch, {7 * EPOCHS} in {EPOCHS} epoch(s)") == 1
     assert log.count("; model in") == 1
     assert read_steps(out / "steps.csv")["step"] == list(range(1, 7 * EPOCHS + 1))
     left = json.loads((out / "pruning.json").read_text())["parameters"]

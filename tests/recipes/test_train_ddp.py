@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,7 +301,8 @@ def test_stages_1_and_2_train_and_export_once(recipe_corpus, tmp_path):
         assert codes == [0, 0], errors
         log = (out / "log.txt").read_text()
         assert log.count("is the best; model in") == 1
-        assert log.count("7 steps per epoch") == 1
+        assert log.count("optimiser steps: 7 per epoch, 7 in 1 epoch(s)") == 1
+        assert log.count("global batch 4 = 2 × 2 process(es) × accumulation 1") == 1
         assert json.loads((out / "final/training.json").read_text())["epoch"] == 1
         assert (out / "train_log.txt").read_text().count("epoch: 1") == 1
     # one process loads, verifies and trains on with what two have made
@@ -339,10 +341,15 @@ def test_one_failing_rank_stops_all_and_is_heard(recipe_corpus, tmp_path):
         soundfile.write(path, wav, 16000, subtype="FLOAT")
     words = [word.replace(str(out), f"{out}2") for word in words]
     before = time.monotonic()
-    done = torchrun(words)
+    done = torchrun([*words, "--ckpt_interval_steps=1"])
     assert time.monotonic() - before < 60
     assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors
-    assert all("/00000.wav: NaN or infinite samples" in line for line in errors)
+    # said by the culprit alone, and once more in torchrun's last words
+    error = r"rank (\d): \S+/00000\.wav: NaN or infinite samples"
+    said = re.findall(rf"^error: {error}", done.stderr, re.M)
+    assert said
+    assert "lost the other processes" not in done.stderr
+    root = done.stderr[done.stderr.index("Root Cause") :]
+    assert re.search(rf"rank +: (\d) .*(?s:.*): {error}", root).groups()[0] in said
     assert not (tmp_path / "out2/final").exists()
+    assert all((p / "CKPT.yaml").is_file() for p in tmp_path.glob("out2/save/CKPT*"))

@@ -173,6 +173,12 @@ def test_files_with_voxblink2_differ_in_its_section_alone(load, name):
 # ---- numbers -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [*PUBLISHED, *DISTILLING])
+def test_the_global_batch_is_that_of_eight_processes(load, name):
+    hparams = load(name)
+    assert hparams["global_batch"] == 8 * hparams["batch_size"]
+
+
 def optimiser(hparams):
     made = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
     return type(made), made.defaults["lr"], made.defaults["weight_decay"]
