@@ -25,6 +25,7 @@ from speechbrain_ext.data.shard_index import from_shards
 from speechbrain_ext.data.shard_order import ShardOrderSampler
 from speechbrain_ext.distributed import rank_and_world
 from speechbrain_ext.hyper import call_with
+from speechbrain_ext.imprinting import imprint
 from speechbrain_ext.pretrained import load_classifier, save_pretrained
 from speechbrain_ext.profiling import count_parameters
 
@@ -36,7 +37,7 @@ KEYS = (
     *("augment_chains", "musan", "rirs", "speeds", "crop_seconds", "batch_size"),
     *("global_batch", "draws_per_epoch", "num_workers", "valid_batch_seconds"),
     *("shards", "shard_window", "noise_cache_mib", "max_bad_recordings"),
-    *("speaker_encoder", "lora", "classifier", "pretrained_folder"),
+    *("speaker_encoder", "lora", "classifier", "pretrained_folder", "new_classifier"),
     *("opt_class", "epoch_counter", "lr_schedule", "margin_schedule"),
 )
 
@@ -131,9 +132,10 @@ def make_augmenter(hparams):
 def make_modules(hparams, manifest):
     """The modules to train: LoRA injected, or a former stage's classifier loaded.
 
-    Reads ``speaker_encoder``, ``classifier``, ``speeds``, ``lora`` and
-    ``pretrained_folder``; :class:`~speechbrain_ext.data.classes.Classes` counts the
-    classes.
+    Reads ``speaker_encoder``, ``classifier``, ``speeds``, ``lora``,
+    ``pretrained_folder`` and, where it is there, ``new_classifier``: True where the
+    speakers are others than the former stage's.
+    :class:`~speechbrain_ext.data.classes.Classes` counts the classes.
 
     Raises
     ------
@@ -148,7 +150,7 @@ def make_modules(hparams, manifest):
     if hparams["lora"]:
         lora = functools.partial(inject_lora, speaker_encoder.encoder)
         call_with(lora, "lora", hparams)
-    if hparams["pretrained_folder"]:
+    if hparams["pretrained_folder"] and not hparams.get("new_classifier"):
         folder = hparams["pretrained_folder"]
         load_classifier(folder, classifier, speakers, n_speeds, perturbed)
     return {"speaker_encoder": speaker_encoder, "classifier": classifier}
@@ -179,7 +181,8 @@ def log_decisions(modules, manifest, validation):
 def make_brain(hparams, run_opts, modules, dataset, sampler, validation):
     """Modules and data → (SpeakerBrain, loader), ready for ``brain.fit``.
 
-    Seeds torch: from here on (dropout) every rank has random numbers of its own.
+    Seeds torch: from here on (dropout) every rank has random numbers of its own. A
+    ``new_classifier`` begins at its speakers' mean embeddings.
     """
     torch.manual_seed(hparams["seed"] + (get_rank() or 0))
     brain = SpeakerBrain(
@@ -191,6 +194,10 @@ def make_brain(hparams, run_opts, modules, dataset, sampler, validation):
         run_opts=run_opts,
         checkpointer=AtomicCheckpointer(hparams["save_folder"]),
     )
+    if hparams.get("new_classifier") and not brain.checkpointer.list_checkpoints():
+        n_speeds, seconds = len(hparams["speeds"]), hparams["valid_batch_seconds"]
+        longest = hparams["crop_seconds"][1]
+        imprint(modules, dataset.manifest, n_speeds, brain.device, seconds, longest)
     on_gpu = brain.device_type == "cuda"
     loader = make_loader(dataset, sampler, hparams["num_workers"], pin_memory=on_gpu)
     return brain, loader

@@ -1,58 +1,90 @@
-"""Templates: that for one's own corpus loads, and differs from the recipe's only where
-it says so; those of a shared model are what recipes and exports write."""
+"""Templates: that for one's own corpus is complete, and goes on as stage 2 does; those
+of a shared model are what recipes and exports write."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from recipe_scripts import script
+from ruamel.yaml import YAML
+from tiny_training import tiny_config
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.hyper import load_yaml
+from speechbrain_ext.adaptation import inject_lora
+from speechbrain_ext.data.augment import Musan, RoomResponses
+from speechbrain_ext.data.own_corpus import prepare_own_corpus
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.hyper import load_run
 from speechbrain_ext.inference import card
 from speechbrain_ext.inference.card_sections import SECTIONS
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.pretrained import write_model
+from speechbrain_ext.pretrained import save_pretrained, write_model
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/VoxCeleb/SpeakerRec"
-FILES = {
-    "template": ROOT / "hparams_templates/own_corpus.yaml",
-    "recipe": RECIPE / "hparams/small_from_scratch.yaml",
-}
+OWN = ROOT / "hparams_templates/own_corpus.yaml"
 
 
 @pytest.fixture
-def hparams(tmp_path, monkeypatch):
-    """Both files, loaded from the recipe's folder as a user would."""
+def load(tmp_path, monkeypatch):
+    """Load the template for one's own corpus from the recipe's folder, as users do."""
+    model = SpeakerEncoder(W2VBertEncoder(tiny_config()), AdapterMFA(16, 2, 8, 16))
+    save_pretrained(tmp_path / "model", model)
     monkeypatch.chdir(RECIPE)
-    folders = {"train_folders": str(tmp_path), "output_folder": str(tmp_path)}
-    noises = {"musan_folder": str(tmp_path), "rirs_folder": str(tmp_path)}
-    return {
-        "template": load_yaml(FILES["template"], folders),
-        "recipe": load_yaml(FILES["recipe"], {**folders, **noises}),
-    }
+
+    def load(*words, model=tmp_path / "model"):
+        words = [f"--pretrained_folder={model}", f"--output_folder={tmp_path}", *words]
+        return load_run([str(OWN), *words], script("train").KEYS)[3]
+
+    return load
 
 
-def test_the_template_trains_without_noise_and_as_the_recipe_otherwise(hparams):
-    template, recipe = hparams["template"], hparams["recipe"]
-    assert template["augment_chains"] is None
-    assert set(recipe) - set(template) == {"musan_folder", "rirs_folder"}
-    for key, value in template.items():
-        if isinstance(value, (int, float, str, list)) and key != "encoder_source":
-            assert value == recipe[key], key
+@pytest.mark.parametrize("missing", ["manifest", "pretrained_folder"])
+def test_a_placeholder_that_is_left_is_named(missing, tmp_path):
+    given = {"manifest": "mine.csv", "pretrained_folder": tmp_path}
+    words = [f"--{key}={value}" for key, value in given.items() if key != missing]
+    expected = rf"own_corpus\.yaml: {missing} must be given: --{missing}="
+    with pytest.raises(InputError, match=expected):
+        load_run([str(OWN), *words], script("train").KEYS)
 
 
-def test_both_build_the_same_small_model(hparams):
-    models = [hparams[name]["speaker_encoder"].eval() for name in FILES]
-    models[1].load_state_dict(models[0].state_dict())
-    wavs = torch.randn(2, 16000) * 0.1
-    with torch.no_grad():
-        assert torch.equal(models[0](wavs), models[1](wavs))
-    assert not models[0].encoder.features.normalise_variance
-    assert models[0](wavs).shape == (2, 1, 192)
+def test_ones_own_corpus_trains_as_stage_2_unless_it_says_otherwise(load):
+    own = load("--manifest=mine.csv")
+    with open(RECIPE / "hparams/stage2_joint.yaml", encoding="utf-8") as file:
+        stage_2 = YAML().load(file)
+    keys = {"new_classifier", "manifest", "data_folder", "frozen_encoder"}
+    folders = {"train_folders", "test_folders", "musan_folder", "rirs_folder"}
+    assert set(own) - set(stage_2) == keys
+    assert set(stage_2) - set(own) - {"__set_seed"} == folders
+    for key in ("speeds", "crop_seconds", "margin", "max_grad_norm"):
+        assert own[key] == stage_2[key]
+    assert own["new_classifier"] is True
+    assert own["prepare"]["manifest"] == "mine.csv"
+    inspect.signature(prepare_own_corpus).bind(**own["prepare"])
+    assert all(p.requires_grad for p in own["speaker_encoder"].parameters())
+
+
+def test_a_frozen_encoder_trains_the_head_alone(load):
+    model = load("--manifest=mine.csv", "--frozen_encoder=True")["speaker_encoder"]
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
+def test_the_settings_in_comments_are_settings(load):
+    """What the template tells its reader to put in, put in."""
+    text = OWN.read_text()
+    noise = text[text.index("# augment_chains") : text.index("\naugment_chains")]
+    given = YAML(typ="safe").load(re.sub("^# ?", "", noise, flags=re.M))
+    assert set(given) == {"augment_chains", "musan", "rirs"}
+    inspect.signature(Musan).bind(**given["musan"])
+    inspect.signature(RoomResponses).bind(**given["rirs"])
+    lora = re.search(r"lora: null # .*({r: .*})", text)[1]
+    own = load("--manifest=mine.csv", f"--lora={lora}", "--frozen_encoder=True")
+    inject_lora(own["speaker_encoder"].encoder, **own["lora"])
 
 
 def test_the_inference_template_is_what_the_full_size_recipe_writes(tmp_path):
@@ -81,5 +113,5 @@ def test_every_template_and_section_is_documented():
     folder = ROOT / "hparams_templates"
     text = (folder / "README.md").read_text()
     names = {path.name for path in folder.iterdir()} - {"README.md"}
-    assert set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)) == names
+    assert set(re.findall(r"^\| `([\w.]+)/?` \|", text, re.MULTILINE)) == names
     assert set(re.findall(r"`\$(\w+)`", text)) == {"front_matter", *SECTIONS}

@@ -20,6 +20,7 @@ from voxceleb_prepare import prepare_voxceleb
 
 from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.data.mixing import mix_manifests
+from speechbrain_ext.data.own_corpus import prepare_own_corpus
 from speechbrain_ext.distributed import main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
@@ -38,7 +39,9 @@ KEYS = (*OF_A_STAGE, "voxblink2")
 
 
 def prepare(hparams):
-    """VoxCeleb; and VoxBlink2, at true speed, where the YAML file has it."""
+    """VoxCeleb, or what a CSV file lists; and VoxBlink2 where the YAML has it."""
+    if "manifest" in hparams:
+        return call_with(prepare_own_corpus, "prepare", hparams)
     prepared = call_with(prepare_voxceleb, "prepare", hparams)
     if "voxblink2" not in hparams:
         return prepared
