@@ -101,6 +101,7 @@ def _quantised(path):
     finally:
         logging.getLogger().removeFilter(_quiet)
     model = onnx_ir.load(raw)
+    model.metadata_props.pop("onnx.infer", None)  # the quantiser's own note
     model.metadata_props["weights"] = "int8"
     return save(model, path.with_name("int8.onnx"))
 
@@ -113,13 +114,15 @@ def _quiet(record):
 def _linear_maps(graph):
     """Names of the nodes that multiply by a learned matrix."""
     weights = {tensor.name for tensor in graph.initializer}
-    return [
+    names = [
         node.name
         for node in graph.node
         if node.op_type in LINEAR
         and node.input[1] in weights
         and not node.name.startswith("features/")
     ]
+    # the quantiser first splits a Gemm into a sum and a product of this name
+    return [*names, *(f"{name}_MatMul" for name in names)]
 
 
 def _seconds(encoder):
