@@ -17,6 +17,7 @@ The graph's modules share their parameters with the model, which stays as it is.
 
 import contextlib
 import copy
+import functools
 
 import torch
 from speechbrain.lobes.models import ECAPA_TDNN
@@ -35,6 +36,7 @@ from speechbrain_ext.features import (
 )
 from speechbrain_ext.lobes.conformer import RelativeKeyAttention
 from speechbrain_ext.lobes.heads import WeightedSumECAPA
+from speechbrain_ext.lobes.relative_attention import fused
 
 INSTANCE_NORM_EPS = 1e-5  # torch's own
 
@@ -103,9 +105,7 @@ class GraphFeatures(W2VBertFeatures):
 class WholeAttention(RelativeKeyAttention):
     """All queries in one block: the number of blocks would be that of the example."""
 
-    def query_blocks(self, query):
-        """[B, H, T, d] → one pair."""
-        return [(0, query)]
+    attend = staticmethod(functools.partial(fused, block=None))
 
 
 class MaskedECAPA(WeightedSumECAPA):

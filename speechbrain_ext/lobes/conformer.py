@@ -15,16 +15,12 @@ is not built at all. What may be removed is declared in ``prunable_groups``.
 import itertools
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.relative_attention import attend
 from speechbrain_ext.pruning.gates import NoGate
 from speechbrain_ext.pruning.groups import PrunableGroup
-
-# Queries attended at once. The position scores of a block are [B, H, block, T]: this
-# bounds the memory of long recordings, and short ones fit in one block.
-QUERY_BLOCK = 512
 
 
 class LayerShape(NamedTuple):
@@ -57,11 +53,9 @@ class FeedForward(nn.Module):
 
 
 class RelativeKeyAttention(nn.Module):
-    """Self-attention with relative keys, without a [T, T, head_dim] tensor.
+    """Self-attention with relative keys: the weights of ``relative_attention``."""
 
-    The position term q·e[clip(j−i)] takes 73 different vectors e only: q is multiplied
-    with these, and the products are gathered into a bias on the attention scores.
-    """
+    attend = staticmethod(attend)
 
     def __init__(self, shape, left=64, right=8, dropout=0.0):
         super().__init__()
@@ -83,33 +77,17 @@ class RelativeKeyAttention(nn.Module):
             linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
             for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
-        table = self.distance_embedding.weight.to(query.dtype)
-        blocks = [
-            self._attend(block, start, key, value, table, padding)
-            for start, block in self.query_blocks(query)
-        ]
-        context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-        context = context.transpose(1, 2).flatten(2)  # [B, T, H·d]
+        context = self.attend(
+            query,
+            key,
+            value,
+            self.distance_embedding.weight.to(query.dtype),
+            self.left,
+            padding,
+            self.dropout if self.training else 0.0,
+        )
         gate = self.gate()
         return gate.on_output(self.linear_out(gate.on_units(context)))
-
-    def query_blocks(self, query):
-        """[B, H, T, d] → pairs of a block's first frame and its queries."""
-        starts = range(0, query.shape[2], QUERY_BLOCK)
-        return ((start, query[:, :, start : start + QUERY_BLOCK]) for start in starts)
-
-    def _attend(self, query, start, key, value, table, padding):
-        """One block of queries that begins at frame ``start``: [B, H, t, d]."""
-        frames = torch.arange(key.shape[2], device=key.device)
-        mine = torch.arange(query.shape[2], device=key.device).unsqueeze(1) + start
-        distance = (frames - mine).clamp(-self.left, self.right) + self.left  # [t, T]
-        scale = self.head_dim**-0.5
-        by_distance = torch.matmul(query * scale, table.t())  # [B, H, t, 73]
-        bias = by_distance.gather(-1, distance.expand(*query.shape[:2], -1, -1))
-        if padding is not None:
-            bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
-        dropout = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
 
 
 class ConvolutionModule(nn.Module):

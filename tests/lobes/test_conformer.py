@@ -7,12 +7,12 @@ import torch
 from tiny_encoder import LargestTensor, noise, randomise, stock_model, tiny_config
 
 from speechbrain_ext.lobes.conformer import (
-    QUERY_BLOCK,
     ConformerLayer,
     ConvolutionModule,
     LayerShape,
     RelativeKeyAttention,
 )
+from speechbrain_ext.lobes.relative_attention import BANDED_BLOCK, FUSED_BLOCK
 
 FULL = LayerShape(hidden=24, head_dim=6, heads=4, ffn1=40, ffn2=32, conv=24)
 PREFIXES = {
@@ -54,30 +54,13 @@ def test_attention_equals_its_formula(frames, heads, size, left, right):
     x = noise(2, frames, 24).double()
     expected = plain_attention(module, x)
     torch.testing.assert_close(module(x), expected, atol=1e-12, rtol=0)
+    with torch.no_grad():  # on a CPU another way to the same
+        torch.testing.assert_close(module(x), expected, atol=1e-12, rtol=0)
     if frames > 2:
         padding = torch.arange(frames) >= torch.tensor([[frames], [frames - 2]])
         valid = ~padding
         expected = plain_attention(module, x, padding)[valid]
         torch.testing.assert_close(module(x, padding)[valid], expected)
-
-
-@pytest.mark.parametrize("frames", [QUERY_BLOCK + d for d in (-1, 0, 1, 200)])
-def test_blocks_of_queries_change_nothing(frames):
-    module = randomise(RelativeKeyAttention(FULL)).double()
-    x = noise(1, frames, 24).double()
-    expected = plain_attention(module, x)
-    torch.testing.assert_close(module(x), expected, atol=1e-12, rtol=0)
-
-
-def test_many_blocks_of_queries(monkeypatch):
-    """The same in blocks of 16, gradients included."""
-    module = randomise(RelativeKeyAttention(FULL)).double()
-    x = noise(2, 100, 24).double().requires_grad_(True)
-    whole = torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])
-    monkeypatch.setattr("speechbrain_ext.lobes.conformer.QUERY_BLOCK", 16)
-    parts = torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])
-    for one, other in zip(whole, parts):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
 
 
 def test_positions_matter_to_either_side():
@@ -101,8 +84,11 @@ def test_no_tensor_of_frames_by_frames_by_head_size():
         module.train(training)
         with LargestTensor() as largest:
             module(x)
-        assert largest.elements <= shape.heads * QUERY_BLOCK * frames
+        assert largest.elements <= shape.heads * FUSED_BLOCK * frames
         assert largest.elements < frames * frames * shape.head_dim / 10
+    with LargestTensor() as largest, torch.inference_mode():
+        module.eval()(x)
+    assert largest.elements <= shape.heads * BANDED_BLOCK * frames
 
 
 def test_the_measure_sees_such_a_tensor_in_transformers():

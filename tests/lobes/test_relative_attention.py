@@ -1,0 +1,118 @@
+"""Both ways of attention with relative keys against the formula, pair by pair."""
+
+import pytest
+import torch
+from tiny_encoder import noise
+
+from speechbrain_ext.lobes import relative_attention
+from speechbrain_ext.lobes.relative_attention import (
+    BANDED_BLOCK,
+    FUSED_BLOCK,
+    attend,
+    banded,
+    fused,
+)
+
+LEFT, RIGHT = 5, 2
+
+
+def inputs(frames, batch=2, heads=3, size=4, left=LEFT, right=RIGHT):
+    """query, key, value [B, H, T, d] and table, in float64."""
+    vectors = noise(3, batch, heads, frames, size).double()
+    return *vectors, noise(left + 1 + right, size).double()
+
+
+def by_formula(query, key, value, table, left, padding=None):
+    """One softmax over keys plus the vector of every pair's distance."""
+    frames, size = query.shape[2:]
+    place = torch.arange(frames)
+    distance = (place[None] - place[:, None]).clamp(-left, len(table) - 1 - left)
+    keys = key.unsqueeze(2) + table[distance + left]  # [B, H, T, T, d]
+    scores = (query.unsqueeze(3) * keys).sum(-1) / size**0.5
+    if padding is not None:
+        scores = scores.masked_fill(padding[:, None, None], float("-inf"))
+    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).flatten(2)
+
+
+def last_frames(frames, *numbers):
+    """[B, T], True in the last ``numbers`` frames of every recording."""
+    return torch.arange(frames) >= frames - torch.tensor(numbers).unsqueeze(1)
+
+
+LENGTHS = [1, 2, 7, 8, *(BANDED_BLOCK * n + d for n in (1, 2) for d in (-1, 0, 1, 9))]
+
+
+@pytest.mark.parametrize("way", [fused, banded])
+@pytest.mark.parametrize(("left", "right"), [(5, 2), (0, 0), (0, 3), (80, 1), (1, 200)])
+@pytest.mark.parametrize("frames", LENGTHS)
+def test_equals_the_formula(frames, left, right, way):
+    tensors = inputs(frames, left=left, right=right)
+    expected = by_formula(*tensors, left)
+    torch.testing.assert_close(way(*tensors, left), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("way", [fused, banded])
+@pytest.mark.parametrize("frames", LENGTHS[1:])
+def test_equals_the_formula_with_padding(frames, way):
+    """Padding within the last block, of whole blocks, and all but one frame."""
+    tensors = inputs(frames, batch=3)
+    padding = last_frames(frames, 0, 1, frames - 1)
+    expected = by_formula(*tensors, LEFT, padding)
+    found = way(*tensors, LEFT, padding)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_padding_is_never_seen():
+    query, key, value, table = inputs(100)
+    padding = last_frames(100, 0, 30)
+    with torch.no_grad():
+        before = attend(query, key, value, table, LEFT, padding)
+        key[1, :, 70:], value[1, :, 70:] = 1e6, 1e6
+        after = attend(query, key, value, table, LEFT, padding)
+    assert torch.equal(before[1, :70], after[1, :70])
+
+
+def test_large_scores_do_not_overflow():
+    """Position terms of 1e4, of which softmax sees differences alone."""
+    query, key, value, table = (t.float() for t in inputs(150))
+    table = table + 1e4
+    with torch.no_grad():
+        found = banded(query, key, value, table, LEFT)
+    expected = by_formula(*inputs(150)[:3], table.double(), LEFT)
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("frames", [FUSED_BLOCK + d for d in (-1, 0, 1, 200)])
+def test_blocks_of_its_own_size(frames):
+    tensors = inputs(frames, batch=1)
+    expected = by_formula(*tensors, LEFT)
+    torch.testing.assert_close(fused(*tensors, LEFT), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("block", [16, None])
+def test_blocks_change_neither_result_nor_gradients(block):
+    tensors = [tensor.requires_grad_(True) for tensor in inputs(100)]
+    whole = by_formula(*tensors, LEFT)
+    parts = fused(*tensors, LEFT, block=block)
+    torch.testing.assert_close(parts, whole, atol=1e-12, rtol=0)
+    wanted = torch.autograd.grad(whole.square().sum(), tensors)
+    found = torch.autograd.grad(parts.square().sum(), tensors)
+    for one, other in zip(found, wanted):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_which_way_is_taken(monkeypatch):
+    """Without gradients on a CPU the band; else, and with dropout, the fused way."""
+    taken = []
+    for name in ("fused", "banded"):
+        monkeypatch.setattr(
+            relative_attention, name, lambda *_, name=name: taken.append(name)
+        )
+    tensors = inputs(10)
+    attend(*tensors, LEFT)
+    with torch.no_grad():
+        attend(*tensors, LEFT)
+        attend(*tensors, LEFT, dropout=0.1)
+        attend(*(tensor.to("meta") for tensor in tensors), LEFT)
+    assert taken == ["fused", "banded", "fused", "fused"]
