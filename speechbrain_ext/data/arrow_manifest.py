@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from speechbrain_ext.data.arrow_checks import check_rows, check_unique, piece
 from speechbrain_ext.data.columns import TEXT, EncodedText, JoinedText
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.errors import InputError
@@ -74,7 +75,7 @@ def concatenate(tables, n_first=0):
     """
     table = pa.concat_tables(tables or [SCHEMA.empty_table()])
     table = table.unify_dictionaries().combine_chunks()
-    speakers = _piece(table, "spk_id")
+    speakers = piece(table, "spk_id")
     names = np.array(speakers.dictionary.to_pylist(), dtype=TEXT)
     order = np.arange(len(names))
     order[n_first:] = n_first + np.argsort(names[n_first:], kind="stable")
@@ -98,14 +99,14 @@ def table_of(manifest):
 def manifest_of(table, n_perturbed=None):
     """A table in one piece as a manifest; no row is copied."""
     heads_and_tails = [
-        EncodedText(piece.indices.to_numpy(), piece.dictionary)
-        for piece in (_piece(table, name) for name in _TEXTS)
+        EncodedText(column.indices.to_numpy(), column.dictionary)
+        for column in (piece(table, name) for name in _TEXTS)
     ]
     id_head, id_tail, path_head, path_tail, speakers = heads_and_tails
     return Manifest(
         JoinedText(id_head, id_tail),
         JoinedText(path_head, path_tail),
-        _piece(table, "duration").to_numpy(),
+        piece(table, "duration").to_numpy(),
         speakers,
         n_perturbed,
     )
@@ -140,7 +141,7 @@ def read_arrow(path):
     table, perturbed, _ = read_table(path)
     if not len(table):
         raise InputError(f"{path}: no rows, expected recordings")
-    _check_rows(path, table)
+    check_rows(path, table)
     manifest = manifest_of(table, perturbed)
     n_speakers = len(manifest.speaker_names)
     if perturbed is not None and not 0 <= perturbed <= n_speakers:
@@ -175,8 +176,8 @@ def write_table(path, table, n_perturbed=None, details=None, check=True):
     if check:
         if not len(table):
             raise InputError(f"{path}: nothing to write, expected recordings")
-        _check_rows(path, table)
-        _check_unique(path, table)
+        check_rows(path, table)
+        check_unique(path, table)
     metadata = {_FORMAT: _VERSION, _DETAILS: json.dumps(details).encode()}
     if n_perturbed is not None:
         metadata[_PERTURBED] = str(n_perturbed).encode()
@@ -251,56 +252,5 @@ def _dictionary_array(codes, names):
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), names)
 
 
-def _piece(table, name):
-    """A column of a table in one piece, as an array."""
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else column.combine_chunks()
-
-
 def _first_line(error):
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-# -- checks ----------------------------------------------------------------------------
-
-
-def _check_rows(path, table):
-    """Refuse empty texts and durations that are none; names the first row."""
-    durations = _piece(table, "duration").to_numpy(zero_copy_only=False)
-    bad = ~((durations > 0) & (durations < np.inf))
-    _refuse(path, bad, lambda row: f"duration {durations[row]}, expected seconds > 0")
-    for name, parts in (
-        ("ID", ("ID_head", "ID_tail")),
-        ("wav", ("wav_head", "wav_tail")),
-        ("spk_id", ("spk_id",)),
-    ):
-        if any(table.column(part).null_count for part in parts):
-            raise InputError(f"{path}: rows without {name}, expected text in each")
-        pieces = [_piece(table, part) for part in parts]
-        empty = [pc.index(piece.dictionary, "").as_py() for piece in pieces]
-        if -1 not in empty:
-            bad = [piece.indices.to_numpy() == e for piece, e in zip(pieces, empty)]
-            message = f"empty {name}, expected text"
-            _refuse(path, np.logical_and.reduce(bad), lambda _, text=message: text)
-
-
-def _check_unique(path, table):
-    """Refuse an ID that comes twice; names the second row."""
-    heads, tails = _piece(table, "ID_head"), _piece(table, "ID_tail")
-    keys = heads.indices.to_numpy() * np.int64(len(tails.dictionary))
-    keys += tails.indices.to_numpy()
-    ordered = np.sort(keys)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice):
-        again = np.flatnonzero(np.isin(keys, twice))
-        row = min(rows[1] for key in twice if len(rows := again[keys[again] == key]))
-        name = heads[row].as_py() + tails[row].as_py()
-        raise InputError(
-            f"{path}, row {row + 1}: ID {name!r} seen before, expected each ID once"
-        )
-
-
-def _refuse(path, bad, message):
-    rows = np.flatnonzero(bad)
-    if len(rows):
-        raise InputError(f"{path}, row {rows[0] + 1}: {message(rows[0])}")
