@@ -11,7 +11,7 @@ help:
 	@echo "make quickstart  set up, then train and verify on a demonstration corpus (10 min)"
 	@echo "make test        set up, then run all tests"
 	@echo "make lint        ruff: check and format"
-	@echo "make bench       all benchmarks against their peers (BENCH_ARGS=--toy: quickly)"
+	@echo "make bench       all benchmarks against their peers: benchmarks/RESULTS.md"
 	@echo "make format      let ruff mend what it can"
 	@echo "make clean       remove $(VENV) and what the quickstart made"
 
@@ -35,9 +35,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 bench: $(READY)
-	@for script in benchmarks/*.py; do \
-		case $$script in */harness.py) continue;; esac; \
-		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit 1; done
+	$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -20,14 +20,15 @@ import numpy as np
 from harness import argument_parser, in_new_process, peak_memory, report, summarise
 
 SECONDS, TOY_SECONDS = 60, 4
+PEER = {"peer_name": "transformers", "source": "Wav2Vec2BertModel"}
 ROUNDS, REPEATS = 3, 3
 
 
-def main():
+def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--side", choices=["ours", "peer"], help="one of them alone")
     parser.add_argument("--output", help="where --side keeps its hidden states")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.side:
         measure(arguments)
     else:
@@ -56,6 +57,7 @@ def compare_sides(arguments):
             f"one layer, {length} s, {what}",
             unit,
             *([figures[what] for figures in side] for side in found.values()),
+            **PEER,
         )
         for what, unit in (("memory", "MiB"), ("time", "s"))
     ]

@@ -24,12 +24,12 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import save_pretrained
 
-ENCODER = (
-    Path(__file__).parents[1]
-    / "recipes/VoxCeleb/SpeakerRec/hparams/encoders/small.json"
-)
+ENCODERS = Path(__file__).parents[1] / "recipes/VoxCeleb/SpeakerRec/hparams/encoders"
 RATE = 16000
-SHORTEST, LONGEST = 1.0, 20.0
+# files, shortest and longest in seconds, encoder
+FULL, TOY = (200, 1.0, 20.0, "small"), (12, 1.0, 4.0, "tiny")
+PEER = {"peer_name": "SpeechBrain", "source": "EncoderClassifier.encode_batch by file"}
+MARK = 1.5
 
 
 class Unchanged(torch.nn.Module):
@@ -40,15 +40,15 @@ class Unchanged(torch.nn.Module):
         return wavs
 
 
-def main():
+def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    n_files = 12 if arguments.toy else 200
+    n_files, shortest, longest, encoder = TOY if arguments.toy else FULL
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_files(Path(folder), n_files)
-        verifier, classifier = both_sides(Path(folder) / "model")
+        paths = write_files(Path(folder), n_files, shortest, longest)
+        verifier, classifier = both_sides(Path(folder) / "model", encoder)
 
         def ours():
             return verifier.encode_files(paths)
@@ -60,17 +60,18 @@ def main():
         difference = float((ours() - peer()).abs().max())
         if not difference < 1e-4:
             raise SystemExit(f"embeddings differ by {difference}, expected 1e-4")
-        name = f"embeddings of {n_files} files, {SHORTEST:g}–{LONGEST:g} s"
-        repeats = 1 if arguments.toy else arguments.repeats
-        report([compare(name, ours, peer, repeats, warmup=0)], arguments)
+        name = f"embeddings of {n_files} files, {shortest:g}–{longest:g} s"
+        options = {"toy": arguments.toy, "memory": True, "mark": MARK, **PEER}
+        row = compare(name, ours, peer, arguments.repeats, warmup=0, **options)
+        report([row], arguments)
 
 
-def write_files(folder, n_files):
+def write_files(folder, n_files, shortest, longest):
     """Noise below 4 kHz in four syllables a second → paths."""
     generator = np.random.default_rng(0)
     paths = []
     for number in range(n_files):
-        n = round(generator.uniform(SHORTEST, LONGEST) * RATE)
+        n = round(generator.uniform(shortest, longest) * RATE)
         noise = np.convolve(generator.standard_normal(n), np.ones(4) / 4, "same")
         syllables = 0.5 - 0.5 * np.cos(2 * np.pi * 4 * np.arange(n) / RATE)
         path = folder / f"{number:03d}.wav"
@@ -79,10 +80,10 @@ def write_files(folder, n_files):
     return paths
 
 
-def both_sides(folder):
-    """The small encoder with random weights as our verifier and as the peer."""
+def both_sides(folder, encoder):
+    """An encoder with random weights as our verifier and as the peer."""
     torch.manual_seed(0)
-    encoder = W2VBertEncoder(ENCODER)
+    encoder = W2VBertEncoder(ENCODERS / f"{encoder}.json")
     head = AdapterMFA(encoder.hidden_size, encoder.n_states)
     save_pretrained(folder, SpeakerEncoder(encoder, head))
     verifier = SpeakerVerifier.from_hparams(folder, run_opts={"device": "cpu"})

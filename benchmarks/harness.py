@@ -5,35 +5,58 @@ sides take turns, so that a slower minute of the machine slows both, after a res
 that the threads of neither disturb the other, and a call that is not counted, since the
 rest has put them to sleep. The median is reported with the spread (half the range
 between the quartiles) beside it. The ratio is peer / ours: above 1, ours is faster or
-smaller.
+smaller. Where the project promises a ratio, the row says so (``mark``), and the table
+says whether it holds.
 
-    rows = [compare("features", ours, peer)]
-    report(rows, arguments)     # name | ours | peer | ratio, or JSON with --json
+    def main(argv=None):
+        arguments = argument_parser(__doc__).parse_args(argv)
+        rows = [compare("features", ours, peer, peer_name="transformers' extractor")]
+        report(rows, arguments)  # name | ours | peer | ratio, or JSON with --json
+
+``run_all.py`` runs every script of this folder that has such a ``main``.
 """
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-# numpy's OpenBLAS threads spin for about 0.1 s after its last product: what starts
+from processes import in_new_process, peak_memory
+
+__all__ = [
+    "LeftOut",
+    "Row",
+    "argument_parser",
+    "beside_limit",
+    "compare",
+    "in_new_process",
+    "peak_memory",
+    "report",
+    "summarise",
+]
+
+# numpy's OpenBLAS threads spin for about 0.1 s after their last product: what starts
 # meanwhile has a core less (features of 64 × 3 s: 0.12 s in place of 0.03 s).
 REST = 0.3
 PACKAGES = ("torch", "transformers", "speechbrain", "numpy")
+LOAD_AT_START = os.getloadavg()[0]  # before the benchmark adds its own
+LIMIT = "limit"  # the peer's name where a figure stands beside what is allowed
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: medians and spreads of both sides in ``unit``."""
+    """One comparison: medians and spreads of both sides in ``unit``.
+
+    ``peer_name`` is what the table calls the peer, ``source`` where it is to be found;
+    ``mark`` is the ratio that the project promises at full size. Memory is the peak
+    above what was held before, in MiB.
+    """
 
     name: str
     unit: str
@@ -41,21 +64,50 @@ class Row:
     peer: float
     ours_spread: float = 0.0
     peer_spread: float = 0.0
+    peer_name: str = field(kw_only=True)
+    source: str = ""
+    mark: float | None = None
+    ours_memory: float | None = None
+    peer_memory: float | None = None
 
     @property
     def ratio(self):
         """How many times faster or smaller ours is."""
         return self.peer / self.ours if self.ours > 0 else float("inf")
 
+    @property
+    def met(self):
+        """Whether what was promised holds; None where nothing was."""
+        return None if self.mark is None else self.ratio >= self.mark
+
     def line(self):
         """name | ours | peer | ratio."""
         ours = f"{self.ours:.4g} ± {self.ours_spread:.2g} {self.unit}"
         peer = f"{self.peer:.4g} ± {self.peer_spread:.2g} {self.unit}"
-        return f"{self.name} | {ours} | {peer} | {self.ratio:.2f}"
+        if self.ours_memory is not None:
+            ours += f", {self.ours_memory:.4g} MiB"
+            peer += f", {self.peer_memory:.4g} MiB"
+        promise = "" if self.met is None else f" ({self.mark:g} promised)"
+        return f"{self.name} | {ours} | {self.peer_name}: {peer} | {self.ratio:.2f}" + (
+            promise
+        )
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A comparison that could not be made, among the rows of a report."""
+
+    name: str
+    peer_name: str
+    reason: str = "give --published FOLDER"
+
+    def line(self):
+        """name | left out: reason."""
+        return f"{self.name} | left out: {self.reason} | {self.peer_name} | –"
 
 
 def argument_parser(description):
-    """The options of every benchmark: ``--toy``, ``--json``, ``--threads``."""
+    """The options of every benchmark, whether or not it has a use for each."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="small sizes, for CI")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -63,10 +115,25 @@ def argument_parser(description):
     parser.add_argument(
         "--threads", type=int, default=threads, help="of torch; %(default)s by default"
     )
+    parser.add_argument(
+        "--published",
+        type=_folder,
+        metavar="FOLDER",
+        help="published code (https://github.com/ZXHY-82/w2v-BERT-2.0_SV), as a peer",
+    )
     return parser
 
 
-def compare(name, ours, peer, repeats=7, warmup=2):
+def _folder(path):
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: no such folder")
+    return str(Path(path).resolve())
+
+
+# -- time ------------------------------------------------------------------------------
+
+
+def compare(name, ours, peer, repeats=7, warmup=2, *, toy=False, memory=False, **about):
     """Time two functions in turns.
 
     Arguments
@@ -77,16 +144,23 @@ def compare(name, ours, peer, repeats=7, warmup=2):
         Without arguments.
     repeats, warmup : int
         Timed rounds, and rounds before them that are not counted.
+    toy : bool
+        Two rounds and no rest: the figures mean nothing.
+    memory : bool
+        Call both once more for their peak memory.
+    **about
+        ``peer_name``, ``source`` and ``mark`` of the Row.
 
     Returns
     -------
     Row
         In seconds.
     """
+    repeats, warmup, rest = (2, 0, 0) if toy else (repeats, warmup, REST)
     seconds = ([], [])
     for turn in range(warmup + repeats):
         for side, function in enumerate((ours, peer)):
-            time.sleep(REST)
+            time.sleep(rest)
             if turn >= warmup:
                 function()
             start = time.perf_counter()
@@ -94,11 +168,26 @@ def compare(name, ours, peer, repeats=7, warmup=2):
             elapsed = time.perf_counter() - start
             if turn >= warmup:
                 seconds[side].append(elapsed)
-    return summarise(name, "s", *seconds)
+    if memory:
+        about |= {
+            f"{side}_memory": peak_memory(function)[1] / 2**20
+            for side, function in (("ours", ours), ("peer", peer))
+        }
+    return summarise(name, "s", *seconds, **about)
 
 
-def summarise(name, unit, ours, peer):
-    """Lists of figures of both sides → Row of medians and spreads."""
+def summarise(name, unit, ours, peer, **about):
+    """Lists of figures of both sides → Row of medians and spreads.
+
+    Arguments
+    ---------
+    name, unit : str
+        Of the Row.
+    ours, peer : list of float
+        One figure per round.
+    **about
+        Other fields of the Row; ``peer_name`` at least.
+    """
     return Row(
         name,
         unit,
@@ -106,6 +195,19 @@ def summarise(name, unit, ours, peer):
         statistics.median(peer),
         spread(ours),
         spread(peer),
+        **about,
+    )
+
+
+def beside_limit(name, unit, figures, limit):
+    """Lists of figures of ours → Row beside what is allowed."""
+    return summarise(
+        name,
+        unit,
+        *(figures, [limit]),
+        peer_name=LIMIT,
+        source="what the project allows itself",
+        mark=1.0,
     )
 
 
@@ -117,67 +219,55 @@ def spread(values):
     return (high - low) / 2
 
 
-def report(rows, arguments):
-    """Print the rows with what they were measured on."""
+# -- report ----------------------------------------------------------------------------
+
+
+def report(rows, arguments, notes=()):
+    """Print rows (Row or LeftOut) and notes, with what they were measured on."""
+    if arguments.toy:  # nothing is promised of toy sizes
+        rows = [replace(r, mark=None) if isinstance(r, Row) else r for r in rows]
+    about = machine(arguments.threads)
     if arguments.json:
-        values = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        print(json.dumps({"machine": machine(arguments.threads), "rows": values}))
+        measured = [row for row in rows if isinstance(row, Row)]
+        left_out = [asdict(row) for row in rows if isinstance(row, LeftOut)]
+        values = [{**asdict(r), "ratio": r.ratio, "met": r.met} for r in measured]
+        found = {"machine": about, "rows": values, "left_out": left_out}
+        print(json.dumps({**found, "notes": list(notes)}, allow_nan=False))
         return
-    print(" ".join(f"{k} {v}" for k, v in machine(arguments.threads).items()))
+    print(" ".join(f"{k} {v}" for k, v in about.items()))
     print("name | ours | peer | ratio")
-    for row in rows:
-        print(row.line())
+    for line in (*(row.line() for row in rows), *notes):
+        print(line)
 
 
 def machine(threads):
     """Versions, threads, processor and load: what a figure depends on."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        **_gpu(),
+        "memory_gib": round(_bytes_of_memory() / 2**30),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **versions,
         "threads": threads,
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
+        "load": round(LOAD_AT_START, 1),
     }
 
 
-# -- peak memory -----------------------------------------------------------------------
+def _processor():
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown").strip()
 
 
-def peak_memory(function):
-    """Run ``function`` once → (result, bytes above what was held before).
-
-    Exact in a fresh process, where no freed memory is waiting to be used again: see
-    :func:`in_new_process`.
-    """
-    gc.collect()
-    _reset_peak()
-    before = _memory("VmRSS")
-    result = function()
-    return result, _memory("VmHWM") - before
+def _gpu():
+    torch = sys.modules.get("torch")  # a benchmark without torch needs none here
+    used = torch is not None and torch.cuda.is_available()
+    return {"gpu": torch.cuda.get_device_name()} if used else {}
 
 
-def in_new_process(script, *arguments):
-    """Run ``script`` in a Python of its own → the JSON of its last line of output."""
-    command = [sys.executable, str(script), *map(str, arguments)]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def _memory(field):
-    """VmRSS (now) or VmHWM (at most) of this process in bytes."""
-    # ru_maxrss would do, but on Linux it remembers the parent that started us
-    status = Path("/proc/self/status")
-    if not status.exists():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    for line in status.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{status}: no line {field}")
-
-
-def _reset_peak():
-    path = Path("/proc/self/clear_refs")
-    if path.exists():
-        path.write_text("5")
+def _bytes_of_memory():
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -22,11 +22,12 @@ from speechbrain_ext.data.join import join_short
 from speechbrain_ext.data.manifest import Manifest
 
 SECONDS = 3 * 16000
+PEER = {"peer_name": "joined copies", "source": "soundfile.read of one flac file"}
 
 
-def main():
-    arguments = argument_parser(__doc__).parse_args()
-    n_rows, repeats = (20, 2) if arguments.toy else (300, 7)
+def main(argv=None):
+    arguments = argument_parser(__doc__).parse_args(argv)
+    n_rows = 20 if arguments.toy else 300
     with tempfile.TemporaryDirectory() as folder:
         rows = make_rows(Path(folder), n_rows)
         start = time.perf_counter()
@@ -41,16 +42,13 @@ def main():
             f"{n_rows} crops of 3 s",
             lambda: [read_audio(joined, at, SECONDS) for joined, _, at in crops],
             lambda: [crop(copy, at) for _, copy, at in crops],
-            repeats,
+            toy=arguments.toy,
+            **PEER,
         )
-        report([row], arguments)
         size = sum(Path(copy).stat().st_size for copy in copies) / 2**20
         hours = sum(frames) / 16000 / 3600
-        if not arguments.json:
-            print(
-                f"copies: {size / hours:.0f} MiB and {seconds / hours:.0f} s per hour "
-                "of speech"
-            )
+        note = f"copies: {size / hours:.0f} MiB and {seconds / hours:.0f} s per hour"
+        report([row], arguments, [note])
 
 
 def make_rows(folder, n_rows):

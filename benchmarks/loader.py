@@ -43,37 +43,38 @@ from speechbrain_ext.data.shard_writer import make_shards
 SPEEDS = (1.0, 0.9, 1.1)
 RATE, SECONDS, BATCH, WORKERS = 16000, 3, 32, 2
 SNR_DB = (5, 20)
+PEER = {"peer_name": "SpeechBrain", "source": "Augmenter, DynamicItemDataset"}
+MARK = 2.0
 
 
-def main():
-    arguments = argument_parser(__doc__).parse_args()
+def main(argv=None):
+    arguments = argument_parser(__doc__).parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    n = 64 if arguments.toy else 640
-    repeats = 1 if arguments.toy else 5
+    n, batch = (16, 8) if arguments.toy else (640, BATCH)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_noises(folder, 8 if arguments.toy else 60)
         manifests = {kind: write_speech(folder / kind, n) for kind in ("wav", "flac")}
         rows = []
         for kind, manifest in manifests.items():
-            peer = peer_loader(folder, manifest)
-            ours = our_loader(folder, manifest)
-            rows.append(compare_loaders(f"{kind} files", ours, peer, n, repeats))
+            peer = peer_loader(folder, manifest, batch)
+            ours = our_loader(folder, manifest, batch)
+            rows.append(compare_loaders(f"{kind} files", ours, peer, n, arguments.toy))
             ours.close()
         make_shards([folder / "flac/train.csv"], folder / "shards", 200)
         sharded = from_shards(manifests["flac"], folder / "shards")
-        ours = our_loader(folder, sharded, noise_cache_mib=1024)
-        rows.append(compare_loaders("flac in shards", ours, peer, n, repeats))
+        ours = our_loader(folder, sharded, batch, noise_cache_mib=1024)
+        rows.append(compare_loaders("flac in shards", ours, peer, n, arguments.toy))
         ours.close()
         report(rows, arguments)
 
 
-def compare_loaders(name, ours, peer, n, repeats):
+def compare_loaders(name, ours, peer, n, toy):
     """An epoch of each → Row, named after the utterances per second."""
     for loader in (ours, peer):
         check(loader)
     sides = [lambda loader=loader: sum(1 for _ in loader) for loader in (ours, peer)]
-    row = compare(name, *sides, repeats=repeats, warmup=1)
+    row = compare(name, *sides, repeats=5, warmup=1, toy=toy, mark=MARK, **PEER)
     rates = f"{n / row.ours:.0f} against {n / row.peer:.0f} utterances/s"
     return replace(row, name=f"{name}: {rates}")
 
@@ -91,7 +92,7 @@ def check(loader):
 # -- both sides ------------------------------------------------------------------------
 
 
-def our_loader(folder, manifest, noise_cache_mib=0):
+def our_loader(folder, manifest, batch, noise_cache_mib=0):
     """As train.py builds it."""
     musan = Musan(folder / "musan", {"noise": SNR_DB})
     augmenter = Augmenter(
@@ -101,12 +102,12 @@ def our_loader(folder, manifest, noise_cache_mib=0):
         augmenter.hold(noise_cache_mib)
     dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
     sampler = CropBatchSampler(
-        manifest.labels, BATCH, (SECONDS, SECONDS), n_speeds=len(SPEEDS)
+        manifest.labels, batch, (SECONDS, SECONDS), n_speeds=len(SPEEDS)
     )
     return make_loader(dataset, sampler, WORKERS)
 
 
-def peer_loader(folder, manifest):
+def peer_loader(folder, manifest, batch):
     """The same work with SpeechBrain's parts."""
     n = SECONDS * RATE
     speeds = {s: PeerSpeed(RATE, [round(100 * s)]) for s in SPEEDS}
@@ -139,7 +140,7 @@ def peer_loader(folder, manifest):
     return make_dataloader(
         dataset,
         shuffle=True,
-        batch_size=BATCH,
+        batch_size=batch,
         drop_last=True,
         num_workers=WORKERS,
         persistent_workers=True,

@@ -23,8 +23,6 @@ minutes of wav and flac, against reading all and slicing.
 import csv
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -35,11 +33,13 @@ import soundfile
 from harness import (
     Row,
     argument_parser,
+    beside_limit,
     compare,
     in_new_process,
     peak_memory,
     report,
 )
+from processes import start_process
 
 from speechbrain_ext.data.manifest import (
     COLUMNS,
@@ -55,8 +55,13 @@ from speechbrain_ext.data.voxblink2_corpus import Recordings
 # speakers of VoxBlink2, of VoxCeleb2, recordings of VoxCeleb2
 FULL, TOY = (111_284, 5_994, 1_092_009), (400, 20, 2_000)
 PEER_ROWS, TOY_PEER_ROWS = 200_000, 4_000
-RANKS, WORKERS, BATCHES = 2, 4, 20
-SECONDS, BYTES = 30, 2 << 30  # what is allowed: start of an epoch, memory of a node
+RANKS, WORKERS, BATCHES, TOY_BATCHES = 2, 4, 20, 2
+LIMITS = {"s": 30, "MiB": 2048}  # what is allowed: start of an epoch, memory of a node
+DATASET = {
+    "peer_name": "SpeechBrain",
+    "source": "DynamicItemDataset.from_csv",
+}
+WHOLE = {"peer_name": "soundfile", "source": "reading all, then slicing"}
 MEBI = 1 << 20
 ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"))
 
@@ -86,20 +91,21 @@ class NamesOnly:
         return Recordings(names, paths, frames.tolist(), [1] * len(names), [])
 
 
-def main():
+def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--stage", help="for the benchmark itself")
     parser.add_argument("--file", help="for the benchmark itself")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.stage:
         STAGES[arguments.stage](arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(Path(folder), arguments)
-    report(rows, arguments)
+        rows, notes = measure(Path(folder), arguments)
+    report(rows, arguments, notes)
 
 
 def measure(folder, arguments):
+    """→ rows, and notes on the file and the processes of a node."""
     toy = ["--toy"] * arguments.toy
 
     def stage(name, file):
@@ -113,9 +119,9 @@ def measure(folder, arguments):
     least = node_of(small, toy)
     n_rows, size = mixed["rows"], mixed["bytes"]
     of = f"of {n_rows:,} recordings"
-    print(f"{of}: file of {size / MEBI:.0f} MiB, {size / n_rows:.0f} bytes each")
+    notes = [f"{of}: file of {size / MEBI:.0f} MiB, {size / n_rows:.0f} bytes each"]
     for process in (*node["processes"], *least["processes"]):
-        print("process:", " ".join(f"{k} {v}" for k, v in process.items()))
+        notes.append("process: " + " ".join(f"{k} {v}" for k, v in process.items()))
     pss = (node["pss"] - least["pss"]) / MEBI
     figures = [
         (f"preparing {prepared['rows']:,} recordings", "MiB", prepared["MiB"]),
@@ -129,17 +135,9 @@ def measure(folder, arguments):
         (f"first batch of the second epoch {of}", "s", node["second"]),
         (f"manifest {of}, {RANKS} ranks × {WORKERS} workers", "MiB", pss),
     ]
-    rows = [limit(*figure, arguments.toy) for figure in figures]
+    rows = [beside_limit(name, u, [value], LIMITS[u]) for name, u, value in figures]
     rows.append(peer_row(folder, toy, arguments.toy))
-    return rows + reading_rows(folder, 2 if arguments.toy else 7)
-
-
-def limit(name, unit, value, toy):
-    """A figure beside what is allowed; a toy on a busy machine may take its time."""
-    allowed = SECONDS if unit == "s" else BYTES / MEBI
-    if value > allowed and not toy:
-        raise SystemExit(f"{name}: {value:.3g} {unit}, expected {allowed:g} at most")
-    return Row(f"{name} (limit)", unit, value, allowed)
+    return rows + reading_rows(folder, arguments.toy), notes
 
 
 def voxceleb2(n_speakers, n_rows):
@@ -189,18 +187,17 @@ def mix_stage(arguments):
     say(rows=n_rows, seconds=seconds, MiB=memory / MEBI, bytes=size)
 
 
-def rank_stage(arguments):
+def run_rank(connection, rank, path, n_batches):
     """One rank of a node: reads batches, says who its processes are, and waits."""
     # Imported before the clock starts.
     from speechbrain_ext.data import dataset  # noqa: F401
     from speechbrain_ext.data.sampler import CropBatchSampler
 
-    rank, path = arguments.file.split(":", 1)
     start = time.perf_counter()
     manifest = read_manifest(path)
     sampler = CropBatchSampler(
         *(manifest.labels, 64, (2.0, 3.0)),
-        rank=int(rank),
+        rank=rank,
         world_size=RANKS,
         n_speeds=3,
         n_perturbed=manifest.n_perturbed,
@@ -210,7 +207,7 @@ def rank_stage(arguments):
     for epoch in (1, 2):
         sampler.set_epoch(epoch)
         batches = iter(loader)
-        for number in range(min(BATCHES, len(sampler))):
+        for number in range(min(n_batches, len(sampler))):
             next(batches)
             if not number:
                 waited.append(time.perf_counter() - start)
@@ -221,8 +218,8 @@ def rank_stage(arguments):
     batches = iter(loader)
     next(batches)
     workers = [worker.pid for worker in loader._iterator._workers]
-    say(first=waited[0], second=waited[1], workers=workers)
-    sys.stdin.readline()
+    connection.send({"first": waited[0], "second": waited[1], "workers": workers})
+    connection.recv()
     loader.close()
 
 
@@ -263,7 +260,6 @@ def peer_stage(arguments):
 STAGES = {
     "prepare": prepare_stage,
     "mix": mix_stage,
-    "rank": rank_stage,
     "ours": ours_stage,
     "peer": peer_stage,
 }
@@ -320,20 +316,18 @@ def memory_after_an_epoch(loader):
 
 def node_of(path, toy):
     """All ranks at a time → waits for batches, and memory of all processes."""
-    command = [sys.executable, __file__, "--stage", "rank", *toy, "--file"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    ranks = [
-        subprocess.Popen([*command, f"{rank}:{path}"], **pipes) for rank in range(RANKS)
-    ]
-    said = [json.loads(rank.stdout.readline()) for rank in ranks]
+    batches = TOY_BATCHES if toy else BATCHES
+    ranks, connections = zip(
+        *(start_process(run_rank, rank, path, batches) for rank in range(RANKS))
+    )
+    said = [connection.recv() for connection in connections]
     found = []
     for rank, words in zip(ranks, said):
         for kind, pids in (("rank", [rank.pid]), ("worker", words["workers"])):
             found += [(kind, memory_of(pid)) for pid in pids]
-    for rank in ranks:
-        rank.communicate("\n")
-        if rank.returncode:
-            raise SystemExit(f"rank: exit code {rank.returncode}")
+    for rank, connection in zip(ranks, connections):
+        connection.send("enough")
+        rank.join()
     return {
         "first": max(words["first"] for words in said),
         "second": max(words["second"] for words in said),
@@ -368,8 +362,8 @@ def peer_row(folder, toy, is_toy):
         (memory[side, "rows"] - memory[side, "none"]) / MEBI / n_rows * 1e6
         for side in ("ours", "peer")
     )
-    name = f"a million rows, {WORKERS} workers, DynamicItemDataset ({n_rows:,} rows)"
-    return Row(name, "MiB", ours, theirs)
+    name = f"memory of a million rows, {WORKERS} workers ({n_rows:,} rows measured)"
+    return Row(name, "MiB", ours, theirs, **DATASET)
 
 
 def write_both(stem, corpus, speakers):
@@ -390,7 +384,7 @@ def write_both(stem, corpus, speakers):
     return len(ids)
 
 
-def reading_rows(folder, repeats):
+def reading_rows(folder, toy):
     """3 s out of ten minutes."""
     from speechbrain_ext.data.waveform import read_crop
 
@@ -410,9 +404,8 @@ def reading_rows(folder, repeats):
 
         if len(ours()) != len(whole()):
             raise SystemExit(f"{kind}: lengths differ")
-        rows.append(
-            compare(f"3 s out of 600 s of {kind}, reading all", ours, whole, repeats)
-        )
+        name = f"3 s out of 600 s of {kind}"
+        rows.append(compare(name, ours, whole, toy=toy, memory=True, **WHOLE))
     return rows
 
 

@@ -5,68 +5,117 @@
 
 The peer is ``speechbrain.utils.metric_stats``: its EER counts all trials anew at each
 threshold and its minDCF builds a table of thresholds × trials (1.6 GB at 20,000),
-so both grow with the square of the list and cannot be run at the size of VoxCeleb1-E.
-Figures are medians after a warm-up, on one core where ``OMP_NUM_THREADS=1``.
+so both grow with the square of the list and cannot be run at the size of VoxCeleb1-E:
+there, ours stand beside a second each. The published code's ``deeplab.metric.eer``
+sorts once, as ours do, and looks for the lowest cost in a loop of Python: both metrics
+of it at full size, where its folder is given. All of it in one thread of numpy where
+``OMP_NUM_THREADS=1``.
 """
 
-import argparse
-import statistics
+import runpy
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from harness import LeftOut, argument_parser, beside_limit, compare, report
 from speechbrain.utils.metric_stats import EER, minDCF
 
 from speechbrain_ext.scoring.metrics import cllr, equal_error_rate, min_dcf
 
 SIZES, MIN_DCF_LIMIT, FULL_SIZE = (5_000, 20_000), 5_000, 580_000
 TOY_SIZES, TOY_FULL_SIZE = (500, 1_000), 20_000
+SECONDS, REPEATS = 1.0, 5  # what is allowed at full size
+PEER, SOURCE = "SpeechBrain", "speechbrain.utils.metric_stats"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--toy", action="store_true", help="small sizes, for CI")
-    toy = parser.parse_args().toy
-    torch.set_num_threads(1)
-    for size in TOY_SIZES if toy else SIZES:
-        compare_eer(size)
+def main(argv=None):
+    arguments = argument_parser(__doc__).parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for size in TOY_SIZES if arguments.toy else SIZES:
+        rows.append(compare_eer(size, arguments.toy))
         if size <= MIN_DCF_LIMIT:
-            compare_min_dcf(size)
-    full_size(TOY_FULL_SIZE if toy else FULL_SIZE)
+            rows.append(compare_min_dcf(size, arguments.toy))
+    size = TOY_FULL_SIZE if arguments.toy else FULL_SIZE
+    rows += [full_size(metric, size) for metric in (equal_error_rate, min_dcf, cllr)]
+    report([*rows, compare_published(size, arguments)], arguments)
 
 
-def compare_eer(size):
+def compare_eer(size, toy):
     scores, labels = make_scores(size)
     targets, others = split(scores, labels)
-    ours, (value, *_) = median_seconds(lambda: equal_error_rate(scores, labels), 5)
-    theirs, (peer, *_) = median_seconds(lambda: EER(targets, others), 3)
+
+    def ours():
+        return equal_error_rate(scores, labels)
+
+    def peer():
+        return EER(targets, others)
+
     # SpeechBrain takes the nearest point, not the crossing: up to one step apart.
-    report("EER", size, ours, theirs, value, peer, tolerance=2 / size)
+    check_equal(f"EER of {size:,} trials", ours()[0], peer()[0], tolerance=2 / size)
+    options = {"toy": toy, "memory": True, "peer_name": PEER, "source": f"{SOURCE}.EER"}
+    return compare(f"EER of {size:,} trials", ours, peer, 3, 1, **options)
 
 
-def compare_min_dcf(size):
+def compare_min_dcf(size, toy):
     scores, labels = make_scores(size)
     targets, others = split(scores, labels)
-    ours, (value, *_) = median_seconds(lambda: min_dcf(scores, labels), 5)
-    theirs, (peer, *_) = median_seconds(lambda: minDCF(targets, others), 3)
+
+    def ours():
+        return min_dcf(scores, labels)
+
+    def peer():
+        return minDCF(targets, others)
+
     # SpeechBrain's cost is not normalised by min(P, 1 - P) = 0.01.
-    report("minDCF", size, ours, theirs, value, peer / 0.01, tolerance=1e-4)
+    name = f"minDCF of {size:,} trials"
+    check_equal(name, ours()[0], peer()[0] / 0.01, tolerance=1e-4)
+    about = {"peer_name": PEER, "source": f"{SOURCE}.minDCF"}
+    return compare(name, ours, peer, 3, 1, toy=toy, memory=True, **about)
 
 
-def full_size(size):
+def full_size(metric, size):
+    """One of ours at the size of VoxCeleb1-E → Row beside its limit."""
     scores, labels = make_scores(size)
-    for metric in (equal_error_rate, min_dcf, cllr):
-        seconds, (value, *_) = median_seconds(lambda m=metric: m(scores, labels), 5)
-        print(f"{metric.__name__:16} {size:>8,} trials: {seconds:.2g} s ({value:.5f})")
+    seconds = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        metric(scores, labels)
+        seconds.append(time.perf_counter() - start)
+    name = f"{metric.__name__} of {size:,} trials"
+    return beside_limit(name, "s", seconds[1:], SECONDS)
 
 
-def report(name, size, ours, theirs, value, peer, tolerance):
-    if abs(value - peer) > tolerance:
-        raise SystemExit(f"{name}: {value} here, {peer} in SpeechBrain")
-    print(
-        f"{name:16} {size:>8,} trials: {ours:.2g} s, SpeechBrain {theirs:.2g} s, "
-        f"ratio {theirs / ours:,.0f} ({value:.5f}, SpeechBrain {peer:.5f})"
-    )
+def compare_published(size, arguments):
+    """EER and minDCF together, as the published code computes them → Row."""
+    about = {"peer_name": "published code", "source": "deeplab.metric.eer"}
+    name = f"EER and minDCF of {size:,} trials"
+    if not arguments.published:
+        return LeftOut(name, about["peer_name"])
+    file = Path(arguments.published, "deeplab/metric/eer.py")
+    published = runpy.run_path(str(file))["compute_eer"]
+    scores, labels = make_scores(size)
+    targets, others = scores[labels == 1], scores[labels == 0]
+
+    def ours():
+        return equal_error_rate(scores, labels)[0], min_dcf(scores, labels)[0]
+
+    def peer():
+        eer, _, cost, _ = published(targets, others)
+        return eer, cost
+
+    for metric, mine, theirs in zip(("EER", "minDCF"), ours(), peer(), strict=True):
+        check_equal(f"{metric} of {size:,} trials", mine, theirs, tolerance=1e-4)
+    options = {"toy": arguments.toy, "memory": True, **about}
+    return compare(name, ours, peer, 5, 1, **options)
+
+
+def check_equal(name, ours, peer, tolerance):
+    if not abs(ours - peer) <= tolerance:
+        raise SystemExit(
+            f"{name}: {ours} here, {peer} there, expected {tolerance} apart"
+        )
 
 
 def make_scores(size):
@@ -79,17 +128,6 @@ def make_scores(size):
 def split(scores, labels):
     scores = torch.from_numpy(scores)
     return scores[labels == 1], scores[labels == 0]
-
-
-def median_seconds(function, repeats):
-    """Median of ``repeats`` timed calls after one to warm up; and the result."""
-    result = function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), result
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ from speechbrain_ext.pretrained import MODEL_FILE, save_pretrained
 
 ENCODERS = Path(__file__).parents[1] / "recipes/VoxCeleb/SpeakerRec/hparams/encoders"
 SECONDS, TOY_SECONDS = (3, 10), (1,)
+PEER = {"peer_name": "torch", "source": "SpeakerEncoder in inference mode"}
+FILE = {"peer_name": "safetensors", "source": "save_pretrained of the same model"}
 
 
-def main():
-    arguments = argument_parser(__doc__).parse_args()
+def main(argv=None):
+    arguments = argument_parser(__doc__).parse_args(argv)
     torch.set_num_threads(arguments.threads)
     model = make_model("tiny" if arguments.toy else "small")
     with tempfile.TemporaryDirectory() as folder:
@@ -59,25 +61,27 @@ def measure(model, folder, arguments):
             kind if kind == "fp32" else f"int8 (cosine {rounded['worst_cosine']:.4f})"
         )
         size = path.stat().st_size
-        rows.append(summarise(f"{name}, file", "MiB", [size / 2**20], [saved / 2**20]))
+        sizes = [size / 2**20], [saved / 2**20]
+        rows.append(summarise(f"{name}, file", "MiB", *sizes, **FILE))
         encoder = OnnxSpeakerEncoder(path, arguments.threads)
         for seconds in TOY_SECONDS if arguments.toy else SECONDS:
-            rows.append(
-                compare_with_torch(f"{name}, {seconds} s", encoder, model, seconds)
+            wav = speech_like(
+                seconds * encoder.sample_rate, encoder.sample_rate, seed=0
             )
+            of = f"{name}, {seconds} s"
+            rows.append(compare_with_torch(of, encoder, model, wav, arguments.toy))
     return rows
 
 
-def compare_with_torch(name, encoder, model, seconds):
-    """One recording through both."""
-    wav = speech_like(seconds * encoder.sample_rate, encoder.sample_rate, seed=0)
+def compare_with_torch(name, encoder, model, wav, toy):
+    """One recording, [T], through both."""
     batch = torch.from_numpy(wav)[None]
 
     @torch.inference_mode()
     def peer():
         return model(batch)
 
-    return compare(name, lambda: encoder.embed(wav), peer)
+    return compare(name, lambda: encoder.embed(wav), peer, toy=toy, **PEER)
 
 
 if __name__ == "__main__":

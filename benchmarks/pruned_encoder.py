@@ -10,6 +10,7 @@ are random. Before anything is timed, the pruned states must equal the gated one
 """
 
 import copy
+from dataclasses import replace
 
 import torch
 from harness import argument_parser, compare, report, summarise
@@ -28,6 +29,8 @@ TOY = {
     "intermediate_size": 256,
 }
 WIDTHS = {"uneven": 1, "multiples of 8": 8}
+PEER = {"peer_name": "our dense encoder", "source": "W2VBertEncoder"}
+PROMISED, FASTER, MACS = 0.8, 4.0, 6.31  # at that sparsity: times, and 10⁹ for 1 s
 
 
 class LastState(torch.nn.Module):
@@ -37,10 +40,10 @@ class LastState(torch.nn.Module):
         return states[-1]
 
 
-def main():
+def main(argv=None):
     parser = argument_parser(__doc__)
-    parser.add_argument("--sparsity", type=float, default=0.8)
-    arguments = parser.parse_args()
+    parser.add_argument("--sparsity", type=float, default=PROMISED)
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     config = Wav2Vec2BertConfig(**(TOY if arguments.toy else {}))
@@ -52,7 +55,11 @@ def main():
         rows += sizes(name, pruned, dense)
         for seconds in lengths:
             wavs = torch.randn(1, int(16000 * seconds)) * 0.1
-            rows.append(timing(f"{name}, {seconds:g} s", pruned, dense, wavs))
+            rows.append(
+                timing(f"{name}, {seconds:g} s", pruned, dense, wavs, arguments)
+            )
+    if arguments.sparsity != PROMISED:
+        rows = [replace(row, mark=None) for row in rows]
     report(rows, arguments)
 
 
@@ -74,15 +81,14 @@ def at_sparsity(dense, sparsity, multiple):
 
 def sizes(name, pruned, dense):
     """Parameters and multiply-adds for 1 s of both → two rows."""
-    parameters, macs = zip(
-        *(
-            (count_parameters(encoder).total, macs_of(encoder))
-            for encoder in (pruned, dense)
-        )
-    )
+    both = (pruned, dense)
+    parameters = ([count_parameters(encoder).total / 1e6] for encoder in both)
+    macs = [macs_of(encoder) / 1e9 for encoder in both]
+    of = f"{name}, multiply-adds for 1 s"
+    fewer = macs[1] / MACS
     return [
-        summarise(f"{name}, parameters", "M", *([n / 1e6] for n in parameters)),
-        summarise(f"{name}, multiply-adds for 1 s", "G", *([n / 1e9] for n in macs)),
+        summarise(f"{name}, parameters", "M", *parameters, **PEER),
+        summarise(of, "G", *([n] for n in macs), mark=fewer, **PEER),
     ]
 
 
@@ -90,14 +96,16 @@ def macs_of(encoder):
     return count_macs(SpeakerEncoder(encoder, LastState()))
 
 
-def timing(name, pruned, dense, wavs):
+def timing(name, pruned, dense, wavs, arguments):
     """Both forward passes, features included → Row."""
 
     def forward(encoder):
         with torch.inference_mode():
             encoder(wavs)
 
-    return compare(name, lambda: forward(pruned), lambda: forward(dense), repeats=5)
+    sides = [lambda encoder=encoder: forward(encoder) for encoder in (pruned, dense)]
+    options = {"toy": arguments.toy, "memory": True, "mark": FASTER, **PEER}
+    return compare(name, *sides, 5, **options)
 
 
 if __name__ == "__main__":

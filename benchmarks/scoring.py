@@ -23,19 +23,17 @@ programs hold the cores, ours takes ten times as long and the last ratio falls b
 
 import json
 import math
-import statistics
 import time
 
 import numpy as np
 import torch
 from harness import (
-    Row,
     argument_parser,
+    beside_limit,
     compare,
     in_new_process,
     peak_memory,
     report,
-    spread,
     summarise,
 )
 
@@ -48,12 +46,18 @@ CN_CELEB, TOY_CN_CELEB = 3_484_292, 20_000
 SECONDS, MEBIBYTES, METRICS_SECONDS = 60, 4096, 5  # what is allowed
 SUBSET, TOY_SUBSET = (100, 4096, 8192), (10, 20, 100)  # timed of each peer
 ROUNDS = 3
+PER_TRIAL = {
+    "peer_name": "SpeechBrain",
+    "source": "s-norm of its speaker_verification_cosine.py, in our own words",
+    "mark": 50.0,
+}
+FULL_SORT = {"peer_name": "numpy", "source": "np.sort"}
 
 
-def main():
+def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--alone", action="store_true", help="ours at full size only")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     size = TOY_VOX1_H if arguments.toy else VOX1_H
     if arguments.alone:
@@ -105,23 +109,14 @@ def rows_of_limits(alone, size, rounds, toy):
         equal_error_rate(scores, labels), min_dcf(scores, labels)
         metrics.append(time.perf_counter() - start)
     name = f"AS-norm, EER, minDCF of {size[0]:,} trials"
-    rows = [
+    memory = [run["memory"] for run in alone]
+    return [
         beside_limit(name, "s", [run["all"] for run in alone], SECONDS),
-        beside_limit(name, "MiB", [run["memory"] for run in alone], MEBIBYTES),
+        beside_limit(f"{name}, memory", "MiB", memory, MEBIBYTES),
         beside_limit(
             f"EER, minDCF of {trials:,} trials", "s", metrics[1:], METRICS_SECONDS
         ),
     ]
-    return rows
-
-
-def beside_limit(name, unit, figures, limit):
-    row = Row(
-        f"{name} (limit)", unit, statistics.median(figures), limit, spread(figures)
-    )
-    if row.ours > limit:
-        raise SystemExit(f"{name}: {row.ours:.3g} {unit}, expected {limit} at most")
-    return row
 
 
 def rows_of_peers(seconds, size, rounds, toy):
@@ -130,9 +125,14 @@ def rows_of_peers(seconds, size, rounds, toy):
     top_n = size[-1]
     few, more, utterances = TOY_SUBSET if toy else SUBSET
     rows = []
-    for name, peer, subset in (
-        ("SpeechBrain's per-trial s-norm", speechbrain_per_trial, trials[:few]),
-        ("numpy, full sort per trial", numpy_per_trial, trials[:more]),
+    for name, peer, subset, about in (
+        ("s-norm per trial", speechbrain_per_trial, trials[:few], PER_TRIAL),
+        (
+            "full sort per trial",
+            numpy_per_trial,
+            trials[:more],
+            {**FULL_SORT, "mark": 5.0},
+        ),
     ):
         ours = as_norm(vectors, vectors, cohort, subset, top_n)
         theirs = []
@@ -142,7 +142,7 @@ def rows_of_peers(seconds, size, rounds, toy):
             theirs.append((time.perf_counter() - start) / len(subset) * len(trials))
         check_equal(name, ours, scores)
         name = f"AS-norm of {len(trials):,} trials, {name} ({len(subset):,} timed)"
-        rows.append(summarise(name, "s", seconds, theirs[1:]))
+        rows.append(summarise(name, "s", seconds, theirs[1:], **about))
     some = vectors[:utterances]
 
     def ours():
@@ -151,9 +151,10 @@ def rows_of_peers(seconds, size, rounds, toy):
     def full_sort():
         return numpy_statistics(unit(some), unit(cohort), top_n)[0]
 
-    name = f"cohort statistics of {len(some):,} utterances, numpy, full sort"
+    name = f"cohort statistics of {len(some):,} utterances, full sort"
     check_equal(name, ours(), full_sort())
-    return [*rows, compare(name, ours, full_sort, rounds, warmup=1)]
+    options = {"toy": toy, "memory": True, **FULL_SORT}
+    return [*rows, compare(name, ours, full_sort, rounds, warmup=1, **options)]
 
 
 def check_equal(name, ours, theirs):
