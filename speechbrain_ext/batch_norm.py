@@ -7,9 +7,13 @@ all-reduce, so that training on several processes equals training one process on
 whole global batch, and can be tested where there is no GPU.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+
+from speechbrain_ext.errors import InputError
 
 
 class SynchronisedBatchNorm1d(nn.BatchNorm1d):
@@ -77,6 +81,20 @@ def synchronise_batch_norm(module):
     for part in module.children():
         synchronise_batch_norm(part)
     return module
+
+
+@contextlib.contextmanager
+def batch_norm_explained():
+    """BatchNorm cannot normalise one row; torch says so with its own shapes."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch of one recording, expected at least two, since BatchNorm is "
+            "trained: see batch_size"
+        ) from error
 
 
 def _sum_over_processes(values):

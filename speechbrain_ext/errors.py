@@ -80,18 +80,23 @@ def describe_os_error(error):
     return f"{name}: {error.strerror or error}"
 
 
+def lost_connection(error):
+    """Whether torch says by this error that another process is gone."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(n in text for n in _CONNECTION)
+
+
 def _one_of_several():
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _describe_failure(error):
     """One line, after the traceback, or after time for the culprit's own line."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(name in text for name in _CONNECTION):
+    if lost_connection(error):
         time.sleep(_SECONDS_TO_BE_ENDED)
-        return f"lost the other processes; the one that ended first says why ({text})"
+        return f"lost the other processes; the one that ended first says why ({error})"
     traceback.print_exception(error)
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _die(message, code=1):
@@ -111,6 +116,8 @@ def _tell_torchrun(line):
     """What its last words quote, in the form of its own ``record`` decorator."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
-        about = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        # In whole seconds, the earliest of all is the root cause. A second off, so that
+        # processes which end because of this one do not seem to end with it.
+        about = {"py_callstack": line, "timestamp": str(int(time.time()) - 1)}
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": line, "extraInfo": about}}, file)

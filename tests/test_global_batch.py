@@ -95,9 +95,8 @@ def test_another_global_batch_than_the_files_is_warned_of(caplog):
     _, (level, text) = planned(caplog, GlobalBatch(64, 4), 10, 1, wanted=512)
     assert level == "WARNING"
     assert text == (
-        "global batch 256 = 64 × 4 process(es) × accumulation 1, but learning rate and "
-        "epochs are set for 512; 512 needs --batch_size=128 or "
-        "--grad_accumulation_factor=2"
+        "learning rate and epochs are set for a global batch of 512, not 256; 512 "
+        "needs --batch_size=128 or --grad_accumulation_factor=2"
     )
 
 

@@ -9,7 +9,6 @@
 - a loss or gradient that is not finite stops the run before it spoils the weights.
 """
 
-import contextlib
 import logging
 import math
 import os
@@ -23,11 +22,11 @@ from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_ext.batch_norm import synchronise_batch_norm
+from speechbrain_ext.batch_norm import batch_norm_explained, synchronise_batch_norm
 from speechbrain_ext.brains.plan import log_plan
 from speechbrain_ext.checkpoints import RandomState, TrainedState
 from speechbrain_ext.distributed import max_over_ranks, mean_over_ranks
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.errors import InputError, lost_connection
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +207,14 @@ class ExactBrain(sb.Brain):
             if self.stopping and if_main_process():
                 print(self._farewell(), file=sys.stderr, flush=True)
             raise
+        except RuntimeError as error:
+            # torchrun stops all where one has failed: then there is nothing to agree on
+            if not (self.stop_signal and lost_connection(error)):
+                raise
+            name = signal.Signals(self.stop_signal).name
+            line = f"stopped by {name}: another process has ended; checkpoints are as"
+            print(line, "before", file=sys.stderr, flush=True)
+            raise SystemExit(128 + self.stop_signal) from error
         finally:
             train_set.close()
             for number, handler in before.items():
@@ -307,20 +314,6 @@ class ExactBrain(sb.Brain):
                     self.modules[name] = DistributedDataParallel(module)
         else:
             super()._wrap_distributed()
-
-
-@contextlib.contextmanager
-def batch_norm_explained():
-    """BatchNorm cannot normalise one row; torch says so with its own shapes."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(
-            "a batch of one recording, expected at least two, since BatchNorm is "
-            "trained: see batch_size"
-        ) from error
 
 
 def unwrap(module):

@@ -48,8 +48,8 @@ def log_plan(batches, steps, epochs, wanted=None, warmup=None):
     )
     if wanted is not None and wanted != batches.size:
         logger.warning(
-            "global batch %s, but learning rate and epochs are set for %d; %s",
-            *(batches, wanted, batches.advice(wanted)),
+            "learning rate and epochs are set for a global batch of %d, not %d; %s",
+            *(wanted, batches.size, batches.advice(wanted)),
         )
     if warmup is None:
         return

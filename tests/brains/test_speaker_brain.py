@@ -19,7 +19,7 @@ from tiny_training import (
 )
 from torch import nn
 
-from speechbrain_ext.brains.exact import batch_norm_explained
+from speechbrain_ext.batch_norm import batch_norm_explained
 from speechbrain_ext.brains.speaker import SpeakerBrain
 from speechbrain_ext.brains.validated import standard_error
 from speechbrain_ext.errors import InputError
