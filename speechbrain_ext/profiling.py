@@ -70,7 +70,7 @@ def count_macs(speaker_encoder, seconds=1.0):
     )
     weight = next(speaker_encoder.parameters())
     features = torch.zeros(1, frames, width, device=weight.device)
-    training = speaker_encoder.training
+    modes = {module: module.training for module in speaker_encoder.modules()}
     speaker_encoder.eval()
     # the fused attention of a CPU is unknown to the counter, plain products are not
     with (
@@ -79,7 +79,8 @@ def count_macs(speaker_encoder, seconds=1.0):
         torch.no_grad(),
     ):
         speaker_encoder.head(encoder.encode_features(features), None)
-    speaker_encoder.train(training)
+    for module, training in modes.items():
+        module.training = training
     return counter.get_total_flops() // 2
 
 

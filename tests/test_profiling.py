@@ -98,6 +98,17 @@ def test_multiply_adds_by_hand(device):
     assert encoder.training
 
 
+def test_counting_leaves_every_module_in_its_mode():
+    """A model in training mode may hold an encoder that is not, or the reverse."""
+    for whole in (True, False):
+        encoder = W2VBertEncoder(tiny_config(num_hidden_layers=1))
+        model = SpeakerEncoder(encoder, AdapterMFA(48, 2, 5, 7)).train(whole)
+        encoder.train(not whole)
+        count_macs(model)
+        assert model.training is model.head.training is whole
+        assert {module.training for module in encoder.modules()} == {not whole}
+
+
 def test_real_parameters_are_the_counted_ones():
     """Also in a model that was pruned: file sizes tell."""
     config = tiny_config(

@@ -1,0 +1,216 @@
+"""A training step and its parts: time and memory against the published way.
+
+    python benchmarks/training_step.py          # 6 full layers, 129,266 classes
+    python benchmarks/training_step.py --toy    # 2 layers × 64, for CI
+
+- **ArcFace**, forward and backward of 64 embeddings, against the formula as published:
+  a margin on all cosines, and a dense one-hot matrix that chooses the target's.
+- **AdamW**: one call for all weights (``fused``) against torch's default.
+- **Step of stage 2**: features, encoder, Adapter-MFA, ArcFace, backward, clipping and
+  AdamW, against the same with transformers' extractor (numpy, on the CPU) and encoder
+  and the one-hot ArcFace.
+- **Gradient checkpointing**: our step with it against our step without; the ratio of
+  the times is what it costs, that of the memory what it brings.
+
+Both sides have the same weights, without dropout, and losses equal within 1e-4.
+"""
+
+import torch
+from harness import argument_parser, compare, report
+from transformers import (
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2BertConfig,
+    Wav2Vec2BertModel,
+)
+
+from speechbrain_ext.features import SAMPLE_RATE
+from speechbrain_ext.lobes.heads import AdapterMFA
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.losses import ArcFace
+
+FULL = {
+    "encoder": {"num_hidden_layers": 6},
+    "classes": 129_266,  # VoxCeleb2 at three speeds and VoxBlink2
+    "batch": 64,  # of ArcFace alone
+    "crops": (4, 3),  # number, seconds
+}
+TOY = {
+    "encoder": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+    },
+    "classes": 500,
+    "batch": 8,
+    "crops": (2, 1),
+}
+EMBEDDING = 256
+ONE_HOT = {"peer_name": "one-hot ArcFace", "source": "the published formula"}
+DEFAULT = {"peer_name": "torch's default", "source": "torch.optim.AdamW"}
+PUBLISHED_WAY = {
+    "peer_name": "published way",
+    "source": "transformers' extractor and encoder, one-hot ArcFace",
+}
+WITHOUT = {"peer_name": "ours without", "source": "gradient_checkpointing=False"}
+
+
+def main(argv=None):
+    arguments = argument_parser(__doc__).parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    sizes = TOY if arguments.toy else FULL
+    rows = [arcface(sizes, arguments.toy)]
+    rows.append(adamw(sizes, arguments.toy))
+    rows += steps(sizes, arguments.toy)
+    report(rows, arguments)
+
+
+class OneHotArcFace(ArcFace):
+    """The published formula on all of batch × classes."""
+
+    def logits(self, embeddings, labels):
+        cosine = self.cosines(embeddings)
+        margin = torch.tensor(self.margin)
+        sine = (1.0 - cosine.square()).clamp(min=1e-6).sqrt()
+        moved = cosine * margin.cos() - sine * margin.sin()
+        beyond = cosine <= (torch.pi - margin).cos()
+        moved = torch.where(beyond, cosine - margin * margin.sin(), moved)
+        one_hot = torch.zeros_like(cosine).scatter_(1, labels.view(-1, 1), 1.0)
+        return self.scale * (one_hot * moved + (1.0 - one_hot) * cosine)
+
+
+def arcface(sizes, toy):
+    """Forward and backward of the classifier alone → Row."""
+    ours = ArcFace(EMBEDDING, sizes["classes"])
+    peer = OneHotArcFace(EMBEDDING, sizes["classes"])
+    peer.load_state_dict(ours.state_dict())
+    embeddings = torch.randn(sizes["batch"], EMBEDDING)
+    labels = torch.randint(sizes["classes"], (sizes["batch"],))
+
+    def run(module):
+        module.zero_grad()
+        loss = module(embeddings.requires_grad_(True), labels)
+        loss.backward()
+        return float(loss.detach())
+
+    check_equal(run(ours), run(peer))
+    return compare(
+        f"ArcFace, {sizes['batch']} × {sizes['classes']:,} classes",
+        lambda: run(ours),
+        lambda: run(peer),
+        toy=toy,
+        memory=True,
+        **ONE_HOT,
+    )
+
+
+def adamw(sizes, toy):
+    """One step over the weights of the encoder → Row."""
+    shapes = [p.shape for p in W2VBertEncoder(config_of(sizes)).parameters()]
+
+    def optimiser(**options):
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        return torch.optim.AdamW(parameters, lr=1e-4, **options).step
+
+    return compare(
+        f"AdamW, {sum(shape.numel() for shape in shapes) / 1e6:.3g} M weights",
+        optimiser(fused=True),
+        optimiser(),
+        toy=toy,
+        **DEFAULT,
+    )
+
+
+def steps(sizes, toy):
+    """Whole steps → rows."""
+    number, seconds = sizes["crops"]
+    wavs = 0.1 * torch.randn(number, seconds * SAMPLE_RATE)
+    labels = torch.randint(sizes["classes"], (number,))
+    name = f"step of stage 2, {number} × {seconds} s"
+
+    def side(kind, **options):
+        step = kind(sizes, **options)
+        return lambda: step(wavs, labels)
+
+    ours, theirs = side(OurStep), side(PublishedStep)
+    check_equal(ours(), theirs())
+    rows = [compare(name, ours, theirs, 5, 1, toy=toy, memory=True, **PUBLISHED_WAY)]
+    del theirs
+    recomputed = side(OurStep, gradient_checkpointing=True)
+    title = f"{name}, gradient checkpointing"
+    row = compare(title, recomputed, ours, 5, 1, toy=toy, memory=True, **WITHOUT)
+    return [*rows, row]
+
+
+class OurStep:
+    """wavs [B, T], labels [B] → loss, after the optimiser's step."""
+
+    optimiser = {"fused": True}
+    classifier = ArcFace
+
+    def __init__(self, sizes, **options):
+        torch.manual_seed(1)
+        encoder = W2VBertEncoder(config_of(sizes), **options).eval()
+        hidden = encoder.hidden_size
+        head = AdapterMFA(hidden, encoder.n_states, embedding_size=EMBEDDING).eval()
+        self.loss = self.classifier(EMBEDDING, sizes["classes"])
+        self.encoder, self.head = self.own(encoder), head
+        parameters = [
+            parameter
+            for module in (self.encoder, self.head, self.loss)
+            for parameter in module.parameters()
+        ]
+        self.parameters = parameters
+        self.adamw = torch.optim.AdamW(parameters, lr=1e-9, **self.optimiser)
+
+    def own(self, encoder):
+        """The encoder in this side's form."""
+        return encoder
+
+    def states(self, wavs):
+        return self.encoder(wavs)
+
+    def __call__(self, wavs, labels):
+        loss = self.loss(self.head(*self.states(wavs)), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.adamw.step()
+        self.adamw.zero_grad()
+        return float(loss.detach())
+
+
+class PublishedStep(OurStep):
+    """Features by numpy, the stock encoder, a dense one-hot, torch's default AdamW."""
+
+    optimiser = {}
+    classifier = OneHotArcFace
+    extractor = SeamlessM4TFeatureExtractor()
+
+    def own(self, encoder):
+        model = Wav2Vec2BertModel(encoder.config).eval()
+        model.load_state_dict({**model.state_dict(), **encoder.state_dict()})
+        return model
+
+    def states(self, wavs):
+        arrays = list(wavs.cpu().numpy())
+        batch = self.extractor(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        features = batch["input_features"].to(wavs.device)
+        output = self.encoder(features, output_hidden_states=True)
+        return list(output.hidden_states), torch.ones(len(wavs))
+
+
+def config_of(sizes):
+    """Of the encoder, in ``sizes``."""
+    return Wav2Vec2BertConfig(**sizes["encoder"])
+
+
+def check_equal(ours, theirs):
+    if not abs(ours - theirs) < 1e-4 * abs(theirs):
+        raise SystemExit(f"losses {ours} and {theirs}, expected equal within 1e-4")
+
+
+if __name__ == "__main__":
+    main()
