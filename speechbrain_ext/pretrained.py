@@ -212,6 +212,8 @@ def load_hyperparams(folder, overrides=None):
         raise InputError(
             f"{folder}: no {HYPERPARAMS}, expected a folder written by train.py"
         )
+    if "<" in str(folder):  # HyperPyYAML looks for a key between < and >
+        raise InputError(f"{folder}: '<' in the path of a model, expected none")
     try:
         with NoRandomValues():
             hparams = load_yaml(

@@ -8,6 +8,7 @@ or for one inside a tar file, see :mod:`speechbrain_ext.data.shard_places`.
 """
 
 import os
+import stat
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from speechbrain_ext.errors import InputError
 SAMPLE_RATE = 16000
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
 UNKNOWN_SIZE = 0x7FFF0000  # what programs write into a pipe, not knowing better
+UNKNOWN_FRAMES = 1 << 62  # from here on libsndfile says as much of other formats
 
 
 class AudioHeader(NamedTuple):
@@ -45,10 +47,15 @@ def read_header(path):
     Raises
     ------
     InputError
-        Where the file is missing, empty, truncated, or not sound.
+        Where the file is missing, empty, truncated, without a length, or not sound.
     """
     with _open(path) as file:
         _check_whole(path)
+        if file.frames >= UNKNOWN_FRAMES:
+            raise InputError(
+                f"{path}: its header does not say how long it is, as of a stream; "
+                "expected a length: convert it once more, from file to file"
+            )
         return AudioHeader(file.frames, file.samplerate, file.channels)
 
 
@@ -162,9 +169,26 @@ def _check_whole(path):
 
 
 def _open(path):
-    source = open_place(path) if is_place(path) else str(path)
     try:
-        return soundfile.SoundFile(source)
+        return soundfile.SoundFile(_source(path))
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         reason = str(error).split(": ", 1)[-1].strip()
         raise InputError(f"{path}: cannot be opened as sound ({reason})") from error
+
+
+def _source(path):
+    """What soundfile opens; OSError with the reason where it is no file to be read."""
+    if is_place(path):
+        return open_place(path)
+    # a name may be any bytes; libsndfile says "System error" of files that are missing
+    # and waits for ever for somebody to write into a pipe
+    name = str(path) if os.name == "nt" else os.fsencode(path)
+    try:
+        mode = os.stat(name).st_mode
+    except OSError as error:
+        raise OSError(error.strerror) from error
+    if not stat.S_ISREG(mode):
+        raise OSError("not a regular file")
+    if not os.access(name, os.R_OK):
+        raise OSError("permission denied")
+    return name

@@ -216,8 +216,8 @@ def length_batches(durations, max_batch_seconds, max_batch_size=256):
     order = np.argsort(-durations, kind="stable")
     batches, first = [], 0
     while first < len(order):
-        count = int(max_batch_seconds / durations[order[first]])
-        count = min(max(count, 1), max_batch_size)
+        count = min(max_batch_seconds / durations[order[first]], max_batch_size)
+        count = max(int(count), 1)
         batches.append(order[first : first + count])
         first += count
     return batches

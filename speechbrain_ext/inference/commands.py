@@ -105,7 +105,12 @@ def _load(arguments, **run_opts):
 
 
 def _print_json(values):
-    print(json.dumps(values, indent=1, ensure_ascii=False))
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a name that is no text; a terminal of its own code
+        text = json.dumps(values, indent=1)
+    print(text)
 
 
 @contextlib.contextmanager

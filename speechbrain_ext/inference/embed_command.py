@@ -60,6 +60,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
     """
     out = Path(out)
     check_suffix(out)
+    if out.is_dir():
+        raise InputError(f"{out}: a folder, expected the name of a file to write")
     listing = list_inputs(inputs)
     failures = list(listing.refused)
     if listing.ids:
@@ -142,11 +144,19 @@ def _embed_block(verifier, listing, rows, parts, batch_seconds):
 
 def _fingerprint(verifier, listing):
     """Of model, settings and recordings, with their sizes in the place of durations."""
-    sizes = [float(os.path.getsize(path)) for path in listing.paths]
+    sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
     settings = {"rules": str(verifier.rules), "precision": verifier.precision}
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
+
+
+def _size(path):
+    """Bytes; -1 of what cannot be looked at, which is among the failures later."""
+    try:
+        return float(os.path.getsize(path))
+    except OSError:
+        return -1.0
 
 
 def _printable(text):

@@ -16,16 +16,13 @@ from speechbrain.inference.speaker import SpeakerRecognition
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.batching import embed_files
-from speechbrain_ext.inference.loading import (
-    checked_run_opts,
-    find_folder,
-    load_model,
-)
+from speechbrain_ext.inference.loading import find_folder, load_model
 from speechbrain_ext.inference.recordings import (
     inspect_file,
     read_piece,
     warn_of_conversions,
 )
+from speechbrain_ext.inference.run_options import checked_run_opts
 from speechbrain_ext.precision import autocast_type
 
 

@@ -68,11 +68,18 @@ def list_inputs(inputs):
                 "them"
             )
         for name, path in sorted(pairs):
-            if len(name.split()) != 1 or not name.isprintable():
-                refused.append((path, "white space in its name, expected none"))
+            if why := _unfit(name):
+                refused.append((path, f"{why} in its name, expected none"))
             elif (known := found.setdefault(name, path)) is not path:
                 check_same_file(name, known, path)
     return Listing(list(found), list(found.values()), refused, ignored)
+
+
+def _unfit(name):
+    """What an ID has that no trial list could hold, or None."""
+    if len(name.split()) != 1:
+        return "white space"
+    return None if name.isprintable() else "characters that cannot be printed"
 
 
 def _in_folder(root):

@@ -1,7 +1,6 @@
 """from_hparams: strict, without network, from folders whole, partial and hostile."""
 
 import json
-import logging
 import os
 import pickle
 import shutil
@@ -16,13 +15,11 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from speechbrain.utils.fetching import FetchConfig
-from speechbrain.utils.run_opts import RunOptions
 from tiny_verifier import CPU, add_backend, load, make_folder, write_voice
 
 from speechbrain_ext import pretrained
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
-from speechbrain_ext.inference.loading import checked_run_opts
 from speechbrain_ext.scoring.cohort import Cohort, save_cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,70 +108,6 @@ def test_weights_of_a_torch_file(folder):
     torch.save(load_file(weights), folder / "speaker_encoder.ckpt")
     weights.unlink()
     assert torch.equal(load(folder).encode_batch(wavs()), expected)
-
-
-# ---- run options ---------------------------------------------------------------------
-
-
-def test_run_options_are_respected(whole):
-    verifier = load(whole)
-    assert verifier.device == "cpu"
-    assert all(p.device.type == "cpu" for p in verifier.parameters())
-    options = RunOptions.from_dictionary({"device": "cpu", "noprogressbar": True})
-    verifier = SpeakerVerifier.from_hparams(whole, run_opts=options)
-    assert verifier.device == "cpu"
-    assert verifier.noprogressbar
-    trainable = load(whole, freeze_params=False)
-    assert all(p.requires_grad for p in trainable.parameters())
-
-
-def test_a_device_is_chosen_where_none_is_named(whole):
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    assert SpeakerVerifier.from_hparams(whole).device == device
-
-
-def test_half_precision_on_a_cpu_becomes_single_with_a_warning(whole, caplog):
-    options = {"device": "cpu", "precision": "bf16"}
-    with caplog.at_level(logging.WARNING):
-        verifier = SpeakerVerifier.from_hparams(whole, run_opts=options)
-    assert "precision fp32 instead of bf16 on cpu" in caplog.text
-    expected = load(whole).encode_batch(wavs())
-    assert torch.equal(verifier.encode_batch(wavs()), expected)
-    assert options == {"device": "cpu", "precision": "bf16"}  # the caller's own
-
-
-def test_half_precision_is_of_the_encoder_alone(whole, monkeypatch):
-    verifier, seen = load(whole), []
-    verifier._half = torch.bfloat16  # as on a GPU
-    head = verifier.mods.speaker_encoder.head
-    head.register_forward_pre_hook(
-        lambda module, inputs: seen.append(
-            ({state.dtype for state in inputs[0]}, torch.is_autocast_enabled("cpu"))
-        )
-    )
-    found = verifier.encode_batch(wavs())
-    exact = load(whole).encode_batch(wavs())
-    assert seen == [({torch.float32}, False)]
-    assert found.dtype == torch.float32
-    assert 1e-6 < (found - exact).abs().max() < 0.2 * exact.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"device": "cuda:99"}, r"device 'cuda:99', but this machine has \d+ GPU"),
-        ({"device": "toaster"}, "device 'toaster', expected cpu, cuda or cuda:0"),
-        (
-            {"device": "cpu", "precision": "int8"},
-            "precision 'int8', expected fp32, bf16",
-        ),
-    ],
-)
-def test_run_options_that_this_machine_has_not(whole, options, expected):
-    with pytest.raises(InputError, match=expected):
-        SpeakerVerifier.from_hparams(whole, run_opts=options)
-    with pytest.raises(InputError, match=expected):
-        checked_run_opts(options)
 
 
 # ---- the hub -------------------------------------------------------------------------

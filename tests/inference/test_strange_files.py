@@ -1,0 +1,176 @@
+"""Files that a disk may hold: pipes, names of any bytes, streams without a length."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_verifier import load, make_folder, write_voice
+
+from speechbrain_ext.__main__ import main
+from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference.embed_command import embed_inputs
+from speechbrain_ext.scoring.embeddings import load_embeddings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NO_TEXT = os.fsdecode(b"\xff.wav")  # a name that is not UTF-8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("model") / "final")
+
+
+@pytest.fixture(scope="module")
+def verifier(model):
+    return load(model)
+
+
+def refused(verifier, path, reason):
+    with pytest.raises(InputError, match=reason) as caught:
+        verifier.encode_files([path])
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def without_length(path):
+    """A flac file as a program writes it into a pipe: of unknown length."""
+    wav = 0.1 * np.random.default_rng(0).standard_normal(32000)
+    soundfile.write(path, wav, 16000)
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0  # 36 bits of the stream's information: samples in all
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+
+
+def test_a_stream_of_unknown_length(verifier, tmp_path):
+    """Its windows would have no end."""
+    without_length(tmp_path / "a.flac")
+    refused(verifier, tmp_path / "a.flac", r"does not say how long it is.*once more")
+
+
+def test_a_pipe_is_not_waited_for(verifier, tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    refused(verifier, tmp_path / "a.wav", "not a regular file")
+
+
+def test_what_is_missing_is_said(verifier, tmp_path):
+    (tmp_path / "link.wav").symlink_to(tmp_path / "gone.wav")
+    (tmp_path / "round.wav").symlink_to(tmp_path / "round.wav")
+    refused(verifier, tmp_path / "absent.wav", "No such file or directory")
+    refused(verifier, tmp_path / "link.wav", "No such file or directory")
+    refused(verifier, tmp_path / "round.wav", "symbolic links")
+
+
+def test_a_name_that_is_no_text(model, tmp_path, monkeypatch, capfd):
+    """It is read, and JSON can tell it."""
+    monkeypatch.chdir(tmp_path)
+    write_voice("a.wav")
+    os.rename("a.wav", NO_TEXT)
+    main(["verify", NO_TEXT, NO_TEXT, "--source", str(model), "--device", "cpu"])
+    found = json.loads(capfd.readouterr().out)
+    assert found["enrol"]["files"] == [NO_TEXT]
+    assert found["scores"]["cosine"] == pytest.approx(1, abs=1e-6)
+
+
+def test_batches_without_a_bound(verifier, tmp_path):
+    paths = [write_voice(tmp_path / f"{n}.wav", n) for n in range(3)]
+    whole = verifier.encode_files(paths, max_batch_seconds=float("inf"))
+    expected = verifier.encode_files(paths, batch_size=1)
+    np.testing.assert_allclose(whole.numpy(), expected.numpy(), atol=1e-5)
+
+
+# ---- folders -------------------------------------------------------------------------
+
+
+def test_a_folder_of_them(verifier, tmp_path):
+    folder = tmp_path / "wav"
+    folder.mkdir()
+    write_voice(folder / "good.wav")
+    write_voice(folder / "no_text.wav")
+    os.rename(folder / "no_text.wav", folder / NO_TEXT)
+    (folder / "link.wav").symlink_to(folder / "gone.wav")
+    os.mkfifo(folder / "pipe.wav")
+    without_length(folder / "stream.flac")
+    (folder / "up").symlink_to(folder)  # without end, were it followed
+    found = embed_inputs(verifier, [folder], tmp_path / "e.npz")
+    assert (found["embedded"], found["failed"]) == (1, 4)
+    assert load_embeddings(tmp_path / "e.npz").ids.tolist() == ["good"]
+    lines = (tmp_path / "e.npz.failures.txt").read_text().splitlines()
+    reasons = dict(line.split("\t") for line in lines)
+    assert len(lines) == len(reasons) == 4
+    for name, reason in (
+        ("link.wav", "No such file"),
+        ("pipe.wav", "not a regular file"),
+        ("stream.flac", "how long"),
+        (r"\udcff.wav", "characters that cannot be printed in its name"),
+    ):
+        assert reason in reasons[f"{folder}/{name}"]
+
+
+def test_an_output_that_is_a_folder(verifier, tmp_path):
+    """Said before the work, not after it."""
+    write_voice(tmp_path / "a.wav")
+    (tmp_path / "e.npz").mkdir()
+    with pytest.raises(InputError, match=r"e\.npz: a folder, expected the name of a"):
+        embed_inputs(verifier, [tmp_path / "a.wav"], tmp_path / "e.npz")
+    assert sorted(os.listdir(tmp_path)) == ["a.wav", "e.npz"]
+
+
+def test_a_model_in_a_folder_of_any_name(model, tmp_path):
+    for name in ("my model", "modèle ü", "a#b: {c}", "'q\"", "3/4", "!new", "$HOME"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(model)
+        assert load(tmp_path / name).embedding_size == 8
+    (tmp_path / "a<b>").symlink_to(model)
+    with pytest.raises(InputError, match="a<b>: '<' in the path of a model"):
+        load(tmp_path / "a<b>")
+
+
+STOPPED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+from speechbrain_ext.__main__ import main
+from speechbrain_ext.inference import embed_command, embedder
+embed_command.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
+def encode(self, *args):
+    calls.append(1)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGINT)
+    return plain(self, *args)
+embedder.SpeakerEmbedder._encode = encode
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_leaves_what_was_done(model, verifier, tmp_path):
+    """One line, exit code 130, nothing half-written; the same command goes on."""
+    folder = tmp_path / "wav"
+    folder.mkdir()
+    for number in range(9):
+        write_voice(folder / f"{number}.wav", number, 0.5 + 0.1 * number)
+    out = tmp_path / "e.npz"
+    words = ["embed", folder, "--source", model, "--out", out, "--device", "cpu"]
+    words += ["--batch_seconds", "0.1"]  # a batch for each
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, *map(str, words)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "error: interrupted by the user"
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    (parts,) = tmp_path.glob("e.npz.parts-*")
+    before = sum(len(np.load(part)["rows"]) for part in parts.iterdir())
+    assert 4 <= before < 9
+    found = embed_inputs(verifier, [folder], out, 0.1)
+    assert (found["embedded"], found["failed"]) == (9, 0)
+    ids, vectors = load_embeddings(out)
+    expected = verifier.encode_files([folder / f"{name}.wav" for name in ids])
+    np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npz", "wav"]
