@@ -78,7 +78,8 @@ def extract_embeddings(
     if max_seconds is not None:
         seconds = seconds.clip(max=max_seconds)
     own = _own_share(length_batches(seconds, max_batch_seconds), kept.done)
-    loader = make_loader(recordings, own, num_workers)
+    on_gpu = torch.device(device).type == "cuda"
+    loader = make_loader(recordings, own, num_workers, pin_memory=on_gpu)
     was_training = model.training
     model.eval()
     try:
@@ -171,7 +172,9 @@ def _embed(model, batch, device, precision):
     _check_audible(ids, wavs, wav_lens)
     device_type = torch.device(device).type
     with torch.autocast(device_type, precision, enabled=precision is not None):
-        out = model(wavs.to(device), wav_lens.to(device))
+        out = model(
+            wavs.to(device, non_blocking=True), wav_lens.to(device, non_blocking=True)
+        )
     out = out.squeeze(1).float().cpu().numpy()
     _check_finite(out, ids)
     return out
