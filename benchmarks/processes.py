@@ -44,6 +44,27 @@ def _memory(field):
     raise RuntimeError(f"{status}: no line {field}")
 
 
+def memory_of(pid):
+    """Memory of a process in bytes, as Linux tells it.
+
+    ``pss`` counts a page that n processes share as 1/n, ``own`` (the unique set size)
+    not at all: the sum of ``pss`` is what a machine needs for them.
+    """
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in rollup[1:] + status)
+    own = sum(int(found[f"Private_{kind}"].split()[0]) for kind in ("Clean", "Dirty"))
+    return {"own": own * 1024} | {
+        name: int(found[key].split()[0]) * 1024
+        for name, key in (
+            ("pss", "Pss"),
+            ("anonymous", "Pss_Anon"),
+            ("shared_file", "Pss_File"),
+            ("peak_rss", "VmHWM"),
+        )
+    }
+
+
 def _reset_peak():
     path = Path("/proc/self/clear_refs")
     if path.exists():
