@@ -68,7 +68,8 @@ def test_speakers_are_held_out_and_durations_are_those_of_the_files(corpus):
 
 
 def test_sessions_decide_which_trials_are_drawn(corpus):
-    rows = [[*row, "ab"[number % 2]] for number, row in enumerate(rows_of_csv(corpus))]
+    soundfile.write(corpus / "audio/anna0.wav", np.full(5000, 0.1), 16000)  # too short
+    rows = [[*row, "aabb"[n % 4]] for n, row in enumerate(rows_of_csv(corpus))]
     write_csv(corpus, rows, ("ID", "duration", "wav", "spk_id", "session"))
     session = {row[0]: row[4] for row in rows}
     trials = read_trials(prepare(corpus, n_valid_trials=16).valid_trials)
