@@ -10,6 +10,7 @@ from speechbrain_ext.inference.convert_arguments import add_convert
 from speechbrain_ext.inference.export_arguments import add_export
 from speechbrain_ext.inference.onnx_arguments import add_onnx
 from speechbrain_ext.scoring.arguments import add_scoring
+from speechbrain_ext.stage_arguments import add_stages
 
 
 def add_profile(commands):
@@ -101,6 +102,7 @@ def main(argv=None):
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_profile(commands)
+    add_stages(commands)
     add_shards(commands)
     add_scoring(commands)
     add_convert(commands)
