@@ -69,7 +69,7 @@ def measure(folder, arguments):
     notes = [f"{of}: file of {size / MEBI:.0f} MiB, {size / n_rows:.0f} bytes each"]
     for process in (*node["processes"], *least["processes"]):
         notes.append("process: " + " ".join(f"{k} {v}" for k, v in process.items()))
-    pss = (node["pss"] - least["pss"]) / MEBI
+    pss = max(1.0, (node["pss"] - least["pss"]) / MEBI)  # less than 1 MiB is noise
     figures = [
         (f"preparing {prepared['rows']:,} recordings", "MiB", prepared["MiB"]),
         (

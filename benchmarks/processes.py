@@ -11,7 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-IMPORTED = ["torch", "transformers", "speechbrain", "scipy.signal"]  # once for all
+# once for all processes that are started; pyarrow looks for pandas by itself
+IMPORTED = ["torch", "transformers", "speechbrain", "scipy.signal", "pandas"]
 
 
 def peak_memory(function):

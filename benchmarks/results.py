@@ -164,12 +164,19 @@ def plot_ratios(path, results):
     for line, label in enumerate(axes.get_yticklabels()):
         label.set_fontweight("normal" if line in bars else "bold")
     finish(axes, [row["ratio"] for row in bars.values()], len(entries))
-    for met, colour in COLOURS.items():
-        axes.barh([], [], color=colour, label=MEANINGS[met])
-    axes.plot([], [], "k|", markersize=9, linestyle="", label="promised")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    explain(figure, axes)
     save_figure(figure, path)
     return len(bars)
+
+
+def explain(figure, axes):
+    """What colours and strokes mean, above the axes."""
+    from matplotlib.patches import Patch  # where nothing is drawn none is needed
+
+    meanings = [Patch(color=COLOURS[met], label=MEANINGS[met]) for met in COLOURS]
+    meanings += axes.plot([], [], "k|", markersize=9, label="promised")
+    style = {"loc": "outside upper center", "ncols": 4, "fontsize": 8, "frameon": False}
+    figure.legend(handles=meanings, **style)
 
 
 def draw_bar(axes, line, row):
@@ -190,8 +197,9 @@ def finish(axes, ratios, n_lines):
     axes.set_xlim(low / 1.1, high * (high / low) ** 0.35)
     axes.set_ylim(n_lines - 0.3, -0.7)
     axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("peer / ours: how many times faster or smaller")
+    axes.set_xlabel("peer / ours: how many times faster or smaller", fontsize=9)
     ticks = [10**n for n in range(-2, 6) if low / 1.1 <= 10**n <= high]
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.grid(True, axis="x", which="major", linewidth=0.4, alpha=0.6)

@@ -4,6 +4,7 @@ python toy_runs.py FOLDER [NAME …]    # leaves FOLDER/NAME.json or FOLDER/NAME
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -30,7 +31,9 @@ def run(name, folder):
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            importlib.import_module(name).main(OPTIONS)
+            main_of_script = importlib.import_module(name).main
+            gc.freeze()  # else each measure of memory goes through all of torch
+            main_of_script(OPTIONS)
     except BaseException:
         (folder / f"{name}.error").write_text(traceback.format_exc())
         return
