@@ -111,6 +111,8 @@ def test_tables_are_tables(tmp_path):
 
 # -- picture ---------------------------------------------------------------------------
 
+COLOURS = {None: "tab:blue", True: "tab:green", False: "tab:red"}
+
 
 def share(path, colour):
     """Of the picture that has one of matplotlib's colours."""
@@ -122,11 +124,11 @@ def share(path, colour):
 @pytest.mark.parametrize(("mark", "met"), [(None, None), (2.0, True), (20.0, False)])
 def test_bars_have_the_colour_of_their_promise(tmp_path, mark, met):
     without = write(tmp_path, result(rows=[row(ours=5.0)]))  # a ratio of 1: no bar
-    least = {m: share(tmp_path / "results.png", c) for m, c in results.COLOURS.items()}
+    least = {m: share(tmp_path / "results.png", c) for m, c in COLOURS.items()}
     write(tmp_path, result(rows=[row(mark=mark)]))
-    found = {m: share(tmp_path / "results.png", c) for m, c in results.COLOURS.items()}
+    found = {m: share(tmp_path / "results.png", c) for m, c in COLOURS.items()}
     assert "![1 ratios" in without
-    for other in results.COLOURS:
+    for other in COLOURS:
         grown = found[other] - least[other]
         assert (grown > 0.005) if other is met else abs(grown) < 0.002
 
