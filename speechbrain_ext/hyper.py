@@ -96,11 +96,18 @@ def load_yaml(path, overrides=None):
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {_why_os(error, path)}") from error
     except (YAMLError, *WRONG_VALUES) as error:
         raise InputError(f"{path}: {why(error)}") from error
     except ImportError as error:
         raise InputError(f"{path}: names something not installed ({error})") from error
+
+
+def _why_os(error, path):
+    """What the system says; of another file than ``path``, with that file's name."""
+    reason = error.strerror or str(error)
+    other = error.filename is not None and str(error.filename) != str(path)
+    return f"{error.filename}: {reason}" if other else reason
 
 
 def call_with(function, section, hparams):

@@ -228,8 +228,14 @@ def load_hyperparams(folder, overrides=None):
     model = hparams.get("speaker_encoder")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{path}: no module 'speaker_encoder'")
-    weights = weights_file(folder)
-    load_strictly(model, read_weights(weights), str(weights))
+    path = weights_file(folder)
+    weights = read_weights(path)
+    if any(".lora_" in name for name in weights):
+        raise InputError(
+            f"{path}: LoRA layers are not merged, expected a folder of save_pretrained "
+            "after merge_lora"
+        )
+    load_strictly(model, weights, str(path))
     model.eval()
     return hparams
 

@@ -116,6 +116,11 @@ def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=F
         for k in own
         if k in given and given[k].shape != own[k].shape
     ]
+    types = [
+        f"{k} {given[k].dtype} instead of {own[k].dtype}"
+        for k in own
+        if k in given and own[k].is_floating_point() > given[k].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:SHOWN])}"
         + (", …" if len(names) > SHOWN else "")
@@ -123,6 +128,7 @@ def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=F
             ("missing", missing),
             ("unexpected", unexpected),
             ("of the wrong shape", shapes),
+            ("of the wrong type", types),
         )
         if names
     ]

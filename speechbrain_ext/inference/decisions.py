@@ -151,7 +151,7 @@ class Decider:
 
     def _unmeasured(self, kind, prior):
         if kind == "llr":
-            return _at(-log_odds(prior), None)
+            return _at(0.0 - log_odds(prior), None)  # 0 for even odds, not -0
         if kind == "as_norm":
             raise InputError(
                 f"{self.source}: no threshold of 'as_norm' in {THRESHOLDS_FILE}, "

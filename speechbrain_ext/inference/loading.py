@@ -13,6 +13,7 @@ are data and are read as such.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,10 +148,10 @@ def load_model(folder, overrides=None):
         rules = checked_rules(
             Rules(*(hparams.get(name, INFERENCE[name]) for name in names))
         )
-        top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
+        top_n = checked_top_n(hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"]))
     backend = load_backend(folder, model.embedding_size, top_n)
     path = folder / THRESHOLDS_FILE
-    thresholds = load_thresholds(path) if path.exists() else {}
+    thresholds = load_thresholds(path) if is_there(path) else {}
     return Model(hparams, rules, backend, thresholds)
 
 
@@ -178,10 +179,11 @@ def load_backend(folder, width, top_n):
     """
     cohort = calibrator = None
     path = folder / CALIBRATION_FILE
-    if path.exists():
+    if is_there(path):
         calibrator = QualityCalibrator.load(path)
-        top_n = _top_n_of(calibrator.names[0], top_n)
-    if (folder / COHORT_FILE).exists():
+        with naming(path):
+            top_n = _top_n_of(calibrator.names[0], top_n)
+    if is_there(folder / COHORT_FILE):
         cohort = load_cohort(folder / COHORT_FILE)
         if calibrator is None and top_n is not None and top_n > len(cohort.speakers):
             logger.info(
@@ -227,11 +229,35 @@ def checked_rules(rules):
     return rules
 
 
+def is_there(path):
+    """Whether a folder has this file; a link to nothing is no file that was left out.
+
+    The hub's cache is made of links: without this, half a download would be a model
+    without AS-norm.
+    """
+    return os.path.lexists(path)
+
+
+def checked_top_n(top_n):
+    """The same number of cohort members, None for all, or InputError."""
+    whole = isinstance(top_n, int) and not isinstance(top_n, bool)
+    if top_n is not None and not (whole and top_n >= 2):
+        raise InputError(
+            f"as_norm_top_n is {top_n!r}, expected a whole number of at least 2, or "
+            "null for all"
+        )
+    return top_n
+
+
 def _top_n_of(name, otherwise):
     """What a calibrator's score was normalised by: ``as_norm_300`` → 300."""
     if name == "s_norm":
         return None
     number = name.removeprefix("as_norm_")
+    if name != "cosine" and not number.isdecimal():
+        raise InputError(
+            f"calibrates {name!r} first, expected a score: cosine, s_norm or as_norm_N"
+        )
     return int(number) if number.isdecimal() else otherwise
 
 

@@ -7,6 +7,7 @@ n_target, n_nontarget, eer, eer_threshold
 """
 
 import math
+import reprlib
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def checked_values(values):
     for name, kind in NUMBERS.items():
         if type(values[name]) is not kind or not math.isfinite(values[name]):
             raise InputError(
-                f"{name} is {values[name]!r}, expected a finite {kind.__name__}"
+                f"{name} is {reprlib.repr(values[name])}, expected a finite "
+                f"{kind.__name__}"
             )
     if min(values["n_target"], values["n_nontarget"]) < 1:
         raise InputError("no target or no non-target trials, expected some of each")

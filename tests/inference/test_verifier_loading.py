@@ -1,15 +1,12 @@
 """from_hparams: strict, without network, from folders whole, partial and hostile."""
 
-import json
 import os
-import pickle
 import shutil
 import socket
 import subprocess
 import sys
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -20,7 +17,6 @@ from tiny_verifier import CPU, add_backend, load, make_folder, write_voice
 from speechbrain_ext import pretrained
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
-from speechbrain_ext.scoring.cohort import Cohort, save_cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -175,149 +171,6 @@ def test_what_is_neither_folder_nor_hub_id(source, no_network, tmp_path, monkeyp
         InputError, match=r"no such folder, and not a hub id|no hyperpar"
     ):
         load(source)
-
-
-# ---- damaged, partial, hostile -------------------------------------------------------
-
-
-class Malice:
-    def __reduce__(self):
-        return os.system, ("touch malice",)
-
-
-def garbage(path):
-    path.write_bytes(b"\x80\x00garbage")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def hostile(path):
-    path.write_bytes(pickle.dumps(Malice(), protocol=2))
-
-
-def hostile_array(path):
-    with open(path, "wb") as file:
-        np.savez(file, speakers=np.array([Malice()], dtype=object))
-
-
-@pytest.mark.parametrize("damage", [garbage, empty, hostile, hostile_array])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "speaker_encoder.safetensors",
-        "speaker_encoder.ckpt",
-        "encoder_config.json",
-        "hyperparams.yaml",
-        "calibration.json",
-        "cohort.npz",
-        "thresholds.json",
-    ],
-)
-def test_a_damaged_file_is_one_line(folder, name, damage, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if name.endswith(".ckpt"):
-        (folder / "speaker_encoder.safetensors").unlink()
-    damage(folder / name)
-    with pytest.raises(InputError) as caught:
-        load(folder)
-    assert str(folder / name) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "malice").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["speaker_encoder.safetensors", "encoder_config.json", "hyperparams.yaml"]
-)
-def test_a_needed_file_that_is_missing_is_named(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(InputError, match=name):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    ("absent", "kinds"),
-    [
-        (["calibration.json"], ["cosine", "as_norm"]),
-        (["calibration.json", "cohort.npz"], ["cosine"]),
-        (["thresholds.json"], ["cosine", "as_norm", "llr"]),
-        (["training.json"], ["cosine", "as_norm", "llr"]),
-    ],
-)
-def test_a_folder_without_its_optional_files_works(folder, absent, kinds, tmp_path):
-    for name in absent:
-        (folder / name).unlink()
-    verifier = load(folder)
-    assert verifier.kinds == kinds
-    paths = [write_voice(tmp_path / f"{n}.wav", n) for n in range(2)]
-    found = verifier.compare(*paths)
-    assert (found.llr is None) == ("llr" not in kinds)
-    assert found.score == kinds[-1]
-
-
-def test_a_calibrator_without_its_cohort_is_refused(folder):
-    (folder / "cohort.npz").unlink()
-    with pytest.raises(
-        InputError,
-        match=r"calibration\.json: calibrates as_norm_4, .* expected cosine, .* "
-        r"with cohort\.npz absent",
-    ):
-        load(folder)
-
-
-def test_a_cohort_of_another_model_is_refused(folder):
-    random = np.random.default_rng(0)
-    vectors = random.standard_normal((8, 9)).astype(np.float32)
-    names = np.array([f"s{number}" for number in range(8)])
-    save_cohort(folder / "cohort.npz", Cohort(names, vectors, vectors.mean(0)))
-    with pytest.raises(InputError, match=r"cohort\.npz: the model: embeddings of 8"):
-        load(folder)
-    few = Cohort(names[:3], vectors[:3, :8], vectors[0, :8])
-    save_cohort(folder / "cohort.npz", few)
-    with pytest.raises(
-        InputError, match=r"cohort\.npz: cohort of 3 speakers, expected"
-    ):
-        load(folder)
-
-
-def test_weights_that_do_not_fit_are_an_error_with_the_keys(folder):
-    path = folder / "encoder_config.json"
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "num_hidden_layers": 3}))
-    with pytest.raises(
-        InputError, match=r"weights do not fit: \d+ missing: .*layers\.1"
-    ):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ({"min_seconds": 0.01}, r"min_seconds is 0\.01, expected at least 0\.035"),
-        ({"min_seconds": None}, "min_seconds is None, expected a number of seconds"),
-        ({"window_seconds": 0.1}, r"window_seconds is 0\.1, expected at least min_sec"),
-        ({"window_seconds": True}, "window_seconds is True, expected a number"),
-        ({"hop_seconds": 61}, "hop_seconds is 61, expected above 0"),
-        ({"sample_rate": 8000}, "sample_rate is 8000, expected 16000"),
-        ({"nothing": 1}, "nothing"),
-    ],
-)
-def test_rules_out_of_range_name_the_file(folder, overrides, expected):
-    with pytest.raises(InputError, match=rf"hyperparams\.yaml: .*{expected}"):
-        load(folder, overrides=overrides)
-
-
-def test_a_module_of_another_kind_is_refused(folder):
-    path = folder / "hyperparams.yaml"
-    text = path.read_text()
-    start = text.index("speaker_encoder: !new")
-    model = "speaker_encoder: !new:torch.nn.Identity\n"
-    path.write_text(text[:start] + model)
-    (folder / "speaker_encoder.safetensors").unlink()
-    torch.save({}, folder / "speaker_encoder.ckpt")
-    with pytest.raises(InputError, match="is a Identity, expected a SpeakerEncoder"):
-        load(folder)
 
 
 def test_unknown_settings_are_not_written(tmp_path):
