@@ -19,12 +19,18 @@ def is_large(n_bytes):
 
 
 def save(model, path):
-    """Write an ``onnx_ir.Model`` → ``path``."""
+    """Write an ``onnx_ir.Model`` → ``path``.
+
+    What it reads from a file of its own until now does not stay there: other models
+    would be written over that.
+    """
     import onnx_ir
 
     weights = model.graph.initializers.values()
     large = is_large(sum(weight.const_value.nbytes for weight in weights))
     data = f"{secrets.token_hex(4)}.data" if large else None
+    if not large:
+        onnx_ir.external_data.load_to_model(model)
     onnx_ir.save(model, path, external_data=data)
     return path
 

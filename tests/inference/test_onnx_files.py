@@ -13,8 +13,9 @@ from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
 
 
 @pytest.fixture
-def small_limit(monkeypatch):
-    """Models of more than 10 kB count as large."""
+def small_limit(monkeypatch, onnx_models):
+    """Models of more than 10 kB count as large, once there is one to copy."""
+    onnx_models("mfa")
     monkeypatch.setattr(onnx_files, "SINGLE_FILE_BYTES", 10_000)
 
 

@@ -2,9 +2,11 @@
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 
 from speechbrain_ext.errors import InputError
+from speechbrain_ext.inference import onnx_files
 from speechbrain_ext.inference.onnx_check import (
     BATCH,
     compare_embeddings,
@@ -67,6 +69,36 @@ def test_a_cosine_that_is_too_low_is_refused(onnx_models, tmp_path):
         InputError, match=r"int8: .* cosine of 0\.99.*expected 1 .*1 given recordings"
     ):
         quantise(copy, wavs, min_cosine=1.0)
+
+
+@pytest.mark.parametrize("limit", ["between", "below"])
+def test_a_large_model_in_8_bits_has_files_of_its_own(
+    onnx_models, tmp_path, monkeypatch, limit
+):
+    """Weights beside the exact model; beside the 8-bit one only where those are large.
+
+    Two models in one folder, one of them exported twice: each keeps its own weights.
+    """
+    _, file, _ = onnx_models("pruned")
+    model = onnx_ir.load(file)
+    weights = sum(w.const_value.nbytes for w in model.graph.initializers.values())
+    limits = {"between": weights - 1, "below": 10_000}
+    monkeypatch.setattr(onnx_files, "SINGLE_FILE_BYTES", limits[limit])
+    outputs = [tmp_path / name for name in ("a.onnx", "b.onnx", "a.onnx")]
+    for output in outputs:
+        with onnx_files.folder_beside(output) as folder:
+            path = onnx_files.save(onnx_ir.load(file), folder / "fp32.onnx")
+            assert onnx_files.external_files(path)
+            onnx_files.put_in_place(quantise(path)[0], output)
+    beside = [onnx_files.external_files(output) for output in outputs[:2]]
+    assert [len(names) for names in beside] == [limit == "below"] * 2
+    expected = {"a.onnx", "b.onnx"}.union(*beside)
+    assert {path.name for path in tmp_path.iterdir()} == expected
+    assert len(expected) == (4 if limit == "below" else 2)
+    wav = speech_like(16000, 16000, seed=3)
+    exact = OnnxSpeakerEncoder(file).embed(wav)
+    for output in outputs:
+        assert cosine(OnnxSpeakerEncoder(output).embed(wav), exact) > 0.99
 
 
 class Fixed:
