@@ -79,7 +79,8 @@ class AtomicCheckpointer(Checkpointer):
         try:
             saved = super().save_checkpoint(*args, **{**kwargs, **QUIET})
         except (OSError, RuntimeError) as error:
-            self._drop_partial()
+            if if_main_process():  # which may still write where another failed
+                self._drop_partial()
             # torch reports a full disk as a RuntimeError of its zip writer
             if isinstance(error, RuntimeError) and not any(
                 text in str(error) for text in ZIP_WRITER_FAILED
