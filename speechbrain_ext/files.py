@@ -92,8 +92,11 @@ def write_folder_atomically(folder):
         yield beside
         sync_folder(beside)
         _replace_folder(beside, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            known = str(error.filename).replace(str(beside), str(folder))
+            error.filename = known  # the name that the user knows
         raise
 
 

@@ -20,7 +20,12 @@ from speechbrain_ext.errors import (
     describe_os_error,
     naming,
 )
-from speechbrain_ext.files import sync_folder, write_atomically, write_json
+from speechbrain_ext.files import (
+    sync_folder,
+    write_atomically,
+    write_folder_atomically,
+    write_json,
+)
 
 
 def exit_of(main, capsys):
@@ -217,3 +222,21 @@ def test_sync_folder_changes_nothing(tmp_path):
     assert (tmp_path / "a").read_text() == "x"
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "absent")
+
+
+def test_a_folder_that_cannot_be_made_has_the_name_that_the_user_gave(tmp_path):
+    """Not that of the one beside it."""
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(NotADirectoryError) as caught,
+        write_folder_atomically(tmp_path / "file" / "x"),
+    ):
+        pass
+    assert describe_os_error(caught.value) == f"{tmp_path}/file/x: Not a directory"
+    with (
+        pytest.raises(FileNotFoundError) as caught,
+        write_folder_atomically(tmp_path / "x") as beside,
+    ):
+        (beside / "absent").read_text()
+    assert caught.value.filename == f"{tmp_path}/x/absent"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -181,7 +181,7 @@ def _save_on_a_full_disk(folder):
 
 def test_a_full_disk_leaves_the_older_folder(folder, tmp_path):
     process = start(_save_on_a_full_disk, folder, stderr=tmp_path / "err")
-    process.join(30)
+    process.join(300)
     assert process.exitcode == 1
     (line,) = (tmp_path / "err").read_text().splitlines()
     assert line.startswith("error: ")
@@ -211,7 +211,7 @@ def _save_and_be_killed(folder, step):
 def test_killed_at_any_moment_a_whole_model_is_left(folder, tmp_path, step):
     # configuration and training are renamed into place (1, 2); then sync, old, new
     process = start(_save_and_be_killed, folder, step)
-    process.join(30)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     models = [path for path in tmp_path.iterdir() if {*os.listdir(path)} == FILES]
     assert models

@@ -77,7 +77,7 @@ def list_inputs(inputs):
 
 def _unfit(name):
     """What an ID has that no trial list could hold, or None."""
-    if len(name.split()) != 1:
+    if any(letter.isspace() for letter in name):
         return "white space"
     return None if name.isprintable() else "characters that cannot be printed"
 
