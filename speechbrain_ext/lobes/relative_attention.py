@@ -11,7 +11,9 @@ so the position term takes 73 different values per query. Two ways to the same r
   term of a query is one of two constants, and softmax does not see a constant per
   query. With the left one subtracted, only the band along the diagonal is left to be
   added, and the difference of the two right of it. Scores are made in blocks that stay
-  in the processor's cache.
+  in the processor's cache. Milliseconds for 16 heads × 64 on one thread, beside those
+  of the first way: 1.8 and 2.3 at 150 frames, 15.8 and 22.9 at 500, 134 and 225 at
+  1,500.
 """
 
 import torch
@@ -19,7 +21,8 @@ import torch.nn.functional as F
 
 # Queries attended at once: [B, H, block, T] scores bound the memory of long recordings.
 FUSED_BLOCK = 512
-BANDED_BLOCK = 64
+BANDED_BLOCK = 512
+BANDED_SCORES = 2**19  # made at once, of a few heads: they stay in the cache
 
 
 def attend(query, key, value, table, left, padding=None, dropout=0.0):
@@ -75,41 +78,72 @@ def banded(query, key, value, table, left, padding=None):
     """Block by block, with a bias on the band alone: see :func:`attend`."""
     batch, heads, frames, size = query.shape
     table = table - table[:1]  # softmax does not see what is left of the band
-    keys = key.flatten(0, 1).transpose(1, 2)  # [B·H, d, T]
-    values = value.flatten(0, 1)
-    context = query.new_empty(batch, frames, heads, size)
-    for start in range(0, frames, BANDED_BLOCK):
-        queries = (query[:, :, start : start + BANDED_BLOCK] * size**-0.5).flatten(0, 1)
-        scores = torch.bmm(queries, keys)  # [B·H, t, T]
-        add_band(scores, torch.matmul(queries, table.t()), start, left)
-        if padding is not None:
-            by_recording = scores.unflatten(0, (batch, heads))
-            by_recording.masked_fill_(padding[:, None, None, :], float("-inf"))
-        block = torch.bmm(torch.softmax(scores, dim=-1), values)
-        stop = start + block.shape[1]
-        context[:, start:stop] = block.unflatten(0, (batch, heads)).transpose(1, 2)
-    return context.flatten(2)
+    queries = (query * size**-0.5).flatten(0, 1)
+    by_distance = torch.matmul(queries, table.t())
+    keys, values = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)
+    hidden = None if padding is None else padding.repeat_interleave(heads, 0)
+    rows = min(frames, BANDED_BLOCK)
+    together = max(1, BANDED_SCORES // (rows * frames))
+    stairs = torch.ones(rows, rows, dtype=query.dtype).triu_()
+    context = torch.empty_like(queries)
+    for first in range(0, batch * heads, together):
+        some = slice(first, first + together)
+        for start in range(0, frames, rows):
+            block = slice(start, start + rows)
+            scores = torch.bmm(queries[some, block], keys[some])  # [N, t, T]
+            add_positions(scores, by_distance[some, block], start, left, stairs)
+            if hidden is not None:
+                scores.masked_fill_(hidden[some, None], float("-inf"))
+            context[some, block] = torch.bmm(torch.softmax(scores, -1), values[some])
+    return context.unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
 
 
-def add_band(scores, by_distance, start, left):
+def add_positions(scores, by_distance, start, left, stairs):
     """Add the position terms to a block of scores, in place.
 
     Arguments
     ---------
     scores : torch.Tensor
-        [N, t, T], of the queries from frame ``start`` on.
+        [N, t, T], contiguous, of the queries from frame ``start`` on.
     by_distance : torch.Tensor
         [N, t, left + 1 + right], 0 at the first distance.
     start, left : int
         First query; frames back that have a vector of their own.
+    stairs : torch.Tensor
+        [t, t] or more, 1 on and above the diagonal, else 0.
     """
-    stop, frames = start + scores.shape[1], scores.shape[2]
+    rows, frames = scores.shape[1:]
     right = by_distance.shape[2] - 1 - left
-    first, last = max(0, start - left), min(frames, stop + right)
-    band = gather_distances(by_distance, left, start, first, last)
-    scores[:, :, first:last] += band
-    if last < frames:
-        scores[:, :, last:] += by_distance[:, :, -1:]
+    # the queries whose band lies within the recording
+    low = min(max(left - start, 0), rows)
+    high = min(max(frames - right - start, low), rows)
+    for a, b in ((0, low), (high, rows)):
+        if a < b:
+            _add_at_an_end(scores[:, a:b], by_distance[:, a:b], start + a, left)
+    if low < high:
+        inside = scores[:, low:high], by_distance[:, low:high], start + low
+        _add_inside(*inside, left, stairs)
+
+
+def _add_at_an_end(scores, by_distance, start, left):
+    stop, frames = start + scores.shape[1], scores.shape[2]
+    last = min(frames, stop + by_distance.shape[2] - 1 - left)
+    scores[:, :, :last] += gather_distances(by_distance, left, start, 0, last)
+    scores[:, :, last:] += by_distance[:, :, -1:]
+
+
+def _add_inside(scores, by_distance, start, left, stairs):
+    count, rows, distances = by_distance.shape
+    far, near, one = scores.stride()
+    # one row further down, the band begins one column further right
+    strides = (far, near + one, one)
+    place = scores.storage_offset() + (start - left) * one
+    scores.as_strided((count, rows, distances), strides, place).add_(by_distance)
+    beyond = by_distance[:, :, -1:]
+    first = start + distances - left  # the first column right of the first row's band
+    last = first + rows - 1  # and right of all bands
+    scores[:, :, first:last].addcmul_(beyond, stairs[:rows, : rows - 1])
+    scores[:, :, last:] += beyond
 
 
 def gather_distances(by_distance, left, start, first, last):

@@ -14,6 +14,14 @@ from speechbrain_ext.lobes.relative_attention import (
 )
 
 LEFT, RIGHT = 5, 2
+BLOCK = 32
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks of queries; whole heads, in twos or one by one."""
+    monkeypatch.setattr(relative_attention, "BANDED_BLOCK", BLOCK)
+    monkeypatch.setattr(relative_attention, "BANDED_SCORES", 2 * BLOCK * 2 * BLOCK)
 
 
 def inputs(frames, batch=2, heads=3, size=4, left=LEFT, right=RIGHT):
@@ -39,9 +47,10 @@ def last_frames(frames, *numbers):
     return torch.arange(frames) >= frames - torch.tensor(numbers).unsqueeze(1)
 
 
-LENGTHS = [1, 2, 7, 8, *(BANDED_BLOCK * n + d for n in (1, 2) for d in (-1, 0, 1, 9))]
+LENGTHS = [1, 2, 7, 8, 9, *(BLOCK * n + d for n in (1, 2, 3) for d in (-2, 0, 1, 9))]
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("way", [fused, banded])
 @pytest.mark.parametrize(("left", "right"), [(5, 2), (0, 0), (0, 3), (80, 1), (1, 200)])
 @pytest.mark.parametrize("frames", LENGTHS)
@@ -51,6 +60,7 @@ def test_equals_the_formula(frames, left, right, way):
     torch.testing.assert_close(way(*tensors, left), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("way", [fused, banded])
 @pytest.mark.parametrize("frames", LENGTHS[1:])
 def test_equals_the_formula_with_padding(frames, way):
@@ -83,11 +93,13 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("way", [fused, banded])
 @pytest.mark.parametrize("frames", [FUSED_BLOCK + d for d in (-1, 0, 1, 200)])
-def test_blocks_of_its_own_size(frames):
+def test_blocks_of_its_own_size(frames, way):
+    assert FUSED_BLOCK == BANDED_BLOCK
     tensors = inputs(frames, batch=1)
     expected = by_formula(*tensors, LEFT)
-    torch.testing.assert_close(fused(*tensors, LEFT), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(way(*tensors, LEFT), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("block", [16, None])
