@@ -91,6 +91,7 @@ def beside_gemm(encoder, features, seconds, arguments):
         f"dense, {seconds:g} s, at the rate of a matrix product",
         lambda: encoder.encode_features(features),
         products,
+        seconds,
         arguments,
         peer_name="matrix product",
         source=f"torch.nn.functional.linear, T × {matrices[0].shape[1]} × "
@@ -119,6 +120,7 @@ def beside_transformers(encoder, arguments):
                 f"encoder, dense, {seconds:g} s",
                 lambda features=features: encoder.encode_features(features),
                 theirs,
+                seconds,
                 arguments,
                 **about,
             )
@@ -158,6 +160,7 @@ def beside_structure(name, encoder, values, arguments):
                     f"encoder, {name}, {seconds:g} s",
                     lambda features=features: encoder.encode_features(features),
                     peer,
+                    seconds,
                     arguments,
                     mark=FASTER[name].get(seconds),
                     **PUBLISHED,
@@ -178,8 +181,10 @@ def check_equal(ours, theirs, peer_name):
             )
 
 
-def timed(name, ours, theirs, arguments, **about):
-    return compare(name, ours, theirs, 5, 1, toy=arguments.toy, **about)
+def timed(name, ours, theirs, seconds, arguments, **about):
+    """Fewer rounds for long recordings, whose peers take most of a minute."""
+    rounds = (5, 1) if seconds < 20 else (2, 0)
+    return compare(name, ours, theirs, *rounds, toy=arguments.toy, **about)
 
 
 if __name__ == "__main__":
