@@ -5,11 +5,12 @@ import os
 import numpy as np
 import pytest
 import soundfile
-from scipy.signal import resample_poly
+from scipy.signal import fftconvolve, resample_poly
 
 from speechbrain_ext.data.waveform import (
     SpeedPerturb,
     add_noise,
+    convolve,
     read_crop,
     reverb,
 )
@@ -164,6 +165,22 @@ def test_a_delayed_impulse_of_any_sign_and_size_returns_the_input(delay):
     wav = noise(4000)
     assert np.abs(reverb(wav, response) - wav).max() < 1e-5
     assert np.abs(reverb(wav, -response) + wav).max() < 1e-5
+
+
+@pytest.mark.parametrize("n_response", [1, 2, 9, 2048, 2049, 5000, 70_000])
+@pytest.mark.parametrize("n", [1, 7, 8192, 30_000])
+def test_blocks_join_to_the_whole_convolution(n, n_response):
+    generator = np.random.default_rng(n)
+    wav, response = (
+        generator.standard_normal(size).astype(np.float32) for size in (n, n_response)
+    )
+    found = convolve(wav, response)
+    assert found.dtype == np.float32
+    expected = fftconvolve(wav.astype(np.float64), response.astype(np.float64))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-6 * np.linalg.norm(wav) * (
+        np.linalg.norm(response)
+    )
 
 
 def test_reverb_is_the_convolution_in_time_with_the_input():
