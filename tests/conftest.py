@@ -1,10 +1,26 @@
 """Fixtures that every test may use."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+
+LOGGERS = ("root", "speechbrain", "speechbrain_ext")
+
+
+@pytest.fixture(scope="session")
+def levels_at_first():
+    """Level of every logger before any test."""
+    return {name: logging.getLogger(name).level for name in LOGGERS}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_at_first(levels_at_first):
+    """A command that an earlier test ran in this process has set logging up."""
+    for name, level in levels_at_first.items():
+        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture(scope="session")
