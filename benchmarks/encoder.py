@@ -19,34 +19,20 @@ import tempfile
 from dataclasses import replace
 
 import torch
+from encoders import TOY, macs_of
 from harness import LeftOut, argument_parser, compare, report
 from published import PublishedEncoder, pruned_configuration
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
-from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
 from speechbrain_ext.lobes.widths import layer_shapes, with_layer_shapes
-from speechbrain_ext.profiling import count_macs
 from speechbrain_ext.weights import load_strictly
 
-TOY = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-}
 LENGTHS = (3.0, 10.0, 30.0)
 GEMM_SHARE = 0.85
 # times faster than the published code: structure → seconds → ratio
 FASTER = {"dense": {10.0: 1.3, 30.0: 1.6}, "0.8": {3.0: 1.5, 10.0: 2.0, 30.0: 2.0}}
 PUBLISHED = {"peer_name": "published code", "source": "ZXHY-82/w2v-BERT-2.0_SV"}
-
-
-class LastState(torch.nn.Module):
-    """A head without arithmetic, so that the encoder alone is counted."""
-
-    def forward(self, states, lens):
-        return states[-1]
 
 
 def main(argv=None):
@@ -98,8 +84,9 @@ def beside_gemm(encoder, features, seconds, arguments):
         f"{matrices[0].shape[0]}",
         mark=GEMM_SHARE,
     )
-    macs = count_macs(SpeakerEncoder(encoder, LastState()), seconds)
-    scale = macs / (frames * sum(matrix.numel() for matrix in matrices))
+    scale = macs_of(encoder, seconds) / (
+        frames * sum(matrix.numel() for matrix in matrices)
+    )
     return replace(row, peer=row.peer * scale, peer_spread=row.peer_spread * scale)
 
 
@@ -107,25 +94,23 @@ def beside_transformers(encoder, arguments):
     """The same weights in the installed transformers → rows."""
     model = Wav2Vec2BertModel(encoder.config).eval()
     load_strictly(encoder, model.state_dict(), "transformers", ignore=UNUSED)
-    about = {"peer_name": "transformers", "source": "Wav2Vec2BertModel"}
-    rows = []
-    for features, seconds in inputs(encoder, arguments):
-
-        def theirs(features=features):
-            return model(features, output_hidden_states=True).hidden_states
-
-        check_equal(encoder.encode_features(features), theirs(), "transformers")
-        rows.append(
-            timed(
-                f"encoder, dense, {seconds:g} s",
-                lambda features=features: encoder.encode_features(features),
-                theirs,
-                seconds,
-                arguments,
-                **about,
-            )
+    return [
+        beside(
+            f"encoder, dense, {seconds:g} s",
+            lambda features=features: encoder.encode_features(features),
+            lambda features=features: states_of(model, features),
+            seconds,
+            arguments,
+            peer_name="transformers",
+            source="Wav2Vec2BertModel",
         )
-    return rows
+        for features, seconds in inputs(encoder, arguments)
+    ]
+
+
+def states_of(model, features):
+    """All hidden states of a model of transformers."""
+    return model(features, output_hidden_states=True).hidden_states
 
 
 def beside_published(dense, arguments):
@@ -153,21 +138,28 @@ def beside_structure(name, encoder, values, arguments):
         )
         for features, seconds in inputs(encoder, arguments):
             peer.take(features)
-            states = encoder.encode_features(features)
-            check_equal(states, peer.states(), PUBLISHED["peer_name"])
-            rows.append(
-                timed(
-                    f"encoder, {name}, {seconds:g} s",
-                    lambda features=features: encoder.encode_features(features),
-                    peer,
-                    seconds,
-                    arguments,
-                    mark=FASTER[name].get(seconds),
-                    **PUBLISHED,
-                )
+            row = beside(
+                f"encoder, {name}, {seconds:g} s",
+                lambda features=features: encoder.encode_features(features),
+                peer,
+                seconds,
+                arguments,
+                states=peer.states,
+                mark=FASTER[name].get(seconds),
+                **PUBLISHED,
             )
+            rows.append(row)
         peer.close()
     return rows
+
+
+def beside(name, ours, theirs, seconds, arguments, *, states=None, **about):
+    """Equal states of both, then both in turns → Row.
+
+    ``states`` gives the peer's where ``theirs`` only runs.
+    """
+    check_equal(ours(), (states or theirs)(), about["peer_name"])
+    return timed(name, ours, theirs, seconds, arguments, **about)
 
 
 def check_equal(ours, theirs, peer_name):

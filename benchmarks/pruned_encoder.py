@@ -13,31 +13,18 @@ import copy
 from dataclasses import replace
 
 import torch
+from encoders import TOY, macs_of
 from harness import argument_parser, compare, report, summarise
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.profiling import count_macs, count_parameters
+from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import Budget, add_gates, harden, prune
 from speechbrain_ext.pruning.groups import gated_groups
 
-TOY = {
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-}
 WIDTHS = {"uneven": 1, "multiples of 8": 8}
 PEER = {"peer_name": "our dense encoder", "source": "W2VBertEncoder"}
 PROMISED, FASTER, MACS = 0.8, 4.0, 6.31  # at that sparsity: times, and 10⁹ for 1 s
-
-
-class LastState(torch.nn.Module):
-    """A head without arithmetic, so that the encoder alone is counted."""
-
-    def forward(self, states, lens):
-        return states[-1]
 
 
 def main(argv=None):
@@ -90,10 +77,6 @@ def sizes(name, pruned, dense):
         summarise(f"{name}, parameters", "M", *parameters, **PEER),
         summarise(of, "G", *([n] for n in macs), mark=fewer, **PEER),
     ]
-
-
-def macs_of(encoder):
-    return count_macs(SpeakerEncoder(encoder, LastState()))
 
 
 def timing(name, pruned, dense, wavs, arguments):

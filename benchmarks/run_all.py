@@ -29,6 +29,7 @@ from speechbrain_ext.files import write_json
 HERE = Path(__file__).resolve().parent
 # shared by benchmarks, none themselves
 LIBRARY = (
+    "encoders",
     "harness",
     "made_up_manifests",
     "processes",
