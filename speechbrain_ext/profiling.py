@@ -6,6 +6,7 @@ attention, with the relative-position products. Features (FFT and mel), normalis
 activations, softmax and the additions of biases are not counted.
 """
 
+import contextlib
 import statistics
 import time
 from typing import NamedTuple
@@ -72,16 +73,19 @@ def count_macs(speaker_encoder, seconds=1.0):
     features = torch.zeros(1, frames, width, device=weight.device)
     modes = {module: module.training for module in speaker_encoder.modules()}
     speaker_encoder.eval()
-    # the fused attention of a CPU is unknown to the counter, plain products are not
-    with (
-        FlopCounterMode(display=False) as counter,
-        sdpa_kernel(SDPBackend.MATH),
-        torch.no_grad(),
-    ):
+    with counted_operations() as counter, torch.no_grad():
         speaker_encoder.head(encoder.encode_features(features), None)
     for module, training in modes.items():
         module.training = training
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def counted_operations():
+    """Count floating-point operations, two per multiply-add: a ``FlopCounterMode``."""
+    # the fused attention of a CPU is unknown to the counter, plain products are not
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
 
 
 def seconds_per_second(model, seconds=10.0, repeats=5, sample_rate=16000):
@@ -160,15 +164,9 @@ def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
     dict
         ``encoder``, ``head``, ``lora`` (parameters) and ``macs``.
     """
-    if config is None:
-        config = Wav2Vec2BertConfig()
-    elif not isinstance(config, Wav2Vec2BertConfig):
-        config = read_config(config)
     with torch.device("meta"):
-        encoder = W2VBertEncoder(config)
-        model = SpeakerEncoder(
-            encoder, HEADS[head](encoder.hidden_size, encoder.n_states)
-        )
+        model = random_model(config, head)
+    encoder = model.encoder
     sizes = {
         "encoder": count_parameters(encoder).total,
         "head": count_parameters(model.head).total,
@@ -179,3 +177,13 @@ def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
         inject_lora(encoder, r=lora_rank, alpha=2 * lora_rank)
         sizes["lora"] = count_parameters(encoder).total - sizes["encoder"]
     return sizes
+
+
+def random_model(config=None, head="adapter_mfa"):
+    """A SpeakerEncoder with random weights; ``config`` and ``head`` as above."""
+    if config is None:
+        config = Wav2Vec2BertConfig()
+    elif not isinstance(config, Wav2Vec2BertConfig):
+        config = read_config(config)
+    encoder = W2VBertEncoder(config)
+    return SpeakerEncoder(encoder, HEADS[head](encoder.hidden_size, encoder.n_states))

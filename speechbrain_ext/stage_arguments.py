@@ -37,19 +37,12 @@ def run_stages(arguments):
 
 
 def _model(arguments):
-    from speechbrain_ext.lobes.heads import AdapterMFA
-    from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-    from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
     from speechbrain_ext.pretrained import load_pretrained
+    from speechbrain_ext.profiling import random_model
 
     if arguments.pretrained_folder:
         return load_pretrained(arguments.pretrained_folder).eval()
-    from transformers import Wav2Vec2BertConfig
-
-    named = arguments.config
-    encoder = W2VBertEncoder(read_config(named) if named else Wav2Vec2BertConfig())
-    head = AdapterMFA(encoder.hidden_size, encoder.n_states)
-    return SpeakerEncoder(encoder, head).eval()
+    return random_model(arguments.config).eval()
 
 
 def _print_table(seconds, stages):

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_ext.features import SAMPLE_RATE, W2VBertFeatures
 from speechbrain_ext.lobes.conformer import (
@@ -23,6 +21,7 @@ from speechbrain_ext.lobes.conformer import (
     FeedForward,
     RelativeKeyAttention,
 )
+from speechbrain_ext.profiling import counted_operations
 from speechbrain_ext.scoring.plots import new_figure, save_figure
 
 STAGES = {
@@ -105,8 +104,7 @@ def matrix_rate(model, rows, repeats=5):
 
 
 def _multiply_adds(model, wavs):
-    # the fused attention of a CPU is unknown to the counter, plain products are not
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with counted_operations() as counter:
         spent = _spent(model, wavs, counter.get_total_flops)
     return {name: flops // 2 for name, flops in spent.items()}
 
