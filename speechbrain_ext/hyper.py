@@ -17,7 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import get_local_rank
 
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.errors import InputError, describe_os_error
 from speechbrain_ext.overrides import (
     RUN_OPTIONS,
     did_you_mean,
@@ -105,9 +105,9 @@ def load_yaml(path, overrides=None):
 
 def _why_os(error, path):
     """What the system says; of another file than ``path``, with that file's name."""
-    reason = error.strerror or str(error)
-    other = error.filename is not None and str(error.filename) != str(path)
-    return f"{error.filename}: {reason}" if other else reason
+    if error.filename is not None and str(error.filename) != str(path):
+        return describe_os_error(error)
+    return error.strerror or str(error)
 
 
 def call_with(function, section, hparams):

@@ -129,7 +129,6 @@ class CropBatchSampler(Sampler):
             self.n_draws = _at_least("draws_per_epoch", draws_per_epoch, 1)
             self._by_speaker, self._counts = self._shuffle_within_speakers()
         self.batches = GlobalBatch(batch_size, world_size)
-        self.per_step = self.batches.per_step
         if self.n_draws < self.per_step:
             raise InputError(
                 f"training data: {self.n_draws} utterances per epoch, expected at "
@@ -139,6 +138,11 @@ class CropBatchSampler(Sampler):
         self.epoch = 0
         self.start_step = 0
         self.step_done = 0
+
+    @property
+    def per_step(self):
+        """Utterances of one step of all ranks."""
+        return self.batches.per_step
 
     def __len__(self):
         """Steps in a full epoch; the incomplete last global batch is dropped."""

@@ -194,7 +194,8 @@ def convolve(wav, response):
 
     Blocks of four times the response, a power of two: for 3 s and responses of 0.25,
     0.5 and 1 s 0.37, 0.84 and 0.97 ms, where scipy's fftconvolve takes 1.15, 1.20 and
-    1.06 ms in one transform.
+    1.06 ms in one transform, and its oaconvolve, in blocks of its own choice, 1.11,
+    1.17 and 1.05 ms.
 
     Arguments
     ---------

@@ -31,7 +31,7 @@ from speechbrain_ext.pretrained import (
     TRAINING,
     load_hyperparams,
 )
-from speechbrain_ext.scoring.backend import Backend, input_names
+from speechbrain_ext.scoring.backend import Backend, check_top_n, input_names
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.weights import HUB_ID
@@ -148,7 +148,8 @@ def load_model(folder, overrides=None):
         rules = checked_rules(
             Rules(*(hparams.get(name, INFERENCE[name]) for name in names))
         )
-        top_n = checked_top_n(hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"]))
+        top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
+        check_top_n(top_n, "as_norm_top_n", "null")
     backend = load_backend(folder, model.embedding_size, top_n)
     path = folder / THRESHOLDS_FILE
     thresholds = load_thresholds(path) if is_there(path) else {}
@@ -236,17 +237,6 @@ def is_there(path):
     without AS-norm.
     """
     return os.path.lexists(path)
-
-
-def checked_top_n(top_n):
-    """The same number of cohort members, None for all, or InputError."""
-    whole = isinstance(top_n, int) and not isinstance(top_n, bool)
-    if top_n is not None and not (whole and top_n >= 2):
-        raise InputError(
-            f"as_norm_top_n is {top_n!r}, expected a whole number of at least 2, or "
-            "null for all"
-        )
-    return top_n
 
 
 def _top_n_of(name, otherwise):

@@ -72,11 +72,7 @@ class Backend:
 
     def __post_init__(self):
         rows_in_memory(self.memory_mib, 1)
-        if self.top_n is not None and not (type(self.top_n) is int and self.top_n > 1):
-            raise InputError(
-                f"top_n is {self.top_n}, expected a whole number of at least 2, or "
-                "none for all"
-            )
+        check_top_n(self.top_n)
         if self.cohort is not None:
             self.check_cohort_size(len(self.cohort.speakers))
 
@@ -290,3 +286,15 @@ def _of_trials(measures, trials):
     """Measures per row → per trial."""
     enrol, test = trials.T
     return {name: (a[enrol], b[test]) for name, (a, b) in measures.items()}
+
+
+def check_top_n(top_n, name="top_n", everyone="none"):
+    """InputError for what is no number of cohort members; None stands for all.
+
+    ``name`` is what the setting is called where it was made, ``everyone`` its None.
+    """
+    if top_n is not None and not (type(top_n) is int and top_n > 1):
+        raise InputError(
+            f"{name} is {top_n!r}, expected a whole number of at least 2, or "
+            f"{everyone} for all"
+        )
