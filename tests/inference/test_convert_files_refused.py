@@ -8,8 +8,6 @@ import sys
 import pytest
 from released_checkpoints import (
     checkpoint,
-    published_names,
-    random_model,
     refused,
     save,
     with_lora,
@@ -24,12 +22,6 @@ from speechbrain_ext.inference import convert_released
 from speechbrain_ext.pretrained import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def names(tmp_path):
-    """Tensors of a small Adapter-MFA by their published names."""
-    return published_names(random_model(write_config(tmp_path)))
 
 
 # -- files -----------------------------------------------------------------------------

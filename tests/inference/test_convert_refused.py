@@ -26,12 +26,6 @@ LAYER = "front.encoder.encoder.layers."
 PRUNED = {"num_attention_heads_group": [3, 2], "conv_channels": [20, 9]}
 
 
-@pytest.fixture
-def names(tmp_path):
-    """Tensors of a small Adapter-MFA by their published names."""
-    return published_names(random_model(write_config(tmp_path)))
-
-
 # -- tensors ---------------------------------------------------------------------------
 
 

@@ -1,53 +1,19 @@
 """Folders that are damaged, partial or hostile: one line, or what is left works."""
 
 import json
-import os
-import pickle
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_verifier import add_backend, load, make_folder, write_voice
+from tiny_pretrained import Malice, empty, garbage, hostile
+from tiny_verifier import load, write_voice
 
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.thresholds import load_thresholds
 from speechbrain_ext.scoring.cohort import Cohort, save_cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder with everything; only to be read."""
-    root = tmp_path_factory.mktemp("whole")
-    folder = make_folder(root / "final")
-    add_backend(folder, root / "wav")
-    return folder
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    """A copy of it, to be changed."""
-    return shutil.copytree(whole, tmp_path / "final")
-
-
-class Malice:
-    def __reduce__(self):
-        return os.system, ("touch malice",)
-
-
-def garbage(path):
-    path.write_bytes(b"\x80\x00garbage")
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def hostile(path):
-    path.write_bytes(pickle.dumps(Malice(), protocol=2))
 
 
 def hostile_array(path):

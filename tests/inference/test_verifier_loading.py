@@ -12,28 +12,13 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from speechbrain.utils.fetching import FetchConfig
-from tiny_verifier import CPU, add_backend, load, make_folder, write_voice
+from tiny_verifier import CPU, load, make_folder, write_voice
 
 from speechbrain_ext import pretrained
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A folder with everything; only to be read."""
-    root = tmp_path_factory.mktemp("whole")
-    folder = make_folder(root / "final")
-    add_backend(folder, root / "wav")
-    return folder
-
-
-@pytest.fixture
-def folder(whole, tmp_path):
-    """A copy of it, to be changed."""
-    return shutil.copytree(whole, tmp_path / "final")
 
 
 @pytest.fixture
