@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_ext.data.bad_recordings import BadRecordings
 from speechbrain_ext.data.classes import Classes
 from speechbrain_ext.data.loading import CaughtErrors, CollateUnlessError, TimedLoader
 from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
-from speechbrain_ext.data.workers import START_METHOD, obey_only_parent
+from speechbrain_ext.data.workers import START_METHOD, start_worker
 from speechbrain_ext.errors import InputError
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
@@ -143,7 +143,8 @@ class TrainingSet(Dataset):
     def collate(items):
         """Items of equal length → :class:`Batch`."""
         return Batch(
-            torch.stack([item["wav"] for item in items]),
+            # of torch: a worker stacks into the memory that it hands over
+            default_collate([item["wav"] for item in items]),
             torch.tensor([item["label"] for item in items], dtype=torch.int64),
             [item["id"] for item in items],
         )
@@ -261,7 +262,7 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
         collate_fn=CollateUnlessError(dataset.collate),
         persistent_workers=num_workers > 0,
         multiprocessing_context=START_METHOD if num_workers else None,
-        worker_init_fn=obey_only_parent,
+        worker_init_fn=start_worker,
         # A generator of its own: each iteration draws a seed for the workers, and
         # drawing it from torch's would make a resumed run differ from an unbroken one.
         generator=torch.Generator(),

@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 
+from speechbrain_ext.allocator import keep_freed_memory
+
 # Forked workers share the manifest's memory, and begin with their parent's signal mask;
 # from Python 3.14 on this is no longer the default.
 START_METHOD = "fork" if sys.platform == "linux" else None
@@ -33,10 +35,10 @@ def signals_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def obey_only_parent(worker):
-    """Leave SIGTERM and Ctrl-C to the training process; a ``worker_init_fn``.
+def start_worker(worker):
+    """What a worker does first; a ``worker_init_fn``.
 
-    torch ends its workers by SIGTERM, so one from the parent still counts.
+    Every utterance takes some ten arrays of its size: freed memory is kept for them.
 
     Arguments
     ---------
@@ -44,6 +46,15 @@ def obey_only_parent(worker):
         Not used.
     """
     del worker
+    obey_only_parent()
+    keep_freed_memory()
+
+
+def obey_only_parent():
+    """Leave SIGTERM and Ctrl-C to the training process.
+
+    torch ends its workers by SIGTERM, so one from the parent still counts.
+    """
     if hasattr(signal, "sigwaitinfo"):  # tells the sender; macOS has none
         # Blocked here, before there are other threads, and so in all of them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)

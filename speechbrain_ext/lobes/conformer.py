@@ -15,6 +15,7 @@ is not built at all. What may be removed is declared in ``prunable_groups``.
 import itertools
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -34,6 +35,11 @@ class LayerShape(NamedTuple):
     conv: int
 
 
+def swish(x):
+    """x σ(x), in place where no gradient needs x: large new tensors cost pages."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class FeedForward(nn.Module):
     """Linear → swish → Linear: [B, T, C] → [B, T, C]."""
 
@@ -48,7 +54,7 @@ class FeedForward(nn.Module):
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
         gate = self.gate()
-        x = self.activation_dropout(F.silu(self.intermediate_dense(x)))
+        x = self.activation_dropout(swish(self.intermediate_dense(x)))
         return self.dropout(gate.on_output(self.output_dense(gate.on_units(x))))
 
 
@@ -116,7 +122,7 @@ class ConvolutionModule(nn.Module):
         # a pointwise convolution is a linear map; this spares two transposes
         x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
         x = self._depthwise(x)
-        x = gate.on_units(F.silu(gate.layer_norm(x, self.depthwise_layer_norm)))
+        x = gate.on_units(swish(gate.layer_norm(x, self.depthwise_layer_norm)))
         x = F.linear(x, self.pointwise_conv2.weight.squeeze(-1))
         return self.dropout(gate.on_output(x))
 

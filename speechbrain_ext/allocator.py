@@ -1,0 +1,40 @@
+"""Freed memory stays with the process, where the C library is glibc.
+
+glibc gives large freed blocks back to the system, which hands them out again page by
+page, each cleared anew: an encoder's forward pass over 30 s made 570,000 such pages, an
+eighth of its time. They are kept up to a limit instead.
+"""
+
+import ctypes
+import os
+
+__all__ = ["keep_freed_memory"]
+
+# mallopt's parameters (malloc.h): free bytes at the heap's end from which it is cut, and
+# the size from which a block is no part of the heap. Older glibc takes 32 MiB at most.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT = 512 * 2**20
+LARGEST_BLOCKS = (256 * 2**20, 32 * 2**20)
+CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory():
+    """Keep up to 512 MiB of freed memory for the next allocation.
+
+    Nothing is done where the environment already sets one of glibc's thresholds
+    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``), or
+    where the C library has no ``mallopt``.
+
+    Returns
+    -------
+    bool
+        Whether it was done.
+    """
+    if any(os.environ.get(name) for name in CHOSEN_BY_USER):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    fits = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCKS)
+    return bool(fits and mallopt(M_TRIM_THRESHOLD, KEPT))
