@@ -11,12 +11,21 @@
   and the one-hot ArcFace.
 - **Gradient checkpointing**: our step with it against our step without; the ratio of
   the times is what it costs, that of the memory what it brings.
+- **torch.compile**: our step with every layer of the encoder compiled against our step
+  without; the graph of one layer serves all. Compiling takes a C++ compiler and a
+  minute or more, which a note tells; the toy leaves the C++ out of it.
 
 Both sides have the same weights, without dropout, and losses equal within 1e-4.
 """
 
+import os
+import shutil
+import tempfile
+import time
+from unittest import mock
+
 import torch
-from harness import argument_parser, compare, report
+from harness import LeftOut, argument_parser, compare, report
 from transformers import (
     SeamlessM4TFeatureExtractor,
     Wav2Vec2BertConfig,
@@ -53,6 +62,7 @@ PUBLISHED_WAY = {
     "source": "transformers' extractor and encoder, one-hot ArcFace",
 }
 WITHOUT = {"peer_name": "ours without", "source": "gradient_checkpointing=False"}
+EAGER = {"peer_name": "ours, eager", "source": "the same layers, not compiled"}
 
 
 def main(argv=None):
@@ -62,8 +72,8 @@ def main(argv=None):
     sizes = TOY if arguments.toy else FULL
     rows = [arcface(sizes, arguments.toy)]
     rows.append(adamw(sizes, arguments.toy))
-    rows += steps(sizes, arguments.toy)
-    report(rows, arguments)
+    found, notes = steps(sizes, arguments.toy)
+    report([*rows, *found], arguments, notes)
 
 
 class OneHotArcFace(ArcFace):
@@ -125,7 +135,7 @@ def adamw(sizes, toy):
 
 
 def steps(sizes, toy):
-    """Whole steps → rows."""
+    """Whole steps → (rows, notes)."""
     number, seconds = sizes["crops"]
     wavs = 0.1 * torch.randn(number, seconds * SAMPLE_RATE)
     labels = torch.randint(sizes["classes"], (number,))
@@ -135,14 +145,41 @@ def steps(sizes, toy):
         step = kind(sizes, **options)
         return lambda: step(wavs, labels)
 
+    def against(title, variant, peer):
+        return compare(title, variant, ours, 5, 1, toy=toy, memory=True, **peer)
+
     ours, theirs = side(OurStep), side(PublishedStep)
     check_equal(ours(), theirs())
     rows = [compare(name, ours, theirs, 5, 1, toy=toy, memory=True, **PUBLISHED_WAY)]
     del theirs
     recomputed = side(OurStep, gradient_checkpointing=True)
-    title = f"{name}, gradient checkpointing"
-    row = compare(title, recomputed, ours, 5, 1, toy=toy, memory=True, **WITHOUT)
-    return [*rows, row]
+    rows.append(against(f"{name}, gradient checkpointing", recomputed, WITHOUT))
+    del recomputed
+    title = f"{name}, torch.compile"
+    if reason := no_compiler():
+        return [*rows, LeftOut(title, EAGER["peer_name"], reason)], []
+    compiled = side(DryCompiledStep if toy else CompiledStep)
+    took, loss = first_call(compiled)
+    check_equal(loss, ours())
+    rows.append(against(title, compiled, EAGER))
+    return rows, [f"torch.compile: the first step took {took:.3g} s"]
+
+
+def no_compiler():
+    """Why torch.compile cannot make code for the CPU; None where it can."""
+    name = os.environ.get("CXX", "g++")
+    return None if shutil.which(name) else f"no C++ compiler ({name} not found)"
+
+
+def first_call(function):
+    """→ (seconds, result), nothing of earlier compilations being kept."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        start = time.perf_counter()
+        result = function()
+        return time.perf_counter() - start, result
 
 
 class OurStep:
@@ -200,6 +237,23 @@ class PublishedStep(OurStep):
         features = batch["input_features"].to(wavs.device)
         output = self.encoder(features, output_hidden_states=True)
         return list(output.hidden_states), torch.ones(len(wavs))
+
+
+class CompiledStep(OurStep):
+    """Layer by layer: the features, with a loop over recordings, stay as they are."""
+
+    backend = "inductor"
+
+    def own(self, encoder):
+        for layer in encoder.encoder.layers:
+            layer.compile(backend=self.backend)
+        return encoder
+
+
+class DryCompiledStep(CompiledStep):
+    """Graphs of forward and backward, run without code of their own: in seconds."""
+
+    backend = "aot_eager"
 
 
 def config_of(sizes):
