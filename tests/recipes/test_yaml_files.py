@@ -181,6 +181,7 @@ def test_the_global_batch_is_that_of_eight_processes(load, name):
 
 def optimiser(hparams):
     made = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
+    assert made.defaults["fused"]
     return type(made), made.defaults["lr"], made.defaults["weight_decay"]
 
 
