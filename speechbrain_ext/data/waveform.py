@@ -15,13 +15,13 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from scipy.fft import irfft, rfft
+from scipy.fft import irfft, next_fast_len, rfft
 from torchaudio.transforms import Resample
 
 from speechbrain_ext.data.audio import read_audio
 from speechbrain_ext.errors import InputError
 
-_SHORTEST_BLOCK = 1 << 13  # samples, of a convolution
+_BLOCKS = 4  # of a convolution
 
 
 def read_crop(path, frames, n, generator):
@@ -95,10 +95,10 @@ class SpeedPerturb:
         self._ratios = {
             speed: Fraction(speed).limit_denominator(100) for speed in speeds
         }
-        # torchaudio takes 0.15 ms for 3 s on one core, scipy's resample_poly 0.45 ms.
-        self._resamplers = {
+        self._filters = {
             speed: Resample(ratio.numerator, ratio.denominator)
             for speed, ratio in self._ratios.items()
+            if speed != 1.0
         }
 
     def source_length(self, n, speed):
@@ -108,7 +108,10 @@ class SpeedPerturb:
         return (n - 1) * ratio.numerator // ratio.denominator + 1
 
     def apply(self, wav, speed):
-        """Play at another speed.
+        """Play at another speed: torchaudio's resampling.
+
+        Its convolution takes every so many samples one step, so that it is a product of
+        two matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
 
         Arguments
         ---------
@@ -124,8 +127,14 @@ class SpeedPerturb:
         """
         if speed == 1.0:
             return wav
+        ratio, resample = self._ratios[speed], self._filters[speed]
+        step, kernel = ratio.numerator, resample.kernel[:, 0]  # [new, K]
+        padded = np.pad(wav, (resample.width, resample.width + step))
+        frames = torch.from_numpy(padded).unfold(0, kernel.shape[1], step)
         with _one_thread():
-            return self._resamplers[speed](torch.from_numpy(wav)).numpy()
+            played = torch.mm(frames, kernel.t())
+        length = -(-len(wav) * ratio.denominator // step)
+        return played.flatten()[:length].numpy()
 
 
 @contextlib.contextmanager
@@ -192,10 +201,10 @@ def reverb(wav, response):
 def convolve(wav, response):
     """All of x ∗ h, block by block: overlap-add (Stockham 1966).
 
-    Blocks of four times the response, a power of two: for 3 s and responses of 0.25,
-    0.5 and 1 s 0.37, 0.84 and 0.97 ms, where scipy's fftconvolve takes 1.15, 1.20 and
-    1.06 ms in one transform, and its oaconvolve, in blocks of its own choice, 1.11,
-    1.17 and 1.05 ms.
+    Four blocks, because scipy transforms four rows at once, in the time of two or less.
+    For 3 s and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms;
+    blocks of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve
+    1.15, 1.20, 1.06 and 1.8 ms in one transform.
 
     Arguments
     ---------
@@ -209,18 +218,15 @@ def convolve(wav, response):
     np.ndarray
         float32, [T + K - 1].
     """
-    total = len(wav) + len(response) - 1
-    wanted = max(_SHORTEST_BLOCK, 4 << (len(response) - 1).bit_length())
-    size = min(wanted, 1 << (total - 1).bit_length())
-    step = size - len(response) + 1
-    count = -(-len(wav) // step)
-    blocks = np.zeros((count, step), dtype=np.float32)
+    step = -(-len(wav) // _BLOCKS)
+    size = next_fast_len(step + len(response) - 1, real=True)
+    blocks = np.zeros((_BLOCKS, step), dtype=np.float32)
     blocks.ravel()[: len(wav)] = wav
     parts = irfft(rfft(blocks, size) * rfft(response, size), size)
-    result = np.zeros((count - 1) * step + size, dtype=np.float32)
+    result = np.zeros((_BLOCKS - 1) * step + size, dtype=np.float32)
     for number, part in enumerate(parts):
         result[number * step : number * step + size] += part
-    return result[:total]
+    return result[: len(wav) + len(response) - 1]
 
 
 def mean_power(wav):

@@ -5,7 +5,9 @@ import os
 import numpy as np
 import pytest
 import soundfile
+import torch
 from scipy.signal import fftconvolve, resample_poly
+from torchaudio.transforms import Resample
 
 from speechbrain_ext.data.waveform import (
     SpeedPerturb,
@@ -121,6 +123,16 @@ def test_speed_agrees_with_another_resampler():
         theirs = resample_poly(low, up, down)
         assert len(ours) == len(theirs)
         assert ratio_db(theirs[100:-100], (ours - theirs)[100:-100]) > 35
+
+
+@pytest.mark.parametrize("n", [1, 9, 10, 11, 480, 48001])
+@pytest.mark.parametrize("speed", [0.9, 1.1, 0.95, 2.0])
+def test_speed_is_a_resampling_of_torchaudio(speed, n):
+    wav = noise(n)
+    up = {0.9: (9, 10), 1.1: (11, 10), 0.95: (19, 20), 2.0: (2, 1)}[speed]
+    expected = Resample(*up)(torch.from_numpy(wav)).numpy()
+    found = SpeedPerturb((1.0, speed)).apply(wav, speed)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("speed", [0.9, 1.1, 0.95, 1.25])
