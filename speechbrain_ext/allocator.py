@@ -10,8 +10,8 @@ import os
 
 __all__ = ["keep_freed_memory"]
 
-# mallopt's parameters (malloc.h): free bytes at the heap's end from which it is cut, and
-# the size from which a block is no part of the heap. Older glibc takes 32 MiB at most.
+# mallopt's parameters (malloc.h): free bytes at the heap's end from which it is cut,
+# and the size from which a block is no part of the heap (older glibc: at most 32 MiB).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 512 * 2**20
 LARGEST_BLOCKS = (256 * 2**20, 32 * 2**20)

@@ -201,10 +201,10 @@ def reverb(wav, response):
 def convolve(wav, response):
     """All of x ∗ h, block by block: overlap-add (Stockham 1966).
 
-    Four blocks, because scipy transforms four rows at once, in the time of two or less.
-    For 3 s and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms;
-    blocks of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve
-    1.15, 1.20, 1.06 and 1.8 ms in one transform.
+    Four blocks, because scipy transforms four rows in the time of two or less. For 3 s
+    and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms; blocks
+    of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve 1.15,
+    1.20, 1.06 and 1.8 ms in one transform.
 
     Arguments
     ---------
