@@ -37,6 +37,10 @@ class Batch:
     def __len__(self):
         return len(self.ids)
 
+    def __reduce__(self):
+        # a worker opens a connection for each tensor: too dear for labels
+        return _from_worker, (self.wavs, self.labels.numpy(), self.ids)
+
     def to(self, device, non_blocking=True):
         """The same batch on ``device``."""
         wavs = self.wavs.to(device, non_blocking=non_blocking)
@@ -46,6 +50,10 @@ class Batch:
     def pin_memory(self):
         """The same batch in page-locked memory (torch's loader calls this)."""
         return Batch(self.wavs.pin_memory(), self.labels.pin_memory(), self.ids)
+
+
+def _from_worker(wavs, labels, ids):
+    return Batch(wavs, torch.from_numpy(labels), ids)
 
 
 class TrainingSet(Dataset):

@@ -129,7 +129,8 @@ class SpeedPerturb:
             return wav
         ratio, resample = self._ratios[speed], self._filters[speed]
         step, kernel = ratio.numerator, resample.kernel[:, 0]  # [new, K]
-        padded = np.pad(wav, (resample.width, resample.width + step))
+        padded = np.zeros(len(wav) + 2 * resample.width + step, dtype=np.float32)
+        padded[resample.width : resample.width + len(wav)] = wav
         frames = torch.from_numpy(padded).unfold(0, kernel.shape[1], step)
         with _one_thread():
             played = torch.mm(frames, kernel.t())
@@ -171,7 +172,9 @@ def add_noise(wav, noise, snr_db):
     if signal_power == 0 or noise_power == 0:
         return wav
     scale = np.sqrt(signal_power / (noise_power * 10 ** (snr_db / 10)))
-    return wav + np.float32(scale) * noise
+    mixed = np.float32(scale) * noise
+    mixed += wav
+    return mixed
 
 
 def reverb(wav, response):
@@ -195,7 +198,8 @@ def reverb(wav, response):
     wet_power = mean_power(wet)
     if wet_power == 0:
         return wet
-    return wet * np.float32(np.sqrt(mean_power(wav) / wet_power))
+    wet *= np.float32(np.sqrt(mean_power(wav) / wet_power))
+    return wet
 
 
 def convolve(wav, response):
@@ -222,7 +226,9 @@ def convolve(wav, response):
     size = next_fast_len(step + len(response) - 1, real=True)
     blocks = np.zeros((_BLOCKS, step), dtype=np.float32)
     blocks.ravel()[: len(wav)] = wav
-    parts = irfft(rfft(blocks, size) * rfft(response, size), size)
+    spectra = rfft(blocks, size)
+    spectra *= rfft(response, size)
+    parts = irfft(spectra, size, overwrite_x=True)
     result = np.zeros((_BLOCKS - 1) * step + size, dtype=np.float32)
     for number, part in enumerate(parts):
         result[number * step : number * step + size] += part
@@ -231,4 +237,6 @@ def convolve(wav, response):
 
 def mean_power(wav):
     """Mean of the squares of [T] samples, in float64."""
-    return float(np.mean(np.square(wav, dtype=np.float64)))
+    wide = torch.from_numpy(wav).double()
+    with _one_thread():
+        return float(wide.dot(wide)) / len(wav)
