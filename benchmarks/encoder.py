@@ -25,6 +25,7 @@ from harness import LeftOut, argument_parser, compare, report
 from published import PublishedEncoder, pruned_configuration
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
+from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
 from speechbrain_ext.lobes.widths import layer_shapes, with_layer_shapes
 from speechbrain_ext.weights import load_strictly
@@ -42,6 +43,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # as the inference classes do
     config = Wav2Vec2BertConfig(**(TOY if arguments.toy else {}))
     dense = W2VBertEncoder(config).eval()
     rows = []

@@ -17,6 +17,7 @@ from encoders import TOY, macs_of
 from harness import argument_parser, compare, report, summarise
 from transformers import Wav2Vec2BertConfig
 
+from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import Budget, add_gates, harden, prune
@@ -33,6 +34,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    keep_freed_memory()  # as the inference classes do
     config = Wav2Vec2BertConfig(**(TOY if arguments.toy else {}))
     lengths = [1.0] if arguments.toy else [3.0, 10.0]
     dense = W2VBertEncoder(config).eval()

@@ -2,6 +2,8 @@
 
 import json
 
+from speechbrain_ext.allocator import keep_freed_memory
+
 
 def add_stages(commands):
     """``stages``: time of features, feed-forward, attention, convolution, head."""
@@ -24,6 +26,7 @@ def run_stages(arguments):
     """Print a table for each length, or JSON."""
     from speechbrain_ext.stage_times import plot_stages, stage_times
 
+    keep_freed_memory()  # as inference does
     model = _model(arguments)
     times = {seconds: stage_times(model, seconds) for seconds in arguments.seconds}
     if arguments.picture:

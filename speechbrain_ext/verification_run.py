@@ -11,6 +11,7 @@ from pathlib import Path
 
 import speechbrain as sb
 
+from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.data.marker import sha256
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.extraction import embed_to_file
@@ -49,6 +50,7 @@ class Embedder:
     """
 
     def __init__(self, hparams, run_opts):
+        keep_freed_memory()
         self.device = run_opts.device or sb.utils.distributed.infer_device()
         self.model = load_pretrained(hparams["pretrained_folder"]).to(self.device)
         self.size = self.model.embedding_size

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
+from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.batching import embed_files
 from speechbrain_ext.inference.loading import find_folder, load_model
@@ -36,6 +37,8 @@ class Voice(NamedTuple):
 class SpeakerEmbedder(SpeakerRecognition):
     """SpeechBrain's SpeakerRecognition as far as embeddings go.
 
+    Its process keeps freed memory from here on (:mod:`speechbrain_ext.allocator`).
+
     Arguments
     ---------
     model : speechbrain_ext.inference.loading.Model
@@ -57,6 +60,7 @@ class SpeakerEmbedder(SpeakerRecognition):
     MODULES_NEEDED = ["speaker_encoder"]
 
     def __init__(self, model, source, run_opts=None, freeze_params=True):
+        keep_freed_memory()
         modules = {"speaker_encoder": model.hparams["speaker_encoder"]}
         run_opts = checked_run_opts(run_opts)
         super().__init__(modules, model.hparams, run_opts, freeze_params)

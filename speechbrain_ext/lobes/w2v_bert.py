@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.errors import InputError
 from speechbrain_ext.features import (
     FRAME,
@@ -70,8 +69,6 @@ class ConformerStack(nn.Module):
 class W2VBertEncoder(nn.Module):
     """Waveform → (L+1 hidden states, lengths).
 
-    Its process keeps freed memory from here on (``allocator``).
-
     Arguments
     ---------
     source : str, Path or Wav2Vec2BertConfig
@@ -101,7 +98,6 @@ class W2VBertEncoder(nn.Module):
         self, source, frozen=False, gradient_checkpointing=False, savedir=None
     ):
         super().__init__()
-        keep_freed_memory()
         self.config, weights = resolve_source(source, savedir)
         # not a key of transformers: our configurations for random weights may have it
         self.features = W2VBertFeatures(
