@@ -149,7 +149,8 @@ def steps(sizes, toy):
         return compare(title, variant, ours, 5, 1, toy=toy, memory=True, **peer)
 
     ours, theirs = side(OurStep), side(PublishedStep)
-    check_equal(ours(), theirs())
+    first = ours()  # every step moves the loss by 1e-5 of it
+    check_equal(first, theirs())
     rows = [compare(name, ours, theirs, 5, 1, toy=toy, memory=True, **PUBLISHED_WAY)]
     del theirs
     recomputed = side(OurStep, gradient_checkpointing=True)
@@ -160,7 +161,7 @@ def steps(sizes, toy):
         return [*rows, LeftOut(title, EAGER["peer_name"], reason)], []
     compiled = side(DryCompiledStep if toy else CompiledStep)
     took, loss = first_call(compiled)
-    check_equal(loss, ours())
+    check_equal(loss, first)
     rows.append(against(title, compiled, EAGER))
     return rows, [f"torch.compile: the first step took {took:.3g} s"]
 

@@ -113,8 +113,11 @@ class ByteRange(io.RawIOBase):
 
     def seek(self, position, whence=os.SEEK_SET):
         """Go to a byte of the range."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
-        self._position = max(0, base[whence] + position)
+        if whence == os.SEEK_CUR:
+            position += self._position
+        elif whence == os.SEEK_END:
+            position += self._size
+        self._position = max(0, position)
         return self._position
 
     def tell(self):
