@@ -39,7 +39,7 @@ class Batch:
 
     def __reduce__(self):
         # a worker opens a connection for each tensor: too dear for labels
-        return _from_worker, (self.wavs, self.labels.numpy(), self.ids)
+        return _from_worker, (self.wavs, self.labels.cpu().numpy(), self.ids)
 
     def to(self, device, non_blocking=True):
         """The same batch on ``device``."""
@@ -53,7 +53,7 @@ class Batch:
 
 
 def _from_worker(wavs, labels, ids):
-    return Batch(wavs, torch.from_numpy(labels), ids)
+    return Batch(wavs, torch.from_numpy(labels).to(wavs.device), ids)
 
 
 class TrainingSet(Dataset):
