@@ -8,9 +8,11 @@ from speechbrain_ext.lobes import relative_attention
 from speechbrain_ext.lobes.relative_attention import (
     BANDED_BLOCK,
     FUSED_BLOCK,
+    SMALL_SCORE,
     attend,
     banded,
     fused,
+    scores_are_small,
 )
 
 LEFT, RIGHT = 5, 2
@@ -22,6 +24,12 @@ def small_blocks(monkeypatch):
     """Several blocks of queries; whole heads, in twos or one by one."""
     monkeypatch.setattr(relative_attention, "BANDED_BLOCK", BLOCK)
     monkeypatch.setattr(relative_attention, "BANDED_SCORES", 2 * BLOCK * 2 * BLOCK)
+
+
+@pytest.fixture
+def tiny_blocks(monkeypatch):
+    """Three blocks for 6 frames."""
+    monkeypatch.setattr(relative_attention, "BANDED_BLOCK", 2)
 
 
 def inputs(frames, batch=2, heads=3, size=4, left=LEFT, right=RIGHT):
@@ -91,6 +99,48 @@ def test_large_scores_do_not_overflow():
     expected = by_formula(*inputs(150)[:3], table.double(), LEFT)
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
+
+
+def aligned(length, right):
+    """Vectors of one direction: keys to both sides, positions along; d = 4, √d = 2."""
+    query = torch.tensor([length, 0.0, 0.0, 0.0]).expand(1, 1, 6, 4).contiguous()
+    key = query * torch.tensor([1, -1, 1, -1, 1, -1]).unsqueeze(1)
+    table = torch.zeros(LEFT + 1 + right, 4)
+    table[-1, 0] = 2.0
+    return query, key, noise(1, 1, 6, 4), table
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+@pytest.mark.parametrize("length", [5.0, 10.0, 10.05, 30.0])
+def test_scores_at_the_limit_of_what_is_small(length):
+    """The largest possible score, |q| (|k| + |e|) / √d = length² / 2 + length."""
+    query, key, value, table = aligned(length, RIGHT)
+    small = scores_are_small(query, key, table.t() / 2)
+    assert small.tolist() == [[length**2 / 2 + length <= SMALL_SCORE]]
+    doubles = (tensor.double() for tensor in (query, key, value, table))
+    found = banded(query, key, value, table, LEFT).double()
+    torch.testing.assert_close(found, by_formula(*doubles, LEFT), atol=2e-6, rtol=0)
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_only_float32_and_wider_add_up_exponentials_as_they_are():
+    query, key, _, table = aligned(0.1, RIGHT)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert not scores_are_small(*(t.to(dtype) for t in (query, key, table.t())))
+    not_a_number = torch.full_like(key, float("nan"))
+    assert not scores_are_small(query, not_a_number, table.t())
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_small_and_large_scores_in_one_batch():
+    """Heads whose scores are small beside some whose are not, several blocks."""
+    query, key, value, table = inputs(3 * BLOCK + 9)
+    query[0, 1] *= 100
+    small = scores_are_small(query, key, (table - table[:1]).t() / 2)
+    assert small.tolist() == [[True, False, True], [True, True, True]]
+    found = banded(query, key, value, table, LEFT)
+    expected = by_formula(query, key, value, table, LEFT)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("way", [fused, banded])
