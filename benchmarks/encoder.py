@@ -28,6 +28,7 @@ from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 from speechbrain_ext.allocator import keep_freed_memory
 from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
 from speechbrain_ext.lobes.widths import layer_shapes, with_layer_shapes
+from speechbrain_ext.stage_times import matrix_products
 from speechbrain_ext.weights import load_strictly
 
 LENGTHS = (3.0, 10.0, 30.0)
@@ -66,19 +67,7 @@ def inputs(encoder, arguments):
 
 def beside_gemm(encoder, features, seconds, arguments):
     """Forward pass against its multiply-adds at the rate of a matrix product."""
-    frames = features.shape[1]
-    matrices = [
-        linear.weight
-        for layer in encoder.encoder.layers
-        for ffn in (layer.ffn1, layer.ffn2)
-        for linear in (ffn.intermediate_dense, ffn.output_dense)
-    ]
-    rows = {m.shape[1]: torch.randn(frames, m.shape[1]) for m in matrices}
-
-    def products():
-        for matrix in matrices:
-            torch.nn.functional.linear(rows[matrix.shape[1]], matrix)
-
+    products, macs = matrix_products(encoder, features.shape[1])
     row = timed(
         f"dense, {seconds:g} s, at the rate of a matrix product",
         lambda: encoder.encode_features(features),
@@ -89,9 +78,7 @@ def beside_gemm(encoder, features, seconds, arguments):
         source="torch.nn.functional.linear, T rows × every feed-forward matrix",
         mark=GEMM_SHARE,
     )
-    scale = macs_of(encoder, seconds) / (
-        frames * sum(matrix.numel() for matrix in matrices)
-    )
+    scale = macs_of(encoder, seconds) / macs
     return replace(row, peer=row.peer * scale, peer_spread=row.peer_spread * scale)
 
 

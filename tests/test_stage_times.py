@@ -7,11 +7,18 @@ import torch
 from tiny_encoder import tiny_config
 
 from speechbrain_ext.__main__ import main
+from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.profiling import count_macs
-from speechbrain_ext.stage_times import REST, STAGES, matrix_rate, stage_times
+from speechbrain_ext.profiling import count_macs, counted_operations
+from speechbrain_ext.stage_times import (
+    REST,
+    STAGES,
+    matrix_products,
+    matrix_rate,
+    stage_times,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +46,28 @@ def test_the_limit_is_that_of_the_rate(model):
     rates = {round(s.macs / s.limit) for s in stages if s.macs}
     assert len(rates) <= 2  # one rate, rounded
     assert matrix_rate(model, rows=10, repeats=1) > 0
+
+
+def test_the_rate_is_that_of_all_feed_forward_matrices(model):
+    config = model.encoder.config
+    matrices = 2 * 4 * config.hidden_size * config.intermediate_size
+    products, macs = matrix_products(model, rows=10)
+    assert macs == 10 * matrices
+    with counted_operations() as counter:
+        products()
+    assert counter.get_total_flops() == 2 * macs
+
+
+def test_adapters_are_no_part_of_the_rate():
+    encoder = W2VBertEncoder(tiny_config(num_hidden_layers=2))
+    before = matrix_products(encoder, rows=10)[1]
+    inject_lora(encoder, r=2, target_modules=["intermediate_dense", "output_dense"])
+    assert matrix_products(encoder, rows=10)[1] == before
+
+
+def test_without_feed_forward_modules_linear_layers_count():
+    head = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU())
+    assert matrix_products(head, rows=10)[1] == 10 * 3 * 5
 
 
 def test_hooks_are_taken_off_again(model):

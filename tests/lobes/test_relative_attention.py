@@ -80,6 +80,7 @@ def test_equals_the_formula_with_padding(frames, way):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_padding_is_never_seen():
     query, key, value, table = inputs(100)
     padding = last_frames(100, 0, 30)
