@@ -16,22 +16,26 @@ __all__ = ["keep_freed_memory"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 512 * 2**20
 LARGEST_BLOCKS = (256 * 2**20, 32 * 2**20)
-CHOSEN_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+THRESHOLDS = ("trim_threshold", "mmap_threshold")
 
 
 def keep_freed_memory():
     """Keep up to 512 MiB of freed memory for the next allocation.
 
     Nothing is done where the environment already sets one of glibc's thresholds
-    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``GLIBC_TUNABLES``), or
-    where the C library has no ``mallopt``.
+    (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, or their names within
+    ``GLIBC_TUNABLES``), or where the C library has no ``mallopt``.
 
     Returns
     -------
     bool
         Whether it was done.
     """
-    if any(os.environ.get(name) for name in CHOSEN_BY_USER):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(
+        os.environ.get(f"MALLOC_{name.upper()}_") or f"glibc.malloc.{name}=" in tunables
+        for name in THRESHOLDS
+    ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

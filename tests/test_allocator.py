@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from speechbrain_ext.allocator import CHOSEN_BY_USER, keep_freed_memory
+from speechbrain_ext.allocator import keep_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 # New pages while 40 MiB are asked for, filled and freed 20 times.
@@ -31,7 +31,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def pages(**environment):
     """Whether it was done, and the new pages."""
-    inherited = {k: v for k, v in os.environ.items() if k not in CHOSEN_BY_USER}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
+    }
     found = subprocess.run(
         [sys.executable, "-c", PAGES],
         env=inherited | environment,
@@ -51,14 +55,27 @@ def test_freed_memory_is_used_again():
 
 
 @pytest.mark.skipif(not GLIBC, reason="glibc only")
-def test_what_the_user_set_stays():
-    done, count = pages(MALLOC_MMAP_THRESHOLD_="1000000")
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+        {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000"},
+    ],
+)
+def test_what_the_user_set_stays(chosen):
+    done, count = pages(**chosen)
     assert not done
     assert count > 1000
 
 
+@pytest.mark.skipif(not GLIBC, reason="glibc only")
+def test_other_tunables_are_no_choice_of_thresholds():
+    done, count = pages(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
+    assert done
+    assert count < 1000
+
+
 def test_elsewhere_nothing_is_done(monkeypatch):
-    for name in CHOSEN_BY_USER:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.environ", {})
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert keep_freed_memory() is False

@@ -51,11 +51,15 @@ def attend(query, key, value, table, left, padding=None, dropout=0.0):
     torch.Tensor
         [B, T, H·d].
     """
-    plain = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    inference = not (torch.is_grad_enabled() or dropout or plain)
-    if inference and query.device.type == "cpu":
+    if inference_on_cpu(query) and not dropout:
         return banded(query, key, value, table, left, padding)
     return fused(query, key, value, table, left, padding, dropout)
+
+
+def inference_on_cpu(x):
+    """Whether ``x`` needs no gradient, is on a CPU, and no graph is being captured."""
+    captured = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or captured)
 
 
 def fused(query, key, value, table, left, padding=None, dropout=0.0, block=FUSED_BLOCK):
@@ -69,7 +73,7 @@ def fused(query, key, value, table, left, padding=None, dropout=0.0, block=FUSED
     for start in starts:
         queries = query if block is None else query[:, :, start : start + block]
         by_distance = torch.matmul(queries * query.shape[-1] ** -0.5, table.t())
-        bias = gather_distances(by_distance, left, start, 0, key.shape[2])
+        bias = gather_distances(by_distance, left, start, key.shape[2])
         if padding is not None:
             bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
         blocks.append(
@@ -184,13 +188,13 @@ class Band:
         scores[:, :, first:last] += terms[:, :, first + place : last + place]
 
 
-def gather_distances(by_distance, left, start, first, last):
-    """The terms of queries from frame ``start`` on and of keys ``first`` to ``last``.
+def gather_distances(by_distance, left, start, frames):
+    """The terms of queries from frame ``start`` on and of all keys.
 
-    [..., t, left + 1 + right] → [..., t, last − first].
+    [..., t, left + 1 + right] → [..., t, frames].
     """
     device = by_distance.device
     mine = torch.arange(by_distance.shape[-2], device=device).unsqueeze(1) + start
-    theirs = torch.arange(first, last, device=device)
-    distance = (theirs - mine + left).clamp(0, by_distance.shape[-1] - 1)
+    distance = torch.arange(frames, device=device) - mine + left
+    distance = distance.clamp(0, by_distance.shape[-1] - 1)
     return by_distance.gather(-1, distance.expand(*by_distance.shape[:-2], -1, -1))

@@ -10,6 +10,7 @@ from speechbrain_ext.lobes.conformer import (
     ConformerLayer,
     ConvolutionModule,
     LayerShape,
+    Linear,
     RelativeKeyAttention,
 )
 from speechbrain_ext.lobes.relative_attention import BANDED_BLOCK, FUSED_BLOCK
@@ -187,3 +188,18 @@ def test_parameters_of_a_layer_by_hand():
     layer = ConformerLayer(tiny_config(), FULL)
     total = sum(p.numel() for p in layer.parameters())
     assert total == attention + feeds + convolution + norms
+
+
+def test_a_bias_after_the_product_is_the_same_map():
+    """The quicker way in inference, torch's own where there is a gradient or bf16."""
+    linear, x = Linear(7, 5), noise(2, 3, 7)
+    expected = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x), expected)
+        half = linear.bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    linear.float()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x).dtype == torch.bfloat16
+    linear(x).sum().backward()
+    assert linear.bias.grad.tolist() == [6.0] * 5
