@@ -100,14 +100,18 @@ def banded(query, key, value, table, left, padding=None):
         some = slice(first, first + together)
         queries, values = query[item, some].contiguous(), value[item, some].contiguous()
         keys = shifted[: len(queries)]
-        torch.add(beyond, key[item, some], alpha=size**-0.5, out=keys)
+        torch.mul(key[item, some], size**-0.5, out=keys)
         by_distance = torch.matmul(queries, table)
-        reached = 0
+        bounded = small is not None and bool(small[item, some].all())
+        reached = None
         for start in range(0, frames, rows):
             block = slice(start, min(start + rows, frames))
             # what is right of all bands has its position term from the keys
             last = min(frames, block.stop - 1 + right)
-            keys[:, reached:last] -= beyond
+            if reached is None:
+                keys[:, last:] += beyond
+            else:
+                keys[:, reached:last] -= beyond
             reached = last
             shape = (len(queries), block.stop - start, frames)
             weights = scores[: math.prod(shape)].view(shape)
@@ -115,7 +119,7 @@ def banded(query, key, value, table, left, padding=None):
             band.add_to(weights[:, :, :last], by_distance[:, block], start)
             if padding is not None:
                 weights.masked_fill_(padding[item], float("-inf"))
-            total = exponentials_(weights, small[item, some].all())
+            total = exponentials_(weights, bounded)
             found = torch.bmm(weights, values).div_(total)
             context[item, block, some] = found.transpose(0, 1)
     return context.flatten(2)
@@ -127,11 +131,11 @@ def scores_are_small(query, key, table, padding=None):
     ``query``, ``key`` [B, H, T, d], ``table`` [d, distances], scaled → [B, H] of bool.
     Sums of such exponentials are exact in float32, without the largest score of every
     query taken off first, a quarter of the work beside the products. With two blocks of
-    queries or fewer the bound takes as long as it spares: nowhere then.
+    queries or fewer the bound takes as long as it spares: None then.
     """
     wide = query.dtype in (torch.float32, torch.float64)
     if not wide or query.shape[2] <= 2 * BANDED_BLOCK:
-        return query.new_zeros(query.shape[:2], dtype=torch.bool)
+        return None
     queries, keys = (torch.linalg.vector_norm(x, dim=-1) for x in (query, key))
     if padding is not None:
         keys = keys.masked_fill(padding.unsqueeze(1), 0.0)
