@@ -148,10 +148,10 @@ class ConvolutionModule(nn.Module):
         of that spares two transposes: the same figures 3 times sooner at 500 × 1024.
         """
         weight = self.depthwise_conv.weight  # [C, 1, K]
-        past = (0, weight.shape[-1] - 1)  # on both sides, which spares a padded copy
-        image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T]
-        image = F.conv2d(image, weight.unsqueeze(1), groups=len(weight), padding=past)
-        return image.squeeze(2).transpose(1, 2)[:, : x.shape[1]]
+        past = weight.shape[-1] - 1
+        image = F.pad(x, (0, 0, past, 0)).transpose(1, 2).unsqueeze(2)  # [B, C, 1, T]
+        image = F.conv2d(image, weight.unsqueeze(1), groups=len(weight))
+        return image.squeeze(2).transpose(1, 2)
 
 
 class ConformerLayer(nn.Module):
