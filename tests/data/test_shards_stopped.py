@@ -66,6 +66,8 @@ def _make_until(end, manifest, folder, stderr):
         return written
 
     shard_file._Hashing.write = writing
+    # a shell starts what runs in its background with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(stderr, "w") as file, contextlib.redirect_stderr(file):
         command_line(make_shards)([manifest], folder, 6, num_workers=1)
 
