@@ -57,8 +57,13 @@ def in_processes(function, jobs, num_workers=None):
 
 
 def _end_with_parent():
-    """Ctrl-C ends a worker without a word; so does the parent's death."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Ctrl-C ends a worker without a word; so does the parent's death.
+
+    Where Ctrl-C is ignored, as in what a shell script runs in its background, it stays
+    so: the parent would take a worker's end for a lack of memory.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sentinel = multiprocessing.parent_process().sentinel
 
     def wait():
