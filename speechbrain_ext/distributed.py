@@ -28,6 +28,18 @@ def main_process_first(function, *arguments):
     return result if if_main_process() else function(*arguments)
 
 
+def leave_group():
+    """Wait for all processes, then leave their group: the last line of a run.
+
+    torchrun ends all where one fails, even in the moment of its exit. So nobody leaves
+    while the main process still exports or scores, nor with connections open, whose
+    threads may abort an exit.
+    """
+    if is_distributed_initialized():
+        ddp_barrier()
+        torch.distributed.destroy_process_group()
+
+
 def rank_and_world():
     """This process's number and how many there are: (0, 1) where it is alone."""
     if is_distributed_initialized():

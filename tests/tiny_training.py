@@ -315,7 +315,8 @@ def _child(function, arguments, stderr, environment):
 def _with_group(function, arguments):
     torch.distributed.init_process_group("gloo")
     function(*arguments)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():  # where the function has not left it
+        torch.distributed.destroy_process_group()
 
 
 def saved(path):

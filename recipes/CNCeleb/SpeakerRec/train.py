@@ -18,7 +18,7 @@ from cnceleb_prepare import prepare_cnceleb
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.distributed import leave_group, main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.training import (
@@ -50,6 +50,7 @@ def main():
     brain.fit(hparams["epoch_counter"], loader)
     if if_main_process():
         export(brain, hparams, manifest, Path(hparams_file).stem)
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.cnceleb import find_evaluation
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.distributed import leave_group, main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.scoring.embeddings import load_embeddings
@@ -85,6 +85,7 @@ def main():
         genres = partial(genres_of, enrol_map=read_enrol_map(evaluation.enrol_map))
         results = score(hparams, lists, backend, test, sides, genres)
         report(hparams, backend, results)
+    leave_group()
 
 
 if __name__ == "__main__":

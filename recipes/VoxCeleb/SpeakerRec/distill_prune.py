@@ -34,7 +34,7 @@ from speechbrain_ext.brains.step_log import read_steps
 from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.distributed import leave_group, main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.files import write_json
 from speechbrain_ext.hyper import call_with, load_run
@@ -159,6 +159,7 @@ def main():
     loader = make_loader(dataset, sampler, hparams["num_workers"], pin_memory=on_gpu)
     brain.fit(hparams["epoch_counter"], loader)
     export(brain, hparams, Path(hparams_file).stem)
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from voxceleb_prepare import prepare_voxceleb
 from speechbrain_ext.brains.validated import read_validation
 from speechbrain_ext.data.mixing import mix_manifests
 from speechbrain_ext.data.own_corpus import prepare_own_corpus
-from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.distributed import leave_group, main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.training import KEYS as OF_A_STAGE
@@ -68,6 +68,7 @@ def main():
     brain.fit(hparams["epoch_counter"], loader)
     if if_main_process():
         export(brain, hparams, manifest, Path(hparams_file).stem)
+    leave_group()
 
 
 if __name__ == "__main__":

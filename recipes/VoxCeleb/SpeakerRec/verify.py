@@ -26,7 +26,7 @@ from voxceleb_prepare import prepare_voxceleb_test
 
 from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.distributed import main_process_first
+from speechbrain_ext.distributed import leave_group, main_process_first
 from speechbrain_ext.errors import command_line
 from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.scoring.embeddings import load_embeddings
@@ -91,6 +91,7 @@ def main():
     if if_main_process():
         results = score(hparams, lists, backend, test, sides)
         report(hparams, backend, results, FILES)
+    leave_group()
 
 
 if __name__ == "__main__":
