@@ -8,7 +8,6 @@ stage takes beyond its limit is memory traffic, softmax, norms, activations, and
 of small operations.
 """
 
-import itertools
 import statistics
 import time
 from typing import NamedTuple
@@ -112,13 +111,12 @@ def matrix_products(model, rows):
         Its multiply-adds.
     """
     modules = list(model.modules())
-    pairs = (
-        (m.intermediate_dense, m.output_dense)
-        for m in modules
-        if isinstance(m, FeedForward)
-    )
-    linears = list(itertools.chain(*pairs))
-    linears = linears or [m for m in modules if isinstance(m, nn.Linear)]
+    linears = [
+        linear
+        for part in modules
+        if isinstance(part, FeedForward)
+        for linear in (part.intermediate_dense, part.output_dense)
+    ] or [module for module in modules if isinstance(module, nn.Linear)]
     weights = [linear.weight for linear in linears]
     inputs = {
         w.shape[1]: torch.randn(rows, w.shape[1], device=w.device) for w in weights

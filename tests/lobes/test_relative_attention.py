@@ -102,11 +102,11 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(found.double(), expected, atol=2e-2, rtol=0)
 
 
-def aligned(length, right):
+def aligned(length):
     """Vectors of one direction: keys to both sides, positions along; d = 4, √d = 2."""
     query = torch.tensor([length, 0.0, 0.0, 0.0]).expand(1, 1, 6, 4).contiguous()
     key = query * torch.tensor([1, -1, 1, -1, 1, -1]).unsqueeze(1)
-    table = torch.zeros(LEFT + 1 + right, 4)
+    table = torch.zeros(LEFT + 1 + RIGHT, 4)
     table[-1, 0] = 2.0
     return query, key, noise(1, 1, 6, 4), table
 
@@ -115,7 +115,7 @@ def aligned(length, right):
 @pytest.mark.parametrize("length", [5.0, 10.0, 10.05, 30.0])
 def test_scores_at_the_limit_of_what_is_small(length):
     """The largest possible score, |q| (|k| + |e|) / √d = length² / 2 + length."""
-    query, key, value, table = aligned(length, RIGHT)
+    query, key, value, table = aligned(length)
     small = scores_are_small(query, key, table.t() / 2)
     assert small.tolist() == [[length**2 / 2 + length <= SMALL_SCORE]]
     doubles = (tensor.double() for tensor in (query, key, value, table))
@@ -125,7 +125,7 @@ def test_scores_at_the_limit_of_what_is_small(length):
 
 @pytest.mark.usefixtures("tiny_blocks")
 def test_only_float32_and_wider_add_up_exponentials_as_they_are():
-    query, key, _, table = aligned(0.1, RIGHT)
+    query, key, _, table = aligned(0.1)
     for dtype in (torch.float16, torch.bfloat16):
         tensors = (tensor.to(dtype) for tensor in (query, key, table.t()))
         assert scores_are_small(*tensors) is None
