@@ -91,7 +91,7 @@ def make_side(side):
     from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
     from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
-    from speechbrain_ext.weights import load_strictly
+    from speechbrain_ext.utils.weights import load_strictly
 
     config = Wav2Vec2BertConfig(num_hidden_layers=1)
     torch.manual_seed(0)

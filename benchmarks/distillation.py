@@ -131,8 +131,8 @@ def make_step(side, sizes, checkpointing):
     import torch.nn.functional as F
     from transformers import Wav2Vec2BertConfig
 
-    from speechbrain_ext.distillation import distillation_loss
     from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+    from speechbrain_ext.losses import distillation_loss
 
     config = Wav2Vec2BertConfig(
         hidden_size=sizes["hidden"],

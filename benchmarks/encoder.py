@@ -25,11 +25,15 @@ from harness import LeftOut, argument_parser, compare, report
 from published import PublishedEncoder, pruned_configuration
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
-from speechbrain_ext.allocator import keep_freed_memory
-from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
-from speechbrain_ext.lobes.widths import layer_shapes, with_layer_shapes
-from speechbrain_ext.stage_times import matrix_products
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.lobes.w2v_bert import (
+    UNUSED,
+    W2VBertEncoder,
+    layer_shapes,
+    with_layer_shapes,
+)
+from speechbrain_ext.profiling.layers import matrix_products
+from speechbrain_ext.utils.allocator import keep_freed_memory
+from speechbrain_ext.utils.weights import load_strictly
 
 LENGTHS = (3.0, 10.0, 30.0)
 GEMM_SHARE = 0.85

@@ -18,7 +18,7 @@ import soundfile
 from harness import argument_parser, compare, report
 
 from speechbrain_ext.data.audio import read_audio
-from speechbrain_ext.data.join import join_short
+from speechbrain_ext.data.concatenated_audio import join_short
 from speechbrain_ext.data.manifest import Manifest
 
 SECONDS = 3 * 16000

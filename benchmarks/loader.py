@@ -33,12 +33,12 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 
-from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.data.shard_index import from_shards
-from speechbrain_ext.data.shard_writer import make_shards
+from speechbrain_ext.data.shards.index import from_shards
+from speechbrain_ext.data.shards.writer import make_shards
 
 SPEEDS = (1.0, 0.9, 1.1)
 RATE, SECONDS, BATCH, WORKERS = 16000, 3, 32, 2

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from harness import argument_parser, compare, report
 
-from speechbrain_ext.data.waveform import read_crop
+from speechbrain_ext.data.augment.waveform import read_crop
 
 PEER = {"peer_name": "soundfile", "source": "reading all, then slicing"}
 

@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 
+from speechbrain_ext.data.corpora.voxblink2 import Recordings
 from speechbrain_ext.data.manifest import COLUMNS, Manifest, write_manifest
-from speechbrain_ext.data.voxblink2_corpus import Recordings
 
 ALPHABET = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"))
 

@@ -26,9 +26,9 @@ from harness import argument_parser, beside_limit, in_new_process, peak_memory, 
 from made_up_manifests import NamesOnly, silent_loader, voxceleb2
 from processes import memory_of, start_process
 
+from speechbrain_ext.data.arrow_manifest import mix_manifests
+from speechbrain_ext.data.corpora.voxblink2 import VoxBlink2Options, prepare_training
 from speechbrain_ext.data.manifest import read_manifest, write_manifest
-from speechbrain_ext.data.mixing import mix_manifests
-from speechbrain_ext.data.voxblink2 import VoxBlink2Options, prepare_training
 
 # torch and SpeechBrain are imported by the stages that need them: half their time else.
 # speakers of VoxBlink2, of VoxCeleb2, recordings of VoxCeleb2

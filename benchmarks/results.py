@@ -7,8 +7,8 @@ from pathlib import Path
 
 from harness import LIMIT
 
-from speechbrain_ext.files import write_atomically
 from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.utils.files import write_atomically
 
 HEAD = """# Measured: speed and memory
 

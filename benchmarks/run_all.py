@@ -23,8 +23,8 @@ from pathlib import Path
 from results import write_results
 from tqdm import tqdm
 
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.files import write_json
+from speechbrain_ext.utils.errors import command_line
+from speechbrain_ext.utils.files import write_json
 
 HERE = Path(__file__).resolve().parent
 # shared by benchmarks, none themselves

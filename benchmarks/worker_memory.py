@@ -148,7 +148,7 @@ def noise_row(folder, n_noises):
 
 def held_stage(folder):
     """Noises in the memory that the processes of a machine share."""
-    from speechbrain_ext.data.sounds import HeldSounds
+    from speechbrain_ext.data.augment.noises import HeldSounds
 
     paths = noises_of(folder)
     sounds = HeldSounds(paths, [], 4096)

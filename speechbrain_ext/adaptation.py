@@ -11,7 +11,7 @@ import logging
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank, window_function
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.precision import full_precision
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import full_precision
 
 SAMPLE_RATE = 16000
 FRAME = 400

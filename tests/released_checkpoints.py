@@ -10,12 +10,12 @@ import pytest
 import torch
 from tiny_encoder import noise, randomise
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import convert_released
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
 from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.utils.errors import InputError
 
 CHANNELS = [16, 16, 16, 16, 48]
 HEADS = {

@@ -7,9 +7,9 @@ import torch
 from tiny_encoder import noise, tiny_config, tiny_encoder
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
 
 FEATURES = noise(2, 60, 160)
 LAYERS = 3

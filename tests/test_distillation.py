@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from tiny_encoder import LargestTensor, SavedForBackward, noise, tiny_config
 from tiny_encoder import tiny_encoder as make_encoder
 
-from speechbrain_ext.distillation import distillation_loss
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.losses import distillation_loss
+from speechbrain_ext.utils.errors import InputError
 
 S, B, T, C = 5, 3, 7, 16
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.features import (
     MIN_SAMPLES,
     W2VBertFeatures,
     filterbank,
     sample_counts,
 )
+from speechbrain_ext.utils.errors import InputError
 
 RATE = 16000
 FEATURES = W2VBertFeatures()

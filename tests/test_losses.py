@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_encoder import SavedForBackward, noise
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.losses import ArcFace, add_margin
+from speechbrain_ext.utils.errors import InputError
 
 
 def plain_arcface(embeddings, weight, labels, margin, scale):

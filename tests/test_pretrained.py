@@ -20,9 +20,9 @@ from tiny_pretrained import (
 )
 from tiny_training import start
 
-from speechbrain_ext import files, pretrained, pretrained_classifier
+from speechbrain_ext import pretrained
+from speechbrain_ext import pretrained as pretrained_classifier
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.errors import InputError, command_line
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
@@ -31,6 +31,8 @@ from speechbrain_ext.pretrained import (
     load_trainable,
     save_pretrained,
 )
+from speechbrain_ext.utils import files
+from speechbrain_ext.utils.errors import InputError, command_line
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

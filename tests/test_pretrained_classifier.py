@@ -14,15 +14,15 @@ from tiny_pretrained import (
     training,
 )
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.pretrained import save_pretrained
-from speechbrain_ext.pretrained_classifier import (
+from speechbrain_ext.pretrained import (
     class_rows,
     keep_classifier,
     load_classifier,
     read_training,
+    save_pretrained,
 )
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,6 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from tiny_training import all_pairs, manifest_of, tiny_config
 
-from speechbrain_ext.brains.distill_prune import DistillPruneBrain
-from speechbrain_ext.brains.step_log import read_steps
-from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.lobes.heads import AdapterMFA
@@ -21,6 +18,8 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pruning import Budget, add_gates
 from speechbrain_ext.schedules import Constant
+from speechbrain_ext.training.checkpoints import AtomicCheckpointer
+from speechbrain_ext.training.terms import DistillPruneBrain, read_steps
 
 STEPS = 7  # of an epoch of the tiny corpus
 

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from tiny_training import tiny_config
 
-from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.manifest import Manifest, write_manifest
-from speechbrain_ext.data.marker import sha256
+from speechbrain_ext.evaluation.backend_plan import plan_backend
+from speechbrain_ext.evaluation.score_lists import read_lists, recordings_of, score_list
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.scoring.report import evaluate, write_report
-from speechbrain_ext.scoring.score_lists import read_lists, recordings_of, score_list
+from speechbrain_ext.utils.jobs import sha256
 
 SIZE, EACH = 8, 5
 TRAINED, HELD_OUT, TESTED = range(8), range(10, 18), range(20, 26)

@@ -10,7 +10,7 @@ import torch
 from tiny_training import tiny_config, voice
 
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.extraction import embed_to_file, extract_embeddings
+from speechbrain_ext.inference.extraction import embed_to_file, extract_embeddings
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder

@@ -19,9 +19,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.brains.speaker import SpeakerBrain
-from speechbrain_ext.checkpoints import AtomicCheckpointer
-from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
@@ -31,6 +29,8 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.schedules import Constant, LinearRamp, WarmupStepDecay
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.training.checkpoints import AtomicCheckpointer
+from speechbrain_ext.training.terms import SpeakerBrain
 
 SPEEDS = (1.0, 0.9, 1.1)
 

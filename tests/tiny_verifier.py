@@ -11,7 +11,7 @@ from speechbrain_ext.inference.thresholds import Thresholds, save_thresholds
 from speechbrain_ext.inference.verifier import SpeakerVerifier
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
-from speechbrain_ext.scoring.calibration_trials import draw_calibration_trials
+from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import save_cohort, speaker_means
 
 CPU = {"device": "cpu"}

@@ -5,8 +5,8 @@
 
 import os
 
+from speechbrain_ext.app import launch
 from speechbrain_ext.inference import SpeakerVerifier
-from speechbrain_ext.inference.app import launch
 
 MODEL = os.environ.get("MODEL", "owner/model")  # or write the hub id of yours here
 

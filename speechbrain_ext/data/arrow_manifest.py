@@ -1,4 +1,9 @@
-"""Manifests of many millions of recordings: an Arrow file, read where it lies.
+"""What no manifest may hold: checks on the columns of an Arrow table, numbers first.
+
+A text that is empty, or an ID that comes twice, is found among the numbers that stand
+for texts: ten million IDs are compared without one of them being made.
+
+Manifests of many millions of recordings: an Arrow file, read where it lies.
 
     ID = ID_head + ID_tail, wav = wav_head + wav_tail      split after the last slash
 
@@ -8,23 +13,83 @@ memory. Nothing is copied: the training processes of a machine and all their loa
 workers share one copy, in the system's cache of files, and start at once.
 
 The dictionary of ``spk_id`` is in the order of the labels: the speakers that are
-speed-perturbed, sorted, and then the others (:mod:`speechbrain_ext.data.classes`). The
+speed-perturbed, sorted, and then the others (:mod:`speechbrain_ext.data.labels`). The
 file is an ordinary Arrow IPC file, which ``pyarrow.ipc.open_file`` and pandas'
 ``read_feather`` show.
+
+Two corpora in one manifest: one speed-perturbed, the other as it is.
+
+Speed copies count as new speakers. A corpus of 100,000 speakers needs none: VoxCeleb2
+is trained on at three speeds, VoxBlink2 at true speed only (arXiv 2510.04213).
 """
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from speechbrain_ext.data.arrow_checks import check_rows, check_unique, piece
-from speechbrain_ext.data.columns import TEXT, EncodedText, JoinedText
-from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.files import write_atomically
+from speechbrain_ext.data.manifest import (
+    TEXT,
+    EncodedText,
+    JoinedText,
+    Manifest,
+    read_manifest,
+)
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.jobs import Marker
+
+
+def piece(table, name):
+    """A column of a table in one piece, as an array."""
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else column.combine_chunks()
+
+
+def check_rows(path, table):
+    """Refuse empty texts and durations that are none; names the first row."""
+    durations = piece(table, "duration").to_numpy(zero_copy_only=False)
+    bad = ~((durations > 0) & (durations < np.inf))
+    _refuse(path, bad, lambda row: f"duration {durations[row]}, expected seconds > 0")
+    for name, parts in (
+        ("ID", ("ID_head", "ID_tail")),
+        ("wav", ("wav_head", "wav_tail")),
+        ("spk_id", ("spk_id",)),
+    ):
+        if any(table.column(part).null_count for part in parts):
+            raise InputError(f"{path}: rows without {name}, expected text in each")
+        columns = [piece(table, part) for part in parts]
+        empty = [pc.index(column.dictionary, "").as_py() for column in columns]
+        if -1 not in empty:
+            bad = [column.indices.to_numpy() == e for column, e in zip(columns, empty)]
+            message = f"empty {name}, expected text"
+            _refuse(path, np.logical_and.reduce(bad), lambda _, text=message: text)
+
+
+def check_unique(path, table):
+    """Refuse an ID that comes twice; names the second row."""
+    heads, tails = piece(table, "ID_head"), piece(table, "ID_tail")
+    keys = heads.indices.to_numpy() * np.int64(len(tails.dictionary))
+    keys += tails.indices.to_numpy()
+    ordered = np.sort(keys)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        again = np.flatnonzero(np.isin(keys, twice))
+        row = min(rows[1] for key in twice if len(rows := again[keys[again] == key]))
+        name = heads[row].as_py() + tails[row].as_py()
+        raise InputError(
+            f"{path}, row {row + 1}: ID {name!r} seen before, expected each ID once"
+        )
+
+
+def _refuse(path, bad, message):
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        raise InputError(f"{path}, row {rows[0] + 1}: {message(rows[0])}")
+
 
 _FORMAT, _VERSION = b"speechbrain_ext.manifest", b"1"
 _PERTURBED, _DETAILS = b"n_perturbed", b"details"
@@ -254,3 +319,60 @@ def _dictionary_array(codes, names):
 
 def _first_line(error):
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+logger = logging.getLogger(__name__)
+
+MIXED = "train.arrow"
+
+
+def mix_manifests(perturbed, other, save_folder):
+    """Write one manifest of two, or return at once where that was done before.
+
+    Arguments
+    ---------
+    perturbed : str or Path
+        Manifest whose speakers are played at all speeds. Their labels come first.
+    other : str or Path
+        Manifest whose speakers are played at true speed only.
+    save_folder : str or Path
+        Where ``train.arrow`` goes.
+
+    Returns
+    -------
+    Path
+        The manifest; its ``n_perturbed`` is the number of speakers of ``perturbed``.
+
+    Raises
+    ------
+    InputError
+        A speaker or an ID that both have.
+    """
+    paths = [Path(perturbed).resolve(), Path(other).resolve()]
+    arguments = dict(zip(("perturbed", "other"), paths))
+    marker = Marker.of(Path(save_folder).resolve(), arguments, paths)
+    if marker.load() is None:
+        marker.remove()
+        counts = _write(marker.folder / MIXED, *paths)
+        marker.save([MIXED], counts)
+        logger.info("%s: %s", marker.folder / MIXED, counts)
+    return marker.folder / MIXED
+
+
+def _write(path, perturbed, other):
+    first, second = read_manifest(perturbed), read_manifest(other)
+    names = first.speaker_names.tolist()
+    others = second.speaker_names.tolist()
+    both = sorted({*names} & {*others})
+    if both:
+        raise InputError(
+            f"{other}: speaker {both[0]!r} is also in {perturbed}, expected other "
+            f"names ({len(both)} such speakers)"
+        )
+    table = concatenate([table_of(first), table_of(second)], len(names))
+    write_table(path, table, n_perturbed=len(names))
+    return {
+        "perturbed_speakers": len(names),
+        "other_speakers": len(others),
+        "utterances": len(table),
+    }

@@ -1,12 +1,28 @@
-"""Reading recordings, with the checks that every user of them needs.
+"""Paths of a manifest that stand for several recordings, one after the other.
+
+Such a path is theirs with their lengths in samples::
+
+    /data/id10001/interview-01-001.flac:34560|/data/id10001/interview-01-002.flac:51200
+
+:func:`~speechbrain_ext.data.audio.read_audio` reads it as one recording, and opens only
+those parts that the wanted samples are in. The lengths are in the path so that a crop
+is found without reading headers.
+
+Reading recordings, with the checks that every user of them needs.
 
 Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
 a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
 
-A path may stand for several recordings, see :mod:`speechbrain_ext.data.joined_paths`,
-or for one inside a tar file, see :mod:`speechbrain_ext.data.shard_places`.
+A path may stand for several recordings, see :mod:`speechbrain_ext.data.audio`,
+or for one inside a tar file, see :mod:`speechbrain_ext.data.shards.index`.
+
+Reading the headers of many recordings, and what becomes of the bad ones.
+
+Bad recordings are collected instead of stopping at the first: a user with a thousand
+of them sees all at once, and decides how many are few enough to be left out.
 """
 
+import logging
 import os
 import stat
 from typing import NamedTuple
@@ -14,9 +30,105 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from speechbrain_ext.data.joined_paths import is_joined, parts_between
-from speechbrain_ext.data.shard_places import is_place, open_place
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.shards.places import is_place, open_place
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.parallel import parallel_map
+
+JOINT, LENGTH = "|", ":"
+
+
+def is_joined(path):
+    """Whether a path of a manifest stands for several recordings."""
+    return JOINT in str(path)
+
+
+def joined_path(paths, frames):
+    """One path for several recordings, see above.
+
+    Arguments
+    ---------
+    paths : list of str
+        Two or more.
+    frames : list of int
+        Their lengths in samples.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    InputError
+        A path with ``|`` in it.
+    """
+    for path in paths:
+        if is_joined(path):
+            raise InputError(
+                f"{path}: '{JOINT}' in its name, expected none: it stands between "
+                "recordings that are joined"
+            )
+    return JOINT.join(f"{path}{LENGTH}{n}" for path, n in zip(paths, frames))
+
+
+def parts_of(path):
+    """The recordings that a path of a manifest stands for.
+
+    Arguments
+    ---------
+    path : str
+
+    Returns
+    -------
+    list of (str, int or None)
+        Each recording and its length in samples, which a plain path does not tell.
+
+    Raises
+    ------
+    InputError
+        A part of a joined path that does not end in its length.
+    """
+    if not is_joined(path):
+        return [(str(path), None)]
+    parts = []
+    for part in str(path).split(JOINT):
+        name, _, frames = part.rpartition(LENGTH)
+        if not name or not frames.isdecimal():
+            raise InputError(
+                f"{path}: part '{part}', expected PATH{LENGTH}SAMPLES of each of the "
+                f"recordings that '{JOINT}' joins"
+            )
+        parts.append((name, int(frames)))
+    return parts
+
+
+def parts_between(path, start=0, frames=-1):
+    """What to read for some samples of a joined path.
+
+    Arguments
+    ---------
+    path : str
+        Joined.
+    start : int
+        First sample.
+    frames : int
+        How many; -1 for all that follow.
+
+    Returns
+    -------
+    list of (str, int, int)
+        Recording, first sample in it and how many; none where ``start`` is beyond the
+        end. Together they are fewer than ``frames`` where these reach beyond it.
+    """
+    wanted, begin = [], 0
+    stop = float("inf") if frames < 0 else start + frames
+    for name, length in parts_of(path):
+        first, last = max(start, begin), min(stop, begin + length)
+        if first < last:
+            wanted.append((name, first - begin, last - first))
+        begin += length
+    return wanted
+
 
 SAMPLE_RATE = 16000
 SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
@@ -208,3 +320,91 @@ def _source(path):
     if not os.access(name, os.R_OK):
         raise OSError("permission denied")
     return name
+
+
+logger = logging.getLogger(__name__)
+
+BAD_FILES = "bad_files.txt"
+
+
+def read_durations(paths, num_workers=16):
+    """Read the header of each recording.
+
+    Arguments
+    ---------
+    paths : list of str
+        N recordings.
+    num_workers : int
+        Threads.
+
+    Returns
+    -------
+    seconds : np.ndarray
+        float64 [N]; NaN where the file is bad.
+    bad : list of (str, str)
+        Path and reason of each file that cannot be opened, is empty, or is not
+        16 kHz mono.
+    """
+    seconds = np.full(len(paths), np.nan)
+    bad = []
+    results = parallel_map(_duration, paths, num_workers, "reading headers", "file")
+    for row, (duration, reason) in enumerate(results):
+        if reason is None:
+            seconds[row] = duration
+        else:
+            bad.append((paths[row], reason))
+    return seconds, bad
+
+
+def _duration(path):
+    try:
+        header = read_header(path)
+    except InputError as error:
+        return None, str(error).removeprefix(f"{path}: ")
+    if header.sample_rate != SAMPLE_RATE or header.channels != 1:
+        seen = f"{header.sample_rate} Hz with {header.channels} channel(s)"
+        return None, f"{seen}, expected {SAMPLE_RATE} Hz mono"
+    if header.frames < 1:
+        return None, "0 samples, expected sound"
+    return header.frames / SAMPLE_RATE, None
+
+
+def report_bad_files(bad, save_folder, max_bad_files, indispensable=frozenset()):
+    """List bad recordings in a file, and stop where there are too many of them.
+
+    Arguments
+    ---------
+    bad : list of (str, str)
+        Path and reason of each; the first is named in errors.
+    save_folder : Path
+        Where ``bad_files.txt`` goes.
+    max_bad_files : int
+        How many may be left out.
+    indispensable : set of str
+        Paths of which none may be left out, such as those of a trial list.
+
+    Raises
+    ------
+    InputError
+        Too many bad files, or an indispensable one; names the first and the list.
+    """
+    listing = save_folder / BAD_FILES
+    if not bad:
+        listing.unlink(missing_ok=True)
+        return
+    with write_atomically(listing) as file:
+        file.writelines(f"{path}\t{reason}\n" for path, reason in bad)
+    needed = [item for item in bad if item[0] in indispensable]
+    if needed:
+        path, reason = needed[0]
+        raise InputError(
+            f"{path}: {reason} ({len(needed)} bad files of the trial lists, expected "
+            f"none; all are listed in {listing})"
+        )
+    if len(bad) > max_bad_files:
+        path, reason = bad[0]
+        raise InputError(
+            f"{path}: {reason} ({len(bad)} bad files, expected at most "
+            f"max_bad_files={max_bad_files}; all are listed in {listing})"
+        )
+    logger.warning("%d bad files are left out, listed in %s", len(bad), listing)

@@ -1,22 +1,142 @@
-"""From draws to batches of crops for training, and from lists to padded batches.
+"""How many recordings may turn out bad while a model trains.
+
+A disk that loses one file of ten million should not end a run of two weeks; one that
+loses a shard should. So a stated number of recordings may be bad, each is named once,
+and one more ends the run.
+
+What torch's loader lacks: short errors, an end to its workers, the time it costs.
+
+From draws to batches of crops for training, and from lists to padded batches.
 
 An item is a function of (seed, epoch, position) and the recording alone: which worker
 makes it, and how many there are, changes nothing.
 """
 
+import logging
+import multiprocessing
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
-from speechbrain_ext.data.bad_recordings import BadRecordings
-from speechbrain_ext.data.classes import Classes
-from speechbrain_ext.data.loading import CaughtErrors, CollateUnlessError, TimedLoader
-from speechbrain_ext.data.waveform import SpeedPerturb, read_crop
-from speechbrain_ext.data.workers import START_METHOD, start_worker
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.augment.waveform import SpeedPerturb, read_crop
+from speechbrain_ext.data.labels import Classes
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.parallel import START_METHOD, signals_held, start_worker
+
+logger = logging.getLogger(__name__)
+
+
+class BadRecordings:
+    """The bad recordings that a process and its loader workers have met.
+
+    Arguments
+    ---------
+    limit : int
+        So many are passed over.
+    """
+
+    def __init__(self, limit):
+        if limit < 0:
+            raise InputError(f"max_bad_recordings: {limit}, expected at least 0")
+        self.limit = limit
+        # row numbers, -1 where there is none yet; shared with the workers
+        context = multiprocessing.get_context(START_METHOD)
+        self._rows = context.Array("q", [-1] * limit) if limit else None
+
+    def __len__(self):
+        return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
+
+    def add(self, row, error):
+        """Count a row of the manifest, once.
+
+        Raises
+        ------
+        InputError
+            ``error``, where there are too many.
+        """
+        if self._rows is None:
+            raise error
+        with self._rows.get_lock():
+            rows = self._rows[:]
+            if row in rows:
+                return
+            if -1 not in rows:
+                raise InputError(
+                    f"{error} ({self.limit + 1} bad recordings, expected at most "
+                    f"max_bad_recordings={self.limit})"
+                ) from error
+            count = rows.index(-1)
+            self._rows[count] = row
+        logger.warning(
+            "%s; another is drawn in its place (%d of at most %d)",
+            *(error, count + 1, self.limit),
+        )
+
+
+class CaughtErrors(Dataset):
+    """A dataset, but an InputError comes back in place of the items.
+
+    torch would raise it again with the worker's whole traceback for a message.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitems__(self, keys):
+        try:
+            return [self.dataset[key] for key in keys]
+        except InputError as error:
+            return error
+
+
+class CollateUnlessError:
+    """A function that collates items, or hands on the error in their place."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, items):
+        return items if isinstance(items, InputError) else self.collate(items)
+
+
+class TimedLoader(DataLoader):
+    """A loader that raises such errors and knows how long it was waited for."""
+
+    _began, _waited = 0.0, 0.0
+
+    def close(self):
+        """End the workers. At exit torch would wait five seconds for each."""
+        workers, self._iterator = self._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+    def share_waited(self):
+        """Part of the time since the last iteration began that went into waiting."""
+        elapsed = time.perf_counter() - self._began
+        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
+
+    def __iter__(self):
+        self._began, self._waited = time.perf_counter(), 0.0
+        with signals_held():
+            batches = super().__iter__()
+        self._waited = time.perf_counter() - self._began
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
 _ITEM_STREAM = 2
@@ -69,7 +189,7 @@ class TrainingSet(Dataset):
         ``(wav [T], generator)`` → wav [T].
     speeds : tuple of float
         The first is 1.0. A voice played faster is another voice, hence another class
-        (:mod:`speechbrain_ext.data.classes`), for the speakers whom the manifest has
+        (:mod:`speechbrain_ext.data.labels`), for the speakers whom the manifest has
         perturbed.
     max_bad_recordings : int
         So many recordings that cannot be read are named and passed over: another row,

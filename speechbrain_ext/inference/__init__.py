@@ -7,14 +7,14 @@ does not wait for what the others import.
 import importlib
 
 _MODULES = {
-    "Comparison": "verifier",
-    "OnnxSpeakerEncoder": "onnx_runner",
-    "SpeakerVerifier": "verifier",
-    "Thresholds": "thresholds",
-    "convert_released": "convert",
-    "export_onnx": "onnx_export",
-    "load_thresholds": "thresholds",
-    "save_thresholds": "thresholds",
+    "Comparison": "inference.verifier",
+    "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "SpeakerVerifier": "inference.verifier",
+    "Thresholds": "inference.thresholds",
+    "convert_released": "export.published.convert",
+    "export_onnx": "export.onnx.export",
+    "load_thresholds": "inference.thresholds",
+    "save_thresholds": "inference.thresholds",
 }
 
 __all__ = sorted(_MODULES)
@@ -23,7 +23,7 @@ __all__ = sorted(_MODULES)
 def __getattr__(name):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    module = importlib.import_module(f"speechbrain_ext.{_MODULES[name]}")
     return getattr(module, name)
 
 

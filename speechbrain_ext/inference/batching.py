@@ -20,14 +20,15 @@ import torch
 from tqdm import tqdm
 
 from speechbrain_ext.data.dataset import length_batches
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.inference.recordings import (
+from speechbrain_ext.inference.audio_input import (
+    Means,
     Recording,
     inspect_files,
+    pieces_of,
     read_piece,
     warn_of_conversions,
 )
-from speechbrain_ext.inference.windows import Means, pieces_of
+from speechbrain_ext.utils.errors import InputError
 
 AHEAD = 2  # batches that are read while others are computed
 # Padded seconds of a batch. For a second of audio the small encoder takes 10.6 ms of a
@@ -63,7 +64,7 @@ class Files:
     paths : list of str
         Any number; several times the same is one file.
     min_seconds : float
-        As for :func:`~speechbrain_ext.inference.recordings.inspect_files`.
+        As for :func:`~speechbrain_ext.inference.audio_input.inspect_files`.
     collect : bool
         Keep errors; False raises the first.
     """

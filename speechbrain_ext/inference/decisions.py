@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.thresholds import (
     KINDS,
     THRESHOLDS_FILE,
     OperatingPoint,
 )
+from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 try:
-    from speechbrain_ext.errors import InputError
+    from speechbrain_ext.utils.errors import InputError
 except ImportError:  # copied out of its package
 
     class InputError(Exception):

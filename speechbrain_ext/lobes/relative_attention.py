@@ -103,14 +103,15 @@ def banded(query, key, value, table, left, padding=None):
         torch.mul(key[item, some], size**-0.5, out=keys)
         by_distance = torch.matmul(queries, table)
         bounded = small is not None and bool(small[item, some].all())
+        reached = None
         for start in range(0, frames, rows):
             block = slice(start, min(start + rows, frames))
             # what is right of all bands has its position term from the keys
             last = min(frames, block.stop - 1 + right)
-            if start:
-                keys[:, reached:last] -= beyond
-            else:
+            if reached is None:
                 keys[:, last:] += beyond
+            else:
+                keys[:, reached:last] -= beyond
             reached = last
             shape = (len(queries), block.stop - start, frames)
             weights = scores[: math.prod(shape)].view(shape)

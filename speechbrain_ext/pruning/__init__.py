@@ -14,8 +14,7 @@ from speechbrain_ext.pruning.budget import (
 )
 from speechbrain_ext.pruning.gates import HardConcrete
 from speechbrain_ext.pruning.groups import PrunableGroup, add_gates, remove_gates
-from speechbrain_ext.pruning.selection import harden
-from speechbrain_ext.pruning.surgery import prune, structure
+from speechbrain_ext.pruning.surgery import harden, prune, structure
 
 __all__ = [
     "Budget",

@@ -19,8 +19,8 @@ and, in each group's own module, ``self.gate = NoGate()`` that its forward consu
 
 from typing import NamedTuple
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.pruning.gates import OPEN, GroupGate, NoGate
+from speechbrain_ext.utils.errors import InputError
 
 
 class PrunableGroup(NamedTuple):

@@ -6,8 +6,8 @@ matplotlib is imported when a picture is drawn, as in
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.utils.errors import InputError
 
 
 def plot_structure(path, structure):

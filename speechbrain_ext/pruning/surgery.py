@@ -1,4 +1,11 @@
-"""The physical removal of units: slices of tensors, and a smaller module around them.
+"""From trained gates to a decision: which units go, so that the size is met exactly.
+
+All units of all groups are sorted by log α, and the smallest are removed one after
+another for as long as the cost stays above the target; one that would go below it is
+passed over, so that finer units close the gap. The cheapest removal that is left takes
+the last step: the delivered cost is below the target by less than one unit.
+
+The physical removal of units: slices of tensors, and a smaller module around them.
 
     W_in → rows of the kept units        W_out → w · W_out[:, kept] · diag(z[kept])
     b_in → the same rows                 b_out → w · b_out
@@ -8,9 +15,157 @@ is built by the model itself from the widths, then loaded strictly, so what
 :func:`prune` returns is what its configuration rebuilds.
 """
 
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from speechbrain_ext.pruning.budget import parameter_ledger
+from speechbrain_ext.pruning.gates import CLOSED, log_alpha_of
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.pruning.ledger import parameter_ledger
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
+
+# What stays has at least this value, however small the mean of its noise.
+SMALLEST_VALUE = 1e-3
+
+
+class _Removal(NamedTuple):
+    """Something that may be removed: some units of a group, or the whole (None).
+
+    Sorted by score; among equals, evenly from all groups.
+    """
+
+    score: float
+    place: float
+    group: int
+    units: np.ndarray | None
+
+
+def harden(budget, multiple=1):
+    """Decide which units stay, such that the budget is met: gates change in place.
+
+    What goes is closed for good. What stays has the value max(ẑ, E z), which is ẑ from
+    log α = 0 up, and below it the mean of the noise that the weights were trained
+    with; :func:`~speechbrain_ext.pruning.surgery.prune` folds it into the weights.
+
+    Arguments
+    ---------
+    budget : Budget
+        Of the gated model. Its target and the floors of its gates hold.
+    multiple : int
+        Every width that shrinks becomes a multiple of it, in rows of the weights (64
+        for a head of w2v-BERT 2.0): 8 suits tensor cores.
+
+    Returns
+    -------
+    int
+        Cost that is left, in the budget's measure: at most its target.
+
+    Raises
+    ------
+    InputError
+        Where no allowed width makes the cost as small as that.
+    """
+    if multiple < 1:
+        raise InputError(f"harden: multiple {multiple}, expected 1 or more")
+    ledger = budget.ledger
+    removed, cost = _select(ledger, budget.target_cost, multiple)
+    with torch.no_grad():
+        for account in ledger.accounts:
+            for gates in filter(None, (account.gate.units, account.gate.whole)):
+                _lift(gates)
+        for removal in removed:
+            gate = ledger.accounts[removal.group].gate
+            if removal.units is None:
+                gate.whole.log_alpha.fill_(CLOSED)
+            else:
+                gate.units.log_alpha[torch.from_numpy(removal.units)] = CLOSED
+    return cost
+
+
+def _select(ledger, target, multiple):
+    """What to remove → (list of _Removal, cost that is left)."""
+    removals = [
+        removal
+        for number, account in enumerate(ledger.accounts)
+        for removal in _removals(number, account, multiple)
+    ]
+    cost, left = ledger.full, [account.gate.size for account in ledger.accounts]
+    removed, passed = [], []
+    for removal in sorted(removals, key=lambda r: (r.score, r.place, r.group)):
+        saving = _saving(removal, left, ledger)
+        if saving and cost - saving >= target:
+            cost -= saving
+            left[removal.group] -= _units(removal, left)
+            removed.append(removal)
+        else:
+            passed.append(removal)
+    if cost > target:
+        last, saving = _last_step(passed, left, ledger, cost, target)
+        removed.append(last)
+        cost -= saving
+    return removed, cost
+
+
+def _removals(number, account, multiple):
+    """What may be removed of one group, in the order in which it has to be."""
+    group, gate = account.group, account.gate
+    if gate.whole is not None:
+        yield _Removal(gate.whole.log_alpha.item(), 0.5, number, None)
+    if gate.units is None:
+        return
+    size = min(gate.size, multiple // math.gcd(multiple, group.unit_size))
+    order = gate.removal_order().cpu().numpy()
+    # the first cut takes what is above a multiple, so that the others keep one
+    ends = np.arange(gate.size % size or size, gate.size + 1, size)
+    starts = np.concatenate(([0], ends[:-1]))
+    log_alpha = gate.units.log_alpha.detach().double().cpu().numpy()[order]
+    scores = np.add.reduceat(log_alpha, starts) / (ends - starts)
+    for score, start, end in zip(scores.tolist(), starts, ends):
+        if gate.size - end >= gate.floor:
+            yield _Removal(score, start / gate.size, number, order[start:end])
+
+
+def _units(removal, left):
+    """How many units go: none where the group has gone already."""
+    units = left[removal.group]
+    return units if removal.units is None else min(units, len(removal.units))
+
+
+def _saving(removal, left, ledger):
+    """What the cost goes down by; 0 where the group has gone already."""
+    account, units = ledger.accounts[removal.group], left[removal.group]
+    gone = _units(removal, left)
+    return gone * account.unit + account.fixed * (gone == units > 0)
+
+
+def _last_step(passed, left, ledger, cost, target):
+    """The cheapest removal that is left → (it, its saving)."""
+    following = {}  # of each group, only the first in order may be removed
+    for removal in passed:
+        if _saving(removal, left, ledger):
+            following.setdefault((removal.group, removal.units is None), removal)
+    savings = [
+        (_saving(r, left, ledger), number, r)
+        for number, r in enumerate(following.values())
+    ]
+    enough = [entry for entry in savings if cost - entry[0] <= target]
+    if not enough:
+        raise InputError(
+            f"harden: {cost:,} {ledger.what} are left and no smaller width is allowed, "
+            f"expected {target:,.0f} or fewer; choose a smaller multiple"
+        )
+    saving, _, removal = min(enough)
+    return removal, saving
+
+
+def _lift(gates):
+    """Give negative log α the value E z instead of ẑ: equal at 0, and never 0."""
+    mean = gates.mean().clamp(min=SMALLEST_VALUE, max=0.5)
+    lifted = log_alpha_of(mean).to(gates.log_alpha.dtype)
+    gates.log_alpha.copy_(torch.where(gates.log_alpha < 0, lifted, gates.log_alpha))
 
 
 def prune(model):

@@ -6,7 +6,8 @@
 
 Each step needs the one before it: AS-norm a cohort, calibration a calibrator (fitted on
 cosines where there is no cohort). See :mod:`~speechbrain_ext.scoring.normalization`,
-:mod:`~speechbrain_ext.scoring.quality`, :mod:`~speechbrain_ext.scoring.calibration`.
+:mod:`~speechbrain_ext.scoring.calibration.quality`,
+:mod:`~speechbrain_ext.scoring.calibration`.
 """
 
 from dataclasses import dataclass, replace
@@ -14,14 +15,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration.cross_validation import (
+    choose_l2,
+    make_calibrator,
+)
+from speechbrain_ext.scoring.calibration.quality import (
+    QualityFeatures,
+    quality_features,
+)
 from speechbrain_ext.scoring.cohort import Cohort
-from speechbrain_ext.scoring.cohort_statistics import cohort_statistics, rows_in_memory
-from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores, euclidean_norms
-from speechbrain_ext.scoring.normalization import MEMORY_MIB, symmetric_norm
-from speechbrain_ext.scoring.quality import QualityFeatures, quality_features
+from speechbrain_ext.scoring.normalization import (
+    MEMORY_MIB,
+    cohort_statistics,
+    rows_in_memory,
+    symmetric_norm,
+)
+from speechbrain_ext.utils.errors import InputError
 
 BLOCK = 262_144  # trials per step of the calibration: 26 MiB of features
 
@@ -209,7 +220,7 @@ def input_names(with_durations, with_cohort, top_n):
     -------
     list of str
         ``cosine``, ``s_norm`` or ``as_norm_300``, and those of
-        :func:`~speechbrain_ext.scoring.quality.quality_features`.
+        :func:`~speechbrain_ext.scoring.calibration.quality.quality_features`.
     """
     score = "cosine"
     if with_cohort:
@@ -238,7 +249,7 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
         str [N], whose each is.
     trials : CalibrationTrials
         Of these utterances, from
-        :func:`~speechbrain_ext.scoring.calibration_trials.draw_calibration_trials`.
+        :func:`~speechbrain_ext.scoring.calibration.trials.draw_calibration_trials`.
     objective : str
         As for :class:`~speechbrain_ext.scoring.calibration.QualityCalibrator`.
     l2 : float or None

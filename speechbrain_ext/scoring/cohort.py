@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.array_files import read_arrays, write_arrays
 from speechbrain_ext.scoring.embeddings import (
     as_text,
     check_embeddings,
     check_ids,
     check_matrix,
+    read_arrays,
+    write_arrays,
 )
+from speechbrain_ext.utils.errors import InputError
 
 BLOCK = 16384  # embeddings per step: 32 MiB of float64 at E = 256
 

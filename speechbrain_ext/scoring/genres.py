@@ -20,9 +20,9 @@ import re
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.utils.errors import InputError
 
 ALL, SEVERAL, UNKNOWN = "all", "several", "unknown"
 ERRORS_WANTED = 30

@@ -20,13 +20,15 @@ lists, since every resample chooses its own best threshold.
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.metrics import bits, crossing, lowest_cost
-from speechbrain_ext.scoring.operating_points import (
+from speechbrain_ext.scoring.metrics import (
+    bits,
     checked_scores,
+    crossing,
+    lowest_cost,
     rates_of_counts,
     sort_by_score,
 )
+from speechbrain_ext.utils.errors import InputError
 
 FEWEST_SPEAKERS = 3  # of two, every resample that has both classes is the sample itself
 
@@ -63,7 +65,7 @@ def bootstrap_intervals(
     Raises
     ------
     InputError
-        As :func:`~speechbrain_ext.scoring.operating_points.error_rates`; speakers of
+        As :func:`~speechbrain_ext.scoring.metrics.error_rates`; speakers of
         another shape or type, or that contradict the labels; fewer than three
         speakers; an option out of range.
     """

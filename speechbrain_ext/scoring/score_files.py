@@ -1,7 +1,7 @@
 """Files of scores: text for people and other toolkits, a table of arrays for the rest.
 
 Text has one line ``enrol test score`` per trial. A table (npz or safetensors, see
-:mod:`speechbrain_ext.scoring.array_files`) holds what :class:`Trials` holds, and the
+:mod:`speechbrain_ext.scoring.embeddings`) holds what :class:`Trials` holds, and the
 scores: ``names`` [U]; ``enrol`` and ``test`` int32 [T], rows of them; ``scores`` [T],
 float32 or float64; ``labels`` int8 [T], or [0] where the list has none.
 """
@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.files import write_atomically
-from speechbrain_ext.scoring.array_files import read_arrays, write_arrays
-from speechbrain_ext.scoring.embeddings import check_ids
-from speechbrain_ext.scoring.lines import read_fields
-from speechbrain_ext.scoring.trials import PairColumns, Trials
+from speechbrain_ext.scoring.embeddings import check_ids, read_arrays, write_arrays
+from speechbrain_ext.scoring.trials import PairColumns, Trials, read_fields
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
 
 _LINES_AT_ONCE = 4096  # bounds the memory
 

@@ -18,11 +18,16 @@ from speechbrain_ext.data.arrow_manifest import (
     table_of,
     write_table,
 )
-from speechbrain_ext.data.columns import EncodedText, JoinedText
-from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
+from speechbrain_ext.data.manifest import (
+    EncodedText,
+    JoinedText,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.errors import InputError, command_line
-from speechbrain_ext.fingerprint import fingerprint
+from speechbrain_ext.utils.errors import InputError, command_line
+from speechbrain_ext.utils.jobs import fingerprint
 
 COLUMNS = ("ids", "paths", "durations", "speakers", "speaker_names", "labels")
 

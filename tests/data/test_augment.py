@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.utils.errors import InputError
 
 VOICES = [500 * k for k in range(1, 11)]  # Hz
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from speechbrain_ext.data.cnceleb import (
+from speechbrain_ext.data.corpora.cnceleb import (
     LAYOUT,
     find_evaluation,
     find_training,
     session_of,
 )
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 LISTS = ("trials.lst", "enroll.map", "enroll.lst")
 

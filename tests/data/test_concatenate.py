@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data.concatenate import concatenate_enrolment
+from speechbrain_ext.data.concatenated_audio import concatenate_enrolment
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.utils.errors import InputError
 
 EDGES = np.array([-32768, 32767, 0, -1], np.int16)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data.convert import convert_where_needed
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.convert import convert_where_needed
+from speechbrain_ext.utils.errors import InputError
 
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="ffmpeg is not on PATH"

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from speechbrain_ext.data.listing import read_listing
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.corpora.csv_file import read_listing
+from speechbrain_ext.utils.errors import InputError
 
 HEADER = "ID,duration,wav,spk_id\n"
 

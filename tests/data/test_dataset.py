@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ext.data.augment import Augmenter, Musan
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan
 from speechbrain_ext.data.dataset import (
     Batch,
     EvaluationSet,
@@ -15,7 +15,7 @@ from speechbrain_ext.data.dataset import (
 )
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.data.sampler import CropBatchSampler, Draw
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 SPEEDS = (1.0, 0.9, 1.1)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data.headers import read_durations, report_bad_files
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.audio import read_durations, report_bad_files
+from speechbrain_ext.utils.errors import InputError
 
 
 def test_durations_and_every_kind_of_bad_file(tmp_path):

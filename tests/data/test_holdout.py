@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from speechbrain_ext.data.holdout import draw_trials, hold_out
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.splits import draw_trials, hold_out
+from speechbrain_ext.utils.errors import InputError
 
 
 def corpus(*sessions_of_speaker):

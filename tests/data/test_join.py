@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data.audio import read_audio
-from speechbrain_ext.data.dataset import EvaluationSet, TrainingSet
-from speechbrain_ext.data.join import join_short, pack
-from speechbrain_ext.data.joined_paths import (
+from speechbrain_ext.data.audio import (
     is_joined,
     joined_path,
     parts_between,
     parts_of,
+    read_audio,
 )
+from speechbrain_ext.data.concatenated_audio import join_short, pack
+from speechbrain_ext.data.dataset import EvaluationSet, TrainingSet
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import Draw
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 LENGTHS = (1000, 700, 2500)
 STARTS = np.cumsum((0, *LENGTHS))

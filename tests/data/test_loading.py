@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechbrain_ext.data import loading
+from speechbrain_ext.data import dataset as loading
 from speechbrain_ext.data.dataset import make_loader
 
 

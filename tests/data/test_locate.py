@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_ext.data.locate import find_recordings
-from speechbrain_ext.data.scan import Layout
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.folders import Layout, find_recordings
+from speechbrain_ext.utils.errors import InputError
 
 LAYOUT = Layout(("wav", "flac"), levels=2)
 

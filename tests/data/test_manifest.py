@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 HEADER = "ID,duration,wav,spk_id\n"
 

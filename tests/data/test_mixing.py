@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from speechbrain_ext.data.classes import Classes
+from speechbrain_ext.data.arrow_manifest import mix_manifests
 from speechbrain_ext.data.dataset import TrainingSet
+from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
-from speechbrain_ext.data.mixing import mix_manifests
 from speechbrain_ext.data.sampler import CropBatchSampler, Draw
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 
 def corpus(prefix, n_speakers, n_rows, seed):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.data.own_corpus import prepare_own_corpus
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.trials import read_trials, rows_of
+from speechbrain_ext.utils.errors import InputError
 
 SPEAKERS = ("anna", "bo", "cy", "dora", "eve", "fay")
 TAKES = 4

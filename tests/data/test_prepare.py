@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_ext.data.options import PrepareOptions
-from speechbrain_ext.data.parallel import parallel_map
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.parallel import parallel_map
 
 GIVEN = {
     "train_folders": "train",

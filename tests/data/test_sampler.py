@@ -7,7 +7,7 @@ import pytest
 from speechbrain.utils.checkpoints import Checkpointer
 
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 LABELS = np.repeat(np.arange(7), [1, 2, 3, 10, 20, 30, 37])  # 103 utterances
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from speechbrain_ext.data.scan import Layout, check_outside, scan_corpus
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.folders import Layout, check_outside, scan_corpus
+from speechbrain_ext.utils.errors import InputError
 
 LAYOUT = Layout(("wav", "flac", "aac", "m4a"), levels=2)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.data.shard_index import PlaceColumn
-from speechbrain_ext.data.shard_order import ShardOrderSampler
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.shards.index import PlaceColumn
+from speechbrain_ext.data.shards.order import ShardOrderSampler
+from speechbrain_ext.utils.errors import InputError
 
 N, SHARDS = 603, 12
 

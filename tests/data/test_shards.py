@@ -17,15 +17,14 @@ import soundfile
 import torch
 import webdataset
 
-from speechbrain_ext.data import shard_writer
-from speechbrain_ext.data.audio import read_audio, read_header
+from speechbrain_ext.data.audio import joined_path, read_audio, read_header
 from speechbrain_ext.data.dataset import EvaluationSet, TrainingSet, make_loader
-from speechbrain_ext.data.joined_paths import joined_path
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.data.shard_index import ShardIndex, from_shards
-from speechbrain_ext.data.shard_writer import make_shards
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.shards import writer as shard_writer
+from speechbrain_ext.data.shards.index import ShardIndex, from_shards
+from speechbrain_ext.data.shards.writer import make_shards
+from speechbrain_ext.utils.errors import InputError
 
 SUFFIXES = ("wav", "flac", "ogg")
 

@@ -14,16 +14,15 @@ import pytest
 import soundfile
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.data.audio import read_audio, read_header
+from speechbrain_ext.data.audio import joined_path, read_audio, read_header
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.data.joined_paths import joined_path
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler, Draw
-from speechbrain_ext.data.shard_check import check_shards
-from speechbrain_ext.data.shard_index import from_shards
-from speechbrain_ext.data.shard_places import parse_place
-from speechbrain_ext.data.shard_writer import _locked, make_shards
-from speechbrain_ext.errors import InputError, command_line
+from speechbrain_ext.data.shards.check import check_shards
+from speechbrain_ext.data.shards.index import from_shards
+from speechbrain_ext.data.shards.places import parse_place
+from speechbrain_ext.data.shards.writer import _locked, make_shards
+from speechbrain_ext.utils.errors import InputError, command_line
 
 N = 8
 
@@ -189,7 +188,7 @@ def _die(job):
 
 
 def test_a_worker_that_is_killed(recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr("speechbrain_ext.data.shard_writer._make", _die)
+    monkeypatch.setattr("speechbrain_ext.data.shards.writer._make", _die)
     with pytest.raises(InputError, match="a worker process was killed"):
         make(recordings, tmp_path / "out")
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data import shard_file
 from speechbrain_ext.data.audio import read_audio
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.data.shard_index import KEY, OFFSET, SHARD, SIZE, from_shards
-from speechbrain_ext.data.shard_order import ShardOrderSampler
-from speechbrain_ext.data.shard_writer import make_shards
-from speechbrain_ext.errors import InputError, command_line
+from speechbrain_ext.data.shards import writer as shard_file
+from speechbrain_ext.data.shards.index import KEY, OFFSET, SHARD, SIZE, from_shards
+from speechbrain_ext.data.shards.order import ShardOrderSampler
+from speechbrain_ext.data.shards.writer import make_shards
+from speechbrain_ext.utils.errors import InputError, command_line
 
 N = 24
 

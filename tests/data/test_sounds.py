@@ -10,9 +10,9 @@ import pytest
 import soundfile
 from tiny_training import in_processes
 
-from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
-from speechbrain_ext.data.sounds import HeldSounds, Sounds
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.noises import HeldSounds, Sounds
+from speechbrain_ext.utils.errors import InputError
 
 CHAINS = {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1}
 KINDS = {  # of files: (suffix, subtype, channels)

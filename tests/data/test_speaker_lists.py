@@ -2,8 +2,8 @@
 
 import pytest
 
-from speechbrain_ext.data.speaker_lists import read_speaker_lists
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.data.prepare.selection import read_speaker_lists
+from speechbrain_ext.utils.errors import InputError
 
 KNOWN = {"id1/s/1", "id1/s/2", "id2/s/1"}
 

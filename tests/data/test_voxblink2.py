@@ -10,14 +10,18 @@ import pytest
 import soundfile
 from tiny_training import start
 
-from speechbrain_ext.data import voxblink2_parts
+from speechbrain_ext.data.corpora import voxblink2 as voxblink2_parts
+from speechbrain_ext.data.corpora.voxblink2 import (
+    Corpus,
+    VoxBlink2Options,
+    find_duplicates,
+    prepare_training,
+    read_spk2videos,
+)
 from speechbrain_ext.data.dataset import TrainingSet
-from speechbrain_ext.data.duplicates import find_duplicates
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.data.sampler import Draw
-from speechbrain_ext.data.voxblink2 import VoxBlink2Options, prepare_training
-from speechbrain_ext.data.voxblink2_corpus import Corpus, read_spk2videos
-from speechbrain_ext.errors import InputError, command_line
+from speechbrain_ext.utils.errors import InputError, command_line
 
 SPEAKERS, VIDEOS, CROPS = 6, ("-a_B", "xYz0"), 3
 

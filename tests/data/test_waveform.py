@@ -9,14 +9,14 @@ import torch
 from scipy.signal import fftconvolve, resample_poly
 from torchaudio.transforms import Resample
 
-from speechbrain_ext.data.waveform import (
+from speechbrain_ext.data.augment.waveform import (
     SpeedPerturb,
     add_noise,
     convolve,
     read_crop,
     reverb,
 )
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 
 def tone(hertz, n):

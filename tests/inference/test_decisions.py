@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.decisions import Decider, log_odds, probability
 from speechbrain_ext.inference.thresholds import Thresholds
+from speechbrain_ext.utils.errors import InputError
 
 ALL = ["cosine", "as_norm", "llr"]
 

@@ -9,9 +9,9 @@ import onnx
 import pytest
 import soundfile
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import onnx_runner
 from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder, cosine
+from speechbrain_ext.utils.errors import InputError
 
 RATE = 16000
 

@@ -7,8 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.inference.recordings import (
+from speechbrain_ext.inference.audio_input import (
     Recording,
     _resampler,
     inspect_file,
@@ -17,6 +16,7 @@ from speechbrain_ext.inference.recordings import (
     resampled,
     warn_of_conversions,
 )
+from speechbrain_ext.utils.errors import InputError
 
 
 def tone(rate, seconds=0.5, frequency=700):

@@ -7,9 +7,9 @@ import torch
 from speechbrain.utils.run_opts import RunOptions
 from tiny_verifier import load, make_folder
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
-from speechbrain_ext.inference.run_options import checked_run_opts
+from speechbrain_ext.inference.folder import checked_run_opts
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

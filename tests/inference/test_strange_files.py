@@ -11,9 +11,9 @@ import soundfile
 from tiny_verifier import load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.inference.embed_command import embed_inputs
+from speechbrain_ext.cli.models import embed_inputs
 from speechbrain_ext.scoring.embeddings import load_embeddings
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_TEXT = os.fsdecode(b"\xff.wav")  # a name that is not UTF-8
@@ -134,7 +134,8 @@ STOPPED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.inference import embed_command, embedder
+from speechbrain_ext.cli import models as embed_command
+from speechbrain_ext.inference import verifier as embedder
 embed_command.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
 def encode(self, *args):
     calls.append(1)

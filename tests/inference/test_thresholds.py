@@ -6,14 +6,13 @@ import logging
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.thresholds import (
     Thresholds,
     load_thresholds,
     save_thresholds,
 )
-from speechbrain_ext.scoring.metrics import equal_error_rate
-from speechbrain_ext.scoring.operating_points import error_rates
+from speechbrain_ext.scoring.metrics import equal_error_rate, error_rates
+from speechbrain_ext.utils.errors import InputError
 
 
 def trials(n_target=2000, n_nontarget=30_000, seed=0):

@@ -10,11 +10,11 @@ import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 from tiny_verifier import add_backend, load, make_folder, plain, write_voice
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import Comparison, SpeakerVerifier, load_thresholds
 from speechbrain_ext.inference.decisions import UNMEASURED_COSINE
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tiny_pretrained import Malice, empty, garbage, hostile
 from tiny_verifier import load, write_voice
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference.thresholds import load_thresholds
 from speechbrain_ext.scoring.cohort import Cohort, save_cohort
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

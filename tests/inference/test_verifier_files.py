@@ -10,9 +10,9 @@ import soundfile
 import torch
 from tiny_verifier import load, make_folder, plain, write_voice
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import batching
 from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

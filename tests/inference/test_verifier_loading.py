@@ -15,8 +15,8 @@ from speechbrain.utils.fetching import FetchConfig
 from tiny_verifier import CPU, load, make_folder, write_voice
 
 from speechbrain_ext import pretrained
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.inference import SpeakerVerifier
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

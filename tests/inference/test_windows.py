@@ -5,9 +5,8 @@ import pytest
 import soundfile
 from tiny_verifier import load, make_folder, plain, write_voice
 
-from speechbrain_ext.inference.loading import Rules
-from speechbrain_ext.inference.recordings import Recording
-from speechbrain_ext.inference.windows import Means, pieces_of
+from speechbrain_ext.inference.audio_input import Means, Recording, pieces_of
+from speechbrain_ext.inference.folder import Rules
 from speechbrain_ext.pretrained import load_pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,7 +9,6 @@ import torch
 from tiny_encoder import noise, randomise
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.heads import (
     MFA,
     AdapterMFA,
@@ -18,7 +17,8 @@ from speechbrain_ext.lobes.heads import (
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
 
 SIZE, STATES, EMBEDDING = 12, 4, 7
 FRAMES = (40, 25, 25, 6)

@@ -15,9 +15,9 @@ from tiny_encoder import (
 )
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder, padding_mask
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
 
 CONFIGURATIONS = {
     "w2v-BERT's positions": {},

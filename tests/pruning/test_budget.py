@@ -13,10 +13,13 @@ from random_gates import (
 from tiny_encoder import noise, tiny_config, tiny_encoder
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.lobes.widths import full_shape, layer_shapes, with_layer_shapes
+from speechbrain_ext.lobes.w2v_bert import (
+    W2VBertEncoder,
+    full_shape,
+    layer_shapes,
+    with_layer_shapes,
+)
 from speechbrain_ext.profiling import count_macs
 from speechbrain_ext.pruning import (
     Budget,
@@ -25,8 +28,9 @@ from speechbrain_ext.pruning import (
     expected_parameters,
     prune,
 )
+from speechbrain_ext.pruning.budget import macs_ledger, parameter_ledger
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.pruning.ledger import macs_ledger, parameter_ledger
+from speechbrain_ext.utils.errors import InputError
 
 ENCODER = 580_492_096
 

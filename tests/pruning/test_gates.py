@@ -15,7 +15,7 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     RelativeKeyAttention,
 )
-from speechbrain_ext.lobes.layer_adapter import LayerAdapter
+from speechbrain_ext.lobes.heads import LayerAdapter
 from speechbrain_ext.pruning.gates import (
     CLOSED,
     OPEN,

@@ -12,12 +12,12 @@ from random_gates import (
 from tiny_encoder import noise, tiny_config, tiny_encoder
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pruning import add_gates, remove_gates
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
 
 
 @pytest.mark.parametrize("whole", [(), ENCODER_KINDS])

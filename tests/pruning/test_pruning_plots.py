@@ -5,13 +5,13 @@ import pytest
 from matplotlib.image import imread
 from random_gates import gated_encoder, set_gates, speaker_encoder
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.pruning import add_gates, structure
 from speechbrain_ext.pruning.plots import (
     plot_progress,
     plot_structure,
     sparsity_table,
 )
+from speechbrain_ext.utils.errors import InputError
 
 
 def test_table_is_the_structure():

@@ -14,7 +14,6 @@ from random_gates import (
 from tiny_encoder import noise, tiny_config, tiny_encoder
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pruning import (
     Budget,
@@ -24,6 +23,7 @@ from speechbrain_ext.pruning import (
     remaining_parameters,
 )
 from speechbrain_ext.pruning.groups import gated_groups
+from speechbrain_ext.utils.errors import InputError
 
 ENCODER = 580_492_096
 

@@ -28,7 +28,7 @@ from speechbrain_ext.pruning import (
     structure,
 )
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.weights import load_strictly
+from speechbrain_ext.utils.weights import load_strictly
 
 LAYER = "encoder.layers.{}.{}"
 PARTS = {"ffn1": "ffn1", "heads": "self_attn", "conv": "conv_module", "ffn2": "ffn2"}

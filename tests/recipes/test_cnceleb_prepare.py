@@ -23,12 +23,11 @@ from cnceleb_corpus import (
     write_take,
 )
 
-from speechbrain_ext.data.audio import read_audio
-from speechbrain_ext.data.joined_paths import parts_of
+from speechbrain_ext.data.audio import parts_of, read_audio
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.trials import read_trials, rows_of
+from speechbrain_ext.utils.errors import InputError
 
 PER_SPEAKER = sum(map(len, TAKES.values()))
 

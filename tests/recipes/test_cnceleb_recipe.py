@@ -11,17 +11,16 @@ from recipe_scripts import SMALL, run_script
 from tiny_training import start, tiny_config, write_musan, write_rirs
 
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.hyper import load_run
+from speechbrain_ext.evaluation.verification import RUN_KEYS
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.overrides import RUN_OPTIONS
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.score_files import read_score_table
-from speechbrain_ext.training import KEYS
-from speechbrain_ext.verification_run import RUN_KEYS
+from speechbrain_ext.training.build import KEYS
+from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
 
 TRAINING = ("stage1_adapter_mfa", "stage1_lora_adapter_mfa", "stage2_joint")
 EVERY = (*TRAINING, "verify")

@@ -19,7 +19,7 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.pruning import add_gates, prune
-from speechbrain_ext.weights import read_weights
+from speechbrain_ext.utils.weights import read_weights
 
 TEMPLATE = REPOSITORY / "hparams_templates/own_corpus.yaml"
 SMALL = [

@@ -13,16 +13,16 @@ from tiny_training import tiny_config
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.data.augment import Musan, RoomResponses
-from speechbrain_ext.data.own_corpus import prepare_own_corpus
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.hyper import load_run
-from speechbrain_ext.inference import card
-from speechbrain_ext.inference.card_sections import SECTIONS
+from speechbrain_ext.data.augment.augmenter import Musan, RoomResponses
+from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
+from speechbrain_ext.export import card
+from speechbrain_ext.export.card import SECTIONS
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import save_pretrained, write_model
+from speechbrain_ext.utils.config import load_run
+from speechbrain_ext.utils.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/VoxCeleb/SpeakerRec"

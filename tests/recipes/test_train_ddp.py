@@ -31,9 +31,9 @@ from tiny_training import (
 )
 from torch import nn
 
-from speechbrain_ext.brains.speaker import SpeakerBrain
 from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.training.terms import SpeakerBrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from recipe_scripts import SMALL, data_words, run, run_on_two, write_recipe_corpus
 
-from speechbrain_ext.data.shard_writer import make_shards
+from speechbrain_ext.data.shards.writer import make_shards
 
 YAML = "hparams/stage1_adapter_mfa.yaml"
 WEIGHTS = "final/speaker_encoder.safetensors"

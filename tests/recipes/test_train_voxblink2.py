@@ -7,7 +7,7 @@ import pytest
 import torch
 from recipe_scripts import SMALL, data_words, run, write_recipe_corpus
 
-from speechbrain_ext.weights import read_weights
+from speechbrain_ext.utils.weights import read_weights
 
 N_OTHERS = 5  # speakers of VoxBlink2; of VoxCeleb2 four train
 OURS = ["id00", "id01", "id02", "id03", "id04", "id05"]

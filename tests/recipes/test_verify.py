@@ -12,9 +12,9 @@ import torch
 from recipe_scripts import data_words, run, run_on_two, run_script
 from tiny_training import manifest_of, start, tiny_config, write_corpus, write_voices
 
-from speechbrain_ext import verification_run
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
-from speechbrain_ext.extraction import embed_to_file
+from speechbrain_ext.evaluation import verification as verification_run
+from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder

@@ -20,7 +20,7 @@ from voxceleb_corpus import (
 )
 
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.utils.errors import InputError
 
 
 @pytest.fixture

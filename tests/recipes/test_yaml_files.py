@@ -9,13 +9,12 @@ import torch
 from recipe_scripts import HPARAMS, RECIPE, script
 from tiny_training import tiny_config
 
-from speechbrain_ext.hyper import load_run
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.overrides import RUN_OPTIONS
 from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
 
 HEADS = {
     "stage1_adapter_mfa": AdapterMFA,

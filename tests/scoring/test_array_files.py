@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.array_files import read_arrays, write_arrays
+from speechbrain_ext.scoring.embeddings import read_arrays, write_arrays
+from speechbrain_ext.utils.errors import InputError
 
 TEXT = np.array(["b", "語/1", "a"])
 NUMBERS = {"wide": np.arange(6, dtype=np.int64).reshape(3, 2), "one": np.float32([0.1])}

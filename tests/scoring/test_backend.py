@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import backend as module
 from speechbrain_ext.scoring.backend import (
     Backend,
@@ -12,16 +11,22 @@ from speechbrain_ext.scoring.backend import (
     input_names,
 )
 from speechbrain_ext.scoring.calibration import QualityCalibrator
-from speechbrain_ext.scoring.calibration_trials import (
+from speechbrain_ext.scoring.calibration.cross_validation import (
+    choose_l2,
+    make_calibrator,
+)
+from speechbrain_ext.scoring.calibration.quality import (
+    QualityFeatures,
+    quality_features,
+)
+from speechbrain_ext.scoring.calibration.trials import (
     CalibrationTrials,
     draw_calibration_trials,
 )
 from speechbrain_ext.scoring.cohort import Cohort, speaker_means
-from speechbrain_ext.scoring.cohort_statistics import cohort_statistics
-from speechbrain_ext.scoring.cross_validation import choose_l2, make_calibrator
 from speechbrain_ext.scoring.embeddings import cosine_scores
-from speechbrain_ext.scoring.normalization import as_norm, s_norm
-from speechbrain_ext.scoring.quality import QualityFeatures, quality_features
+from speechbrain_ext.scoring.normalization import as_norm, cohort_statistics, s_norm
+from speechbrain_ext.utils.errors import InputError
 
 SIZE, N_SPEAKERS, TOP_N = 8, 12, 5
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import logit
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration.quality import quality_features
 from speechbrain_ext.scoring.metrics import (
     actual_dcf,
     cllr,
@@ -17,7 +17,7 @@ from speechbrain_ext.scoring.metrics import (
     min_cllr,
     min_dcf,
 )
-from speechbrain_ext.scoring.quality import quality_features
+from speechbrain_ext.utils.errors import InputError
 
 OBJECTIVES = ["cllr", "cross_entropy"]
 

@@ -9,10 +9,10 @@ import pytest
 from matplotlib.image import imread
 from scipy.special import logit
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring import calibration_plots
-from speechbrain_ext.scoring.calibration_plots import bayes_costs, plot_calibration
+from speechbrain_ext.scoring import plots as calibration_plots
 from speechbrain_ext.scoring.metrics import actual_dcf, min_dcf
+from speechbrain_ext.scoring.plots import bayes_costs, plot_calibration
+from speechbrain_ext.utils.errors import InputError
 
 
 def gaussian(size, distance, seed=0):
@@ -113,7 +113,7 @@ def test_refused(tmp_path):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    module = "speechbrain_ext.scoring.calibration_plots"
+    module = "speechbrain_ext.scoring.plots"
     code = f"import sys, {module}; print('matplotlib' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.calibration_trials import (
+from speechbrain_ext.scoring.calibration.trials import (
     KINDS,
     _unrank_pair,
     draw_calibration_trials,
 )
+from speechbrain_ext.utils.errors import InputError
 
 SHORT, LONG, TOO_SHORT = 2.0, 6.0, 1.99  # the first of each class
 

@@ -23,18 +23,17 @@ from cnceleb_lists import (
     write_lists,
 )
 
-from speechbrain_ext.scoring.backend import Backend, Side
-from speechbrain_ext.scoring.enrolment import read_enrol_map, utterances_of
-from speechbrain_ext.scoring.genres import genres_of
-from speechbrain_ext.scoring.metrics import equal_error_rate
-from speechbrain_ext.scoring.score_lists import (
+from speechbrain_ext.evaluation.score_lists import (
     Recordings,
     averaged,
     read_lists,
     report_list,
     score_list,
 )
-from speechbrain_ext.scoring.speakers import speakers_of
+from speechbrain_ext.scoring.backend import Backend, Side
+from speechbrain_ext.scoring.enrolment import read_enrol_map, speakers_of, utterances_of
+from speechbrain_ext.scoring.genres import genres_of
+from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.trials import rows_of
 
 MEBIBYTES = 1000  # a list as Python objects alone would take as much

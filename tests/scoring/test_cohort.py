@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import cohort as module
 from speechbrain_ext.scoring.cohort import (
     Cohort,
@@ -17,6 +16,7 @@ from speechbrain_ext.scoring.cohort import (
     speaker_means,
 )
 from speechbrain_ext.scoring.embeddings import save_embeddings
+from speechbrain_ext.utils.errors import InputError
 
 FORMATS = ["npz", "safetensors"]
 ONES = np.ones((2, 3), dtype=np.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.cohort_statistics import cohort_statistics, rows_in_memory
+from speechbrain_ext.scoring.normalization import cohort_statistics, rows_in_memory
+from speechbrain_ext.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.cross_validation import (
+from speechbrain_ext.scoring.calibration.cross_validation import (
     FOLDS,
     GRID,
     choose_l2,
@@ -12,6 +11,7 @@ from speechbrain_ext.scoring.cross_validation import (
     make_calibrator,
 )
 from speechbrain_ext.scoring.metrics import cllr
+from speechbrain_ext.utils.errors import InputError
 
 N_NOISE = 30
 

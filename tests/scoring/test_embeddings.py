@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.embeddings import (
     cosine_scores,
     load_embeddings,
     save_embeddings,
 )
+from speechbrain_ext.utils.errors import InputError
 
 FORMATS = ["npz", "safetensors"]
 ONES = np.ones((2, 3), dtype=np.float32)

@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.enrolment import (
     average_enrolment,
     read_enrol_map,
     utterances_of,
 )
 from speechbrain_ext.scoring.trials import read_trials
+from speechbrain_ext.utils.errors import InputError
 
 MAP = (
     "id00800-enroll id00800/singing-01-002.wav id00800/vlog-01-001.flac\n"

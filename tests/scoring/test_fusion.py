@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.fusion import stack_scores
+from speechbrain_ext.scoring.calibration.fusion import stack_scores
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.utils.errors import InputError
 
 
 def system(path, *lines):

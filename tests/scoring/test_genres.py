@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
+from speechbrain_ext.evaluation.score_lists import report_list
 from speechbrain_ext.scoring.enrolment import EnrolMap
 from speechbrain_ext.scoring.genres import (
     by_genre,
@@ -17,8 +17,8 @@ from speechbrain_ext.scoring.genres import (
 )
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.report import System, write_report
-from speechbrain_ext.scoring.score_lists import report_list
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.utils.errors import InputError
 
 CELLS = ("eer_percent", "targets", "nontargets", "enough")
 

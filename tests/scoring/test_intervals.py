@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.intervals import WeightedMetrics, bootstrap_intervals
 from speechbrain_ext.scoring.metrics import cllr, equal_error_rate, min_dcf
+from speechbrain_ext.utils.errors import InputError
 
 NAMES = ["eer", "min_dcf_0.01", "min_dcf_0.05", "cllr"]
 

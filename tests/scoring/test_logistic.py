@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring import logistic
-from speechbrain_ext.scoring.logistic import fit_logistic
+from speechbrain_ext.scoring import calibration as logistic
+from speechbrain_ext.scoring.calibration import fit_logistic
+from speechbrain_ext.utils.errors import InputError
 
 LABELS = np.array([True, True, False, False, False])
 

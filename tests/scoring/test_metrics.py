@@ -9,15 +9,15 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.metrics import (
     actual_dcf,
     cllr,
     equal_error_rate,
+    error_rates,
     min_cllr,
     min_dcf,
 )
-from speechbrain_ext.scoring.operating_points import error_rates
+from speechbrain_ext.utils.errors import InputError
 
 METRICS = [error_rates, equal_error_rate, min_dcf, actual_dcf, cllr, min_cllr]
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import normalization
-from speechbrain_ext.scoring.cohort_statistics import (
-    CohortStatistics,
-    cohort_statistics,
-)
 from speechbrain_ext.scoring.embeddings import cosine_scores
-from speechbrain_ext.scoring.normalization import as_norm, s_norm, symmetric_norm
+from speechbrain_ext.scoring.normalization import (
+    CohortStatistics,
+    as_norm,
+    cohort_statistics,
+    s_norm,
+    symmetric_norm,
+)
+from speechbrain_ext.utils.errors import InputError
 
 KIB = 1 / 1024  # in MiB
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from speechbrain_ext.scoring.operating_points import (
+from speechbrain_ext.scoring.metrics import (
     error_rates,
     roc_convex_hull,
     sort_by_score,

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.image import imread
 from scipy.special import ndtri
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import plots
-from speechbrain_ext.scoring.operating_points import error_rates
+from speechbrain_ext.scoring.metrics import error_rates
 from speechbrain_ext.scoring.plots import plot_det, plot_histogram, thin_curve
+from speechbrain_ext.utils.errors import InputError
 
 
 def gaussian(size, distance, seed=0):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.quality import quality_features, signed_ratio
+from speechbrain_ext.scoring.calibration.quality import quality_features, signed_ratio
+from speechbrain_ext.utils.errors import InputError
 
 
 def random_measures(size, seed=0):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring.intervals import bootstrap_intervals
 from speechbrain_ext.scoring.metrics import (
     actual_dcf,
@@ -17,13 +16,14 @@ from speechbrain_ext.scoring.metrics import (
 )
 from speechbrain_ext.scoring.report import (
     System,
+    as_markdown,
     draw_pictures,
     evaluate,
     worst_trials,
     write_report,
 )
-from speechbrain_ext.scoring.report_tables import as_markdown
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.utils.errors import InputError
 
 
 def trials_of(labels, path="lists/some.txt"):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from speechbrain_ext.errors import InputError
 from speechbrain_ext.scoring import score_files
 from speechbrain_ext.scoring.score_files import (
     read_score_table,
@@ -16,6 +15,7 @@ from speechbrain_ext.scoring.score_files import (
     write_scores,
 )
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.utils.errors import InputError
 
 FORMATS = ["npz", "safetensors"]
 NAMES = np.array(["a", "é/b", "語"])

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring.speakers import check_speakers, speaker_of, speakers_of
+from speechbrain_ext.scoring.enrolment import check_speakers, speaker_of, speakers_of
 from speechbrain_ext.scoring.trials import Trials, read_trials
+from speechbrain_ext.utils.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from speechbrain_ext.errors import InputError
-from speechbrain_ext.scoring import lines
+from speechbrain_ext.scoring import trials as lines
 from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
+from speechbrain_ext.utils.errors import InputError
 
 
 @pytest.fixture

@@ -25,15 +25,14 @@ speaker of the trials is never trained on. Nothing is ever written among the rec
 import argparse
 import logging
 
-from speechbrain_ext.data.cnceleb import (
+from speechbrain_ext.data.corpora.cnceleb import (
     ENROLMENT,
     LAYOUT,
     find_evaluation,
     find_training,
 )
-from speechbrain_ext.data.options import PrepareOptions
-from speechbrain_ext.data.prepare import prepare_corpus
-from speechbrain_ext.errors import command_line
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
+from speechbrain_ext.utils.errors import command_line
 
 PROTOCOLS = tuple(ENROLMENT)
 

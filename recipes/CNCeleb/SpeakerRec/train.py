@@ -17,11 +17,7 @@ import speechbrain as sb
 from cnceleb_prepare import prepare_cnceleb
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.distributed import leave_group, main_process_first
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.hyper import call_with, load_run
-from speechbrain_ext.training import (
+from speechbrain_ext.training.build import (
     KEYS,
     export,
     log_decisions,
@@ -30,6 +26,10 @@ from speechbrain_ext.training import (
     make_training_set,
     read_training_manifest,
 )
+from speechbrain_ext.training.validation import read_validation
+from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.distributed import leave_group, main_process_first
+from speechbrain_ext.utils.errors import command_line
 
 
 @command_line

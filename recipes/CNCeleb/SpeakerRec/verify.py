@@ -27,26 +27,26 @@ import torch
 from cnceleb_prepare import prepare_cnceleb_test
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.backend_plan import plan_backend
-from speechbrain_ext.data.cnceleb import find_evaluation
+from speechbrain_ext.data.corpora.cnceleb import find_evaluation
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.distributed import leave_group, main_process_first
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.hyper import call_with, load_run
-from speechbrain_ext.scoring.embeddings import load_embeddings
-from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.scoring.genres import genres_of
-from speechbrain_ext.scoring.score_lists import averaged, read_lists
-from speechbrain_ext.verification import embedded
-from speechbrain_ext.verification_run import (
+from speechbrain_ext.evaluation.backend_plan import plan_backend
+from speechbrain_ext.evaluation.score_lists import averaged, read_lists
+from speechbrain_ext.evaluation.verification import (
     BACKEND,
     RUN_KEYS,
     Embedder,
     check,
     check_sizes,
+    embedded,
     report,
     score,
 )
+from speechbrain_ext.scoring.embeddings import load_embeddings
+from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.scoring.genres import genres_of
+from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.distributed import leave_group, main_process_first
+from speechbrain_ext.utils.errors import command_line
 
 # Top-level keys of the YAML file that this script reads.
 KEYS = (*RUN_KEYS, "cnceleb1_folder")

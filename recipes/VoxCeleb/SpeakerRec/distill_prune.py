@@ -29,20 +29,19 @@ import torch
 from speechbrain.utils.distributed import get_rank, if_main_process
 from voxceleb_prepare import prepare_voxceleb
 
-from speechbrain_ext.brains.distill_prune import DistillPruneBrain
-from speechbrain_ext.brains.step_log import read_steps
-from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.checkpoints import AtomicCheckpointer
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.distributed import leave_group, main_process_first
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.files import write_json
-from speechbrain_ext.hyper import call_with, load_run
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import Budget, add_gates, structure
 from speechbrain_ext.pruning.plots import plot_progress, plot_structure
-from speechbrain_ext.training import make_sampler, read_training_manifest
+from speechbrain_ext.training.build import make_sampler, read_training_manifest
+from speechbrain_ext.training.checkpoints import AtomicCheckpointer
+from speechbrain_ext.training.terms import DistillPruneBrain, read_steps
+from speechbrain_ext.training.validation import read_validation
+from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.distributed import leave_group, main_process_first
+from speechbrain_ext.utils.errors import command_line
+from speechbrain_ext.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 

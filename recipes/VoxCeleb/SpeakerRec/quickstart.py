@@ -19,11 +19,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_ext.data.demo import make_demo_corpus
-from speechbrain_ext.errors import InputError, command_line
 from speechbrain_ext.profiling import profile_folder
+from speechbrain_ext.utils.errors import InputError, command_line
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from demo_corpus import make_demo_corpus  # noqa: E402
+
 SMALL = ["--batch_size=24", "--num_workers=1", "--n_valid_speakers=6"]
 NOISE = ("musan", "rirs")
 # A few epochs of nine steps: rates and warm-up that suit them, not 580 M parameters.

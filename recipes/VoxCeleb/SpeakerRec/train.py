@@ -18,14 +18,10 @@ from speechbrain.utils.distributed import if_main_process
 from voxblink2_prepare import prepare_voxblink2
 from voxceleb_prepare import prepare_voxceleb
 
-from speechbrain_ext.brains.validated import read_validation
-from speechbrain_ext.data.mixing import mix_manifests
-from speechbrain_ext.data.own_corpus import prepare_own_corpus
-from speechbrain_ext.distributed import leave_group, main_process_first
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.hyper import call_with, load_run
-from speechbrain_ext.training import KEYS as OF_A_STAGE
-from speechbrain_ext.training import (
+from speechbrain_ext.data.arrow_manifest import mix_manifests
+from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
+from speechbrain_ext.training.build import KEYS as OF_A_STAGE
+from speechbrain_ext.training.build import (
     export,
     log_decisions,
     make_brain,
@@ -33,6 +29,10 @@ from speechbrain_ext.training import (
     make_training_set,
     read_training_manifest,
 )
+from speechbrain_ext.training.validation import read_validation
+from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.distributed import leave_group, main_process_first
+from speechbrain_ext.utils.errors import command_line
 
 # Top-level keys of the YAML files that this script and its Brain read.
 KEYS = (*OF_A_STAGE, "voxblink2")

@@ -24,25 +24,27 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from voxceleb_prepare import prepare_voxceleb_test
 
-from speechbrain_ext.backend_plan import plan_backend
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.distributed import leave_group, main_process_first
-from speechbrain_ext.errors import command_line
-from speechbrain_ext.hyper import call_with, load_run
-from speechbrain_ext.scoring.embeddings import load_embeddings
-from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.scoring.score_lists import read_lists
-from speechbrain_ext.verification import checked_enrolments, embedded, enrolled
-from speechbrain_ext.verification_run import (
+from speechbrain_ext.evaluation.backend_plan import plan_backend
+from speechbrain_ext.evaluation.score_lists import read_lists
+from speechbrain_ext.evaluation.verification import (
     BACKEND,
     RUN_FILES,
     RUN_KEYS,
     Embedder,
     check,
     check_sizes,
+    checked_enrolments,
+    embedded,
+    enrolled,
     report,
     score,
 )
+from speechbrain_ext.scoring.embeddings import load_embeddings
+from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.distributed import leave_group, main_process_first
+from speechbrain_ext.utils.errors import command_line
 
 # Top-level keys of the YAML file that this script reads.
 FILES = ("enrol_map", *RUN_FILES)

@@ -22,8 +22,8 @@ where it was. Written to ``save_folder``:
 import argparse
 import logging
 
-from speechbrain_ext.data.voxblink2 import VoxBlink2Options, prepare_training
-from speechbrain_ext.errors import command_line
+from speechbrain_ext.data.corpora.voxblink2 import VoxBlink2Options, prepare_training
+from speechbrain_ext.utils.errors import command_line
 
 
 def prepare_voxblink2(

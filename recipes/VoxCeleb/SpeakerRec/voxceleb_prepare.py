@@ -24,10 +24,9 @@ nor is a validation speaker. Nothing is ever written among the recordings.
 import argparse
 import logging
 
-from speechbrain_ext.data.options import PrepareOptions
-from speechbrain_ext.data.prepare import prepare_corpus
-from speechbrain_ext.data.scan import Layout
-from speechbrain_ext.errors import command_line
+from speechbrain_ext.data.prepare.folders import Layout
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
+from speechbrain_ext.utils.errors import command_line
 
 LAYOUT = Layout(folder_names=("wav", "flac", "aac", "m4a"), levels=2)
 

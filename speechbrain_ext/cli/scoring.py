@@ -1,0 +1,371 @@
+"""The steps of scoring alone, each from saved files to saved files.
+
+    cohort       embeddings, manifest → cohort.npz
+    qmf          embeddings, manifest (cohort) → calibration.json
+    score        embeddings, trial lists (cohort, calibration.json) → score files
+    calibrate    a trial list, score files → calibration.json
+    fuse         calibration.json, score files → one score file
+    evaluate     a trial list, score files → report and pictures
+
+Score files are text or tables, by their suffix. Arguments are in
+:mod:`speechbrain_ext.cli.scoring`.
+
+Arguments of the scoring commands of ``python -m speechbrain_ext``.
+
+What runs is in :mod:`speechbrain_ext.cli.scoring`, imported only then.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.evaluation.score_lists import (
+    Recordings,
+    averaged,
+    read_lists,
+    recordings_of,
+    report_list,
+    score_list,
+)
+from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
+from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.calibration.fusion import stack_scores
+from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
+from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
+from speechbrain_ext.scoring.embeddings import SUFFIXES, load_embeddings
+from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.scoring.report import System, write_report
+from speechbrain_ext.scoring.score_files import (
+    read_score_table,
+    read_scores,
+    write_score_table,
+    write_scores,
+)
+from speechbrain_ext.utils.errors import InputError, naming
+
+LIST = "the trial list"  # among systems; no name of theirs has white space
+
+
+def cohort(arguments):
+    """Mean embedding of every speaker, and their mean."""
+    manifest, vectors = _embeddings_of(arguments)
+    with naming(arguments.embeddings):
+        means = speaker_means(vectors, manifest.speakers)
+    save_cohort(arguments.output, means)
+    print(f"{arguments.output}: {len(means.speakers)} speakers")
+
+
+def qmf(arguments):
+    """Fit the quality-aware calibration of a back-end."""
+    backend = _backend(arguments)
+    manifest, vectors = _embeddings_of(arguments)
+    backend.check_width(vectors.shape[1], arguments.embeddings)
+    keys = ("n_trials", "boundary", "shortest", "seed")
+    drawing = {key: getattr(arguments, key) for key in keys}
+    with naming(arguments.manifest):
+        trials = draw_calibration_trials(
+            manifest.speakers, manifest.durations, **drawing
+        )
+        backend = fit_calibrator(
+            *(backend, Side(vectors, manifest.durations), manifest.speakers, trials),
+            *(arguments.objective, arguments.l2),
+        )
+    _save_calibrator(arguments.output, backend.calibrator)
+
+
+def score(arguments):
+    """Score trial lists by every step that files are given for."""
+    lists = read_lists(arguments.trials)
+    backend = _backend(arguments)
+    if arguments.calibrator:
+        given = bool(arguments.manifest), bool(arguments.cohort)
+        names = input_names(*given, backend.top_n)
+        calibrator = QualityCalibrator.load(arguments.calibrator, names)
+        backend = replace(backend, calibrator=calibrator)
+    if arguments.manifest:
+        test = recordings_of(*_embeddings_of(arguments), arguments.embeddings)
+    else:
+        ids, vectors = load_embeddings(arguments.embeddings)
+        test = Recordings(ids, Side(vectors), {}, arguments.embeddings)
+    backend.check_width(test.side.vectors.shape[1], arguments.embeddings)
+    enrol = test
+    if arguments.enrol_map:
+        enrol = averaged(read_enrol_map(arguments.enrol_map), test)
+    folder = Path(arguments.output)
+    for name, trials in lists.items():
+        for system in score_list(name, trials, backend, enrol, test, folder):
+            print(folder / f"scores_{name}_{system.name}.txt")
+
+
+def calibrate(arguments):
+    """Fit an affine map of one system's scores, or a fusion of several."""
+    files = _named_files(arguments.scores)
+    calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
+    trials, values = _stacked(files, _read_list(arguments.trials))
+    calibrator.fit(values, trials.labels)
+    _save_calibrator(arguments.output, calibrator)
+
+
+def fuse(arguments):
+    """Scores of systems → natural-log likelihood ratios."""
+    output = Path(arguments.output)
+    if output.suffix.lower() not in (".txt", *SUFFIXES):
+        raise InputError(
+            f"{output}: suffix '{output.suffix}', expected .txt or one of "
+            f"{', '.join(SUFFIXES)}"
+        )
+    calibrator = QualityCalibrator.load(arguments.calibrator)
+    systems = _named_files(arguments.scores)
+    if set(systems) != set(calibrator.names):
+        raise InputError(
+            f"{arguments.calibrator}: calibrates {', '.join(calibrator.names)}, "
+            f"expected the systems of --scores: {', '.join(systems)}"
+        )
+    trials, values = _stacked(
+        {name: systems[name] for name in calibrator.names},
+        _read_list(arguments.trials) if arguments.trials else None,
+    )
+    ratios = calibrator.log_likelihood_ratio(values)
+    write = write_scores if output.suffix.lower() == ".txt" else write_score_table
+    write(output, trials, ratios)
+    print(f"{output}: {len(ratios):,} trials")
+
+
+def evaluate(arguments):
+    """Figures and pictures of the scores of systems on one list."""
+    files = _named_files(arguments.scores)
+    unknown = sorted(set(arguments.calibrated) - set(files))
+    if unknown:
+        raise InputError(
+            f"--calibrated {unknown[0]}, expected systems of --scores: "
+            f"{', '.join(files)}"
+        )
+    if arguments.n_resamples == 1 or arguments.n_resamples < 0:
+        raise InputError(
+            f"--n_resamples {arguments.n_resamples}, expected 0 or at least 2"
+        )
+    speakers = None
+    if arguments.manifest:
+        manifest = read_manifest(arguments.manifest)
+        speakers = dict(zip(manifest.ids.tolist(), manifest.speakers.tolist()))
+    trials, values = _stacked(files, _read_list(arguments.trials))
+    systems = [
+        System(name, name, column, calibrated=name in arguments.calibrated)
+        for name, column in zip(files, values.T, strict=True)
+    ]
+    folder = Path(arguments.output)
+    result = report_list(
+        *(trials.path.stem, trials, systems, folder, arguments.n_resamples, speakers)
+    )
+    print(write_report(folder, [result], {f"scores {n}": f for n, f in files.items()}))
+    print(f"report {folder / 'results.md'}")
+
+
+def _embeddings_of(arguments):
+    """(manifest of the recordings, float32 [N, E]), in the order of the embeddings."""
+    manifest = read_manifest(arguments.manifest)
+    ids, vectors = load_embeddings(arguments.embeddings)
+    row_of = {name: row for row, name in enumerate(manifest.ids.tolist())}
+    rows = np.array([row_of.get(name, -1) for name in ids.tolist()])
+    if (rows < 0).any():
+        raise InputError(
+            f"{arguments.manifest}: no recording '{ids[np.argmin(rows)]}', expected "
+            f"all {len(rows)} of {arguments.embeddings} ({(rows < 0).sum()} absent)"
+        )
+    return manifest.select(rows), vectors
+
+
+def _backend(arguments):
+    top_n = None
+    if arguments.top_n != "all":
+        try:
+            top_n = int(arguments.top_n)
+        except ValueError:
+            raise InputError(
+                f"--top_n {arguments.top_n}, expected a whole number, or all"
+            ) from None
+    cohort = load_cohort(arguments.cohort) if arguments.cohort else None
+    with naming(arguments.cohort or "back-end"):
+        return Backend(cohort, top_n=top_n, memory_mib=arguments.memory_mib)
+
+
+def _save_calibrator(path, calibrator):
+    calibrator.save(path)
+    print(f"{path}: {calibrator.n_target} target, {calibrator.n_nontarget} non-target")
+    for name, weight in zip(calibrator.names, calibrator.weights, strict=True):
+        print(f"{name:<24}{weight:>14.6g}")
+    print(f"{'bias':<24}{calibrator.bias:>14.6g}")
+
+
+def _read_list(path):
+    (trials,) = read_lists([path]).values()
+    return trials
+
+
+def _named_files(words):
+    """NAME=FILE words → {name: file}."""
+    files = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or not path or not name or set(name) & set("/\\ \t\n"):
+            raise InputError(
+                f"--scores {word!r}, expected NAME=FILE, no slash or space in NAME"
+            )
+        if name in files:
+            raise InputError(f"--scores: two systems named '{name}', expected one")
+        files[name] = path
+    return files
+
+
+def _read_any_scores(path):
+    """(Trials, scores [T]) of a table or a text, by the suffix."""
+    read = read_score_table if Path(path).suffix.lower() in SUFFIXES else read_scores
+    return read(path)
+
+
+def _stacked(files, trials=None):
+    """Scores side by side, in the order of a list or of the first system.
+
+    → Trials, float64 [T, S].
+    """
+    systems = {name: _read_any_scores(path) for name, path in files.items()}
+    if trials is None:
+        trials = next(iter(systems.values()))[0]
+        return trials, stack_scores(systems).values
+    systems = {LIST: (trials, trials.labels), **systems}
+    return trials, stack_scores(systems).values[:, 1:]
+
+
+def add_scoring(commands):
+    """Add ``cohort``, ``qmf``, ``score``, ``calibrate``, ``fuse``, ``evaluate``."""
+    _add_cohort(commands)
+    _add_qmf(commands)
+    _add_score(commands)
+    _add_calibrate(commands)
+    _add_fuse(commands)
+    _add_evaluate(commands)
+
+
+def _add_cohort(commands):
+    parser = _command(commands, "cohort", "the speakers of some embeddings as a cohort")
+    _add_embeddings(parser)
+    _add_output(parser, "cohort.npz, for AS-norm")
+
+
+def _add_qmf(commands):
+    parser = _command(
+        commands, "qmf", "fit a quality-aware calibration to embeddings of speakers"
+    )
+    _add_embeddings(parser)
+    _add_backend(parser)
+    _add_fitting(parser)
+    parser.add_argument("--n_trials", type=int, default=30_000, help="to draw")
+    parser.add_argument(
+        "--boundary", type=float, default=6.0, help="seconds: longer ones are long"
+    )
+    parser.add_argument(
+        "--shortest", type=float, default=2.0, help="seconds: shorter are left out"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the trials")
+    _add_output(parser, "calibration.json, for score --calibrator")
+
+
+def _add_score(commands):
+    parser = _command(commands, "score", "scores of trial lists from embeddings")
+    parser.add_argument("--embeddings", required=True, help="npz or safetensors")
+    parser.add_argument("--trials", required=True, nargs="+", help="one list or more")
+    parser.add_argument("--enrol_map", help="lines 'model utterance …'; averaged")
+    parser.add_argument(
+        "--manifest", help="CSV of these recordings: durations, which QMF wants"
+    )
+    _add_backend(parser)
+    parser.add_argument("--calibrator", help="calibration.json of qmf or verify.py")
+    _add_output(parser, "folder for scores_LIST_SYSTEM.txt and .npz")
+
+
+def _add_calibrate(commands):
+    parser = _command(
+        commands, "calibrate", "fit likelihood ratios to the scores of systems"
+    )
+    _add_lists(parser)
+    _add_fitting(parser, l2=1e-6)
+    _add_output(parser, "calibration.json, for fuse")
+
+
+def _add_fuse(commands):
+    parser = _command(
+        commands, "fuse", "apply the calibration of one system or of several"
+    )
+    parser.add_argument("--calibrator", required=True, help="of calibrate")
+    _add_lists(parser, required=False)
+    _add_output(parser, "file: text (.txt) or a table (.npz, .safetensors)")
+
+
+def _add_evaluate(commands):
+    parser = _command(commands, "evaluate", "report of the scores of systems on a list")
+    _add_lists(parser)
+    parser.add_argument(
+        "--calibrated",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="systems whose scores are natural-log likelihood ratios",
+    )
+    parser.add_argument(
+        "--manifest", help="CSV: speakers of recordings whose names do not tell them"
+    )
+    parser.add_argument(
+        "--n_resamples", type=int, default=200, help="of the bootstrap; 0: none"
+    )
+    _add_output(parser, "folder for results.json, results.md and pictures")
+
+
+def _command(commands, name, summary):
+    parser = commands.add_parser(name, help=summary, description=summary)
+
+    def run(arguments):
+        from speechbrain_ext.cli import scoring as functions
+
+        getattr(functions, name)(arguments)
+
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_embeddings(parser):
+    parser.add_argument("--embeddings", required=True, help="npz or safetensors")
+    parser.add_argument("--manifest", required=True, help="CSV: whose they are")
+
+
+def _add_backend(parser):
+    parser.add_argument("--cohort", help="cohort.npz of cohort or verify.py: AS-norm")
+    parser.add_argument(
+        "--top_n", default="300", help="of the cohort; all: S-norm (default: 300)"
+    )
+    parser.add_argument("--memory_mib", type=float, default=512, help="of AS-norm")
+
+
+def _add_fitting(parser, l2=None):
+    parser.add_argument("--objective", default="cllr", help="cllr or cross_entropy")
+    chosen = "by cross-validation" if l2 is None else f"{l2:g}"
+    parser.add_argument(
+        "--l2", type=float, default=l2, help=f"of the weights (default: {chosen})"
+    )
+
+
+def _add_lists(parser, required=True):
+    order = "" if required else "; its order and labels, else those of the first system"
+    parser.add_argument("--trials", required=required, help=f"trial list{order}")
+    parser.add_argument(
+        "--scores",
+        required=True,
+        nargs="+",
+        metavar="NAME=FILE",
+        help="systems: text 'enrol test score', or a table",
+    )
+
+
+def _add_output(parser, what):
+    parser.add_argument("--output", required=True, help=what)

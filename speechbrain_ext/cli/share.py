@@ -1,0 +1,217 @@
+"""Arguments of ``export`` and ``push`` of ``python -m speechbrain_ext``.
+
+What runs is in :mod:`speechbrain_ext.export.folder` and
+:mod:`speechbrain_ext.export.hub`, imported only then.
+
+Arguments of ``python -m speechbrain_ext convert``.
+
+What runs is :func:`speechbrain_ext.export.published.convert.convert_released`, imported
+only then.
+
+Arguments of ``onnx`` of ``python -m speechbrain_ext``.
+
+What runs is in :mod:`speechbrain_ext.export.onnx.export`, imported only then.
+"""
+
+import json
+import sys
+
+
+def add_export(commands):
+    """Add ``export`` and ``push``."""
+    _add_export(commands)
+    _add_push(commands)
+
+
+def _add_export(commands):
+    about = "a trained model as a folder to share, with thresholds and model card"
+    parser = commands.add_parser("export", help=about, description=about)
+    parser.add_argument(
+        "--pretrained_folder",
+        required=True,
+        help="end state of train.py, distill_prune.py or convert",
+    )
+    parser.add_argument(
+        "--results",
+        help="output folder of verify.py: figures, cohort, calibration, thresholds",
+    )
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--name", help="owner/name on the hub, for the card")
+    parser.add_argument("--licence", help="apache-2.0, cc-by-4.0, mit, other, …")
+    parser.add_argument(
+        "--language", nargs="+", default=[], help="of the training: en zh …"
+    )
+    parser.add_argument("--training_data", help="in words: VoxCeleb2")
+    parser.add_argument(
+        "--thresholds_from",
+        nargs="+",
+        default=[],
+        metavar="KIND=FILE",
+        help="scores (.txt, .npz) of trials of your own, instead of the calibration's; "
+        "KIND is cosine, as_norm or llr",
+    )
+    parser.add_argument("--trials", help="their trial list, for the labels")
+    parser.add_argument(
+        "--without_cohort",
+        action="store_true",
+        help="leave out the training speakers' means: no AS-norm, no calibration of it",
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--with_classifier",
+        action="store_true",
+        help="also the classifier and the training speakers' names, to train on",
+    )
+    group.add_argument(
+        "--without_classifier",
+        action="store_true",
+        help="neither of them (default)",
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="store weights in 16 bits: half the size"
+    )
+    parser.add_argument(
+        "--card_template",
+        help="model card in words of your own: hparams_templates/model_card.md",
+    )
+    parser.set_defaults(run=run_export)
+
+
+def run_export(arguments):
+    """Export; remarks go to stderr, the folder to stdout."""
+    import logging
+
+    from speechbrain_ext.export.folder import export_model
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    facts = export_model(
+        arguments.pretrained_folder,
+        arguments.output,
+        arguments.results,
+        name=arguments.name,
+        licence=arguments.licence,
+        languages=arguments.language,
+        training_data=arguments.training_data,
+        thresholds_from=arguments.thresholds_from,
+        trials=arguments.trials,
+        with_cohort=not arguments.without_cohort,
+        with_classifier=arguments.with_classifier,
+        half=arguments.half,
+        card_template=arguments.card_template,
+    )
+    if facts.thresholds:
+        print(f"thresholds: {facts.threshold_source}", file=sys.stderr)
+    print(f"files: {', '.join(facts.files)}", file=sys.stderr)
+    print(arguments.output)
+
+
+def _add_push(commands):
+    about = "an exported folder to the Hugging Face hub"
+    parser = commands.add_parser("push", help=about, description=about)
+    parser.add_argument("folder", help="written by export")
+    parser.add_argument("--name", help="owner/name (default: as exported)")
+    parser.add_argument(
+        "--public", action="store_true", help="for everybody (default: private)"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check, and show what would be sent: no network",
+    )
+    parser.add_argument(
+        "--message", default="Upload model", help="of the commit (default: %(default)s)"
+    )
+    parser.set_defaults(run=run_push)
+
+
+def run_push(arguments):
+    """Show the plan, then the address of what was uploaded."""
+    from speechbrain_ext.export.hub import plan_push, push
+
+    plan = plan_push(arguments.folder, arguments.name, not arguments.public)
+    for line in plan.lines():
+        print(line, file=sys.stdout if arguments.dry_run else sys.stderr)
+    if arguments.dry_run:
+        print("dry run: nothing was sent")
+    else:
+        print(push(plan, arguments.message))
+
+
+def add_convert(commands):
+    """Add ``convert``: a published checkpoint → a pretrained folder."""
+    parser = commands.add_parser(
+        "convert", help="a published checkpoint of w2v-BERT 2.0 to a pretrained folder"
+    )
+    parser.add_argument("checkpoint", help="the published .pth file")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--encoder_config",
+        help="JSON that came with a pruned model (default: widths from the weights)",
+    )
+    parser.add_argument(
+        "--lora_alpha",
+        type=float,
+        help="of LoRA that is not merged (default: 2 · rank, as published)",
+    )
+    parser.add_argument("--licence", help="of the weights, kept in training.json")
+    parser.set_defaults(run=run_convert)
+
+
+def run_convert(arguments):
+    """Convert; what was found goes to stderr, the folder to stdout."""
+    import logging
+
+    from speechbrain_ext.export.published.convert import LICENCE, convert_released
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    folder = convert_released(
+        arguments.checkpoint,
+        arguments.output,
+        arguments.encoder_config,
+        arguments.lora_alpha,
+        arguments.licence or LICENCE,
+    )
+    print(folder)
+
+
+def add_onnx(commands):
+    """Add ``onnx``."""
+    about = "a trained model as one ONNX file, waveform to embedding, checked"
+    parser = commands.add_parser("onnx", help=about, description=about)
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="FOLDER",
+        help="written by train.py, distill_prune.py, export or convert",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE.onnx", help="its report: FILE.json"
+    )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="linear maps with 8-bit weights: a quarter of the size",
+    )
+    parser.add_argument(
+        "--recordings",
+        nargs="+",
+        default=[],
+        metavar="WAV",
+        help="16 kHz, to measure 8-bit embeddings on, instead of made-up ones",
+    )
+    parser.set_defaults(run=run_onnx)
+
+
+def run_onnx(arguments):
+    """Export, print the report as JSON."""
+    from speechbrain_ext.export.onnx.export import export_onnx, require_extra
+    from speechbrain_ext.pretrained import load_pretrained
+
+    require_extra()  # before the model takes its time to load
+    report = export_onnx(
+        load_pretrained(arguments.source),
+        arguments.output,
+        int8=arguments.int8,
+        check_files=arguments.recordings,
+    )
+    print(json.dumps(report, indent=1))

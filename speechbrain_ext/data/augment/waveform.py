@@ -1,0 +1,242 @@
+"""What is done to one waveform: random crops, speed, noise, reverberation.
+
+Speed s plays a recording s times as fast: y(t) = x(s·t). A tone of f Hz becomes one of
+s·f Hz and T seconds become T/s (Ko et al. 2015). It is a resampling from s·16 kHz to
+16 kHz, and makes what counts as another speaker.
+
+Noise at a signal-to-noise ratio of r dB: x + a·n with a = √(Pₓ / (Pₙ·10^(r/10))), where
+P is the mean power over the crop. Reverberation: x ∗ h with the peak of h moved to
+sample 0, so that the output stays in time with the input, at the input's energy.
+"""
+
+import contextlib
+import functools
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy.fft import irfft, next_fast_len, rfft
+from torchaudio.transforms import Resample
+
+from speechbrain_ext.data.audio import read_audio
+from speechbrain_ext.utils.errors import InputError
+
+_BLOCKS = 4  # of a convolution
+
+
+def read_crop(path, frames, n, generator):
+    """Read ``n`` samples from a random place of a recording.
+
+    Arguments
+    ---------
+    path : str
+        16 kHz; of several channels the mean is taken.
+    frames : int
+        Length of the recording in samples; only the crop is read.
+    n : int
+        Samples wanted. A shorter recording is repeated, from a random phase on.
+    generator : np.random.Generator
+        Drawn from once.
+
+    Returns
+    -------
+    np.ndarray
+        float32, [n].
+
+    Raises
+    ------
+    InputError
+        Where the recording is missing, corrupt, or shorter than ``frames``.
+    """
+    read = functools.partial(read_audio, path, average=True)
+    return take_crop(read, frames, n, generator)
+
+
+def take_crop(read, frames, n, generator):
+    """What :func:`read_crop` does, on samples that lie anywhere.
+
+    Arguments
+    ---------
+    read : callable
+        ``(start, count)`` → float32 [count].
+    frames, n, generator
+        As there.
+    """
+    if frames >= n:
+        return read(int(generator.integers(frames - n, endpoint=True)), n)
+    wav = read(0, frames)
+    phase = int(generator.integers(frames))
+    return np.take(wav, np.arange(phase, phase + n), mode="wrap")
+
+
+class SpeedPerturb:
+    """Change of speed, by one of a few factors.
+
+    Arguments
+    ---------
+    speeds : tuple of float
+        The first is 1.0: the recordings as they are.
+
+    Raises
+    ------
+    InputError
+        Where the speeds are not such.
+    """
+
+    def __init__(self, speeds=(1.0, 0.9, 1.1)):
+        speeds = tuple(float(speed) for speed in speeds)
+        valid = speeds[:1] == (1.0,) and len(set(speeds)) == len(speeds)
+        if not valid or not all(0.1 <= speed <= 10 for speed in speeds):
+            raise InputError(
+                f"speeds: {speeds}, expected 1.0 first, then others between 0.1 and "
+                "10, each once"
+            )
+        self.speeds = speeds
+        self._ratios = {
+            speed: Fraction(speed).limit_denominator(100) for speed in speeds
+        }
+        self._filters = {
+            speed: Resample(ratio.numerator, ratio.denominator)
+            for speed, ratio in self._ratios.items()
+            if speed != 1.0
+        }
+
+    def source_length(self, n, speed):
+        """Fewest samples that become at least ``n`` samples at this speed."""
+        # The resampler gives ceil(m / speed) samples for m.
+        ratio = self._ratios[speed]
+        return (n - 1) * ratio.numerator // ratio.denominator + 1
+
+    def apply(self, wav, speed):
+        """Play at another speed: torchaudio's resampling.
+
+        Its convolution takes every so many samples one step, so that it is a product of
+        two matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
+
+        Arguments
+        ---------
+        wav : np.ndarray
+            float32, [T].
+        speed : float
+            One of the speeds.
+
+        Returns
+        -------
+        np.ndarray
+            float32, [ceil(T / speed)].
+        """
+        if speed == 1.0:
+            return wav
+        ratio, resample = self._ratios[speed], self._filters[speed]
+        step, kernel = ratio.numerator, resample.kernel[:, 0]  # [new, K]
+        padded = np.zeros(len(wav) + 2 * resample.width + step, dtype=np.float32)
+        padded[resample.width : resample.width + len(wav)] = wav
+        frames = torch.from_numpy(padded).unfold(0, kernel.shape[1], step)
+        with _one_thread():
+            played = torch.mm(frames, kernel.t())
+        length = -(-len(wav) * ratio.denominator // step)
+        return played.flatten()[:length].numpy()
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """As in a loader worker: with more threads, resampling rounds differently."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def add_noise(wav, noise, snr_db):
+    """Add noise at a signal-to-noise ratio over the whole crop.
+
+    Arguments
+    ---------
+    wav, noise : np.ndarray
+        float32, [T] each.
+    snr_db : float
+        10·log10(Pₓ / Pₙ) of the result.
+
+    Returns
+    -------
+    np.ndarray
+        float32, [T]. Where either side is silent there is no such ratio, and the
+        input comes back unchanged.
+    """
+    signal_power, noise_power = mean_power(wav), mean_power(noise)
+    if signal_power == 0 or noise_power == 0:
+        return wav
+    scale = np.sqrt(signal_power / (noise_power * 10 ** (snr_db / 10)))
+    mixed = np.float32(scale) * noise
+    mixed += wav
+    return mixed
+
+
+def reverb(wav, response):
+    """Convolve with a room response; keep time, length and energy of the input.
+
+    Arguments
+    ---------
+    wav : np.ndarray
+        float32, [T].
+    response : np.ndarray
+        float32, [K]; its absolute peak is taken for the direct path.
+
+    Returns
+    -------
+    np.ndarray
+        float32, [T]; silence stays silence.
+    """
+    peak = int(np.argmax(np.abs(response)))
+    heard = response[: peak + len(wav)]
+    wet = convolve(wav, heard)[peak : peak + len(wav)]
+    wet_power = mean_power(wet)
+    if wet_power == 0:
+        return wet
+    wet *= np.float32(np.sqrt(mean_power(wav) / wet_power))
+    return wet
+
+
+def convolve(wav, response):
+    """All of x ∗ h, block by block: overlap-add (Stockham 1966).
+
+    Four blocks, because scipy transforms four rows in the time of two or less. For 3 s
+    and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms; blocks
+    of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve 1.15,
+    1.20, 1.06 and 1.8 ms in one transform.
+
+    Arguments
+    ---------
+    wav : np.ndarray
+        float32, [T].
+    response : np.ndarray
+        float32, [K].
+
+    Returns
+    -------
+    np.ndarray
+        float32, [T + K - 1].
+    """
+    step = -(-len(wav) // _BLOCKS)
+    size = next_fast_len(step + len(response) - 1, real=True)
+    blocks = np.zeros((_BLOCKS, step), dtype=np.float32)
+    blocks.ravel()[: len(wav)] = wav
+    spectra = rfft(blocks, size)
+    spectra *= rfft(response, size)
+    parts = irfft(spectra, size, overwrite_x=True)
+    result = np.zeros((_BLOCKS - 1) * step + size, dtype=np.float32)
+    for number, part in enumerate(parts):
+        result[number * step : number * step + size] += part
+    return result[: len(wav) + len(response) - 1]
+
+
+def mean_power(wav):
+    """Mean of the squares of [T] samples, in float64."""
+    wide = torch.from_numpy(wav).double()
+    with _one_thread():
+        return float(wide.dot(wide)) / len(wav)

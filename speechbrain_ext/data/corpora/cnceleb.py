@@ -1,0 +1,162 @@
+"""CN-Celeb on the disk, and what its names and lists mean.
+
+Fan et al., "CN-Celeb: a challenging Chinese speaker recognition dataset", ICASSP 2020;
+Li et al., "CN-Celeb: multi-genre speaker recognition", Speech Communication 137, 2022.
+Both parts come unpacked as (OpenSLR 82)::
+
+    CN-Celeb_flac/data/id00010/interview-01-001.flac    GENRE-SESSION-NUMBER
+    CN-Celeb_flac/dev/dev.lst                           speakers to train on
+    CN-Celeb_flac/eval/enroll/id00800-enroll.flac       a model's recordings, joined
+    CN-Celeb_flac/eval/test/id00800-singing-01-001.flac
+    CN-Celeb_flac/eval/lists/enroll.lst                 id00800-enroll enroll/….wav
+    CN-Celeb_flac/eval/lists/enroll.map                 id00800-enroll id00800/….wav …
+    CN-Celeb_flac/eval/lists/trials.lst                 id00800-enroll test/….wav 1
+    CN-Celeb2_flac/data/id10001/live_broadcast-01-001.flac
+    CN-Celeb2_flac/spk.lst                              its speakers
+
+The lists name wav files whatever the recordings are.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from speechbrain_ext.data.prepare.folders import Layout
+from speechbrain_ext.scoring.genres import genre_of
+from speechbrain_ext.utils.errors import InputError
+
+TRIALS = "eval/lists/trials.lst"
+# How a model is enrolled → the list that says from what.
+ENROLMENT = {
+    "average": "eval/lists/enroll.map",
+    "concatenate": "eval/lists/enroll.lst",
+}
+
+
+def session_of(utterance):
+    """``id00010/interview-01-001`` → ``id00010/interview-01``.
+
+    Raises
+    ------
+    InputError
+        A name that is not of this form.
+    """
+    speaker, *file = utterance.split("/")
+    if len(file) != 1 or file[0].count("-") != 2 or genre_of(file[0]) is None:
+        raise InputError(
+            f"recording '{utterance}': malformed name, expected "
+            "SPEAKER/GENRE-SESSION-NUMBER as in id00010/interview-01-001"
+        )
+    return f"{speaker}/{file[0].rpartition('-')[0]}"
+
+
+LAYOUT = Layout(("data",), levels=1, session_of=session_of, genre_of=genre_of)
+
+
+class Training(NamedTuple):
+    """``folders``: of speakers; ``lists``: of those to train on. Paths."""
+
+    folders: list
+    lists: list
+
+
+class Evaluation(NamedTuple):
+    """Paths of the evaluation.
+
+    Attributes
+    ----------
+    folders : list of Path
+        Where its recordings are.
+    trials : Path
+        The list, whose enrol side names models.
+    enrol_maps : dict
+        Protocol → what the models are enrolled from.
+    enrol_map : Path
+        The recordings of the models one by one: their names tell genres.
+    """
+
+    folders: list
+    trials: Path
+    enrol_maps: dict
+    enrol_map: Path
+
+
+def find_training(cnceleb1_folder, cnceleb2_folder=None):
+    """Where the training recordings are, and which speakers they are to be of.
+
+    Arguments
+    ---------
+    cnceleb1_folder : str or Path
+        ``CN-Celeb_flac``, or a copy of it in wav.
+    cnceleb2_folder : str, Path or None
+        ``CN-Celeb2_flac``, likewise; None leaves it out.
+
+    Returns
+    -------
+    Training
+
+    Raises
+    ------
+    InputError
+        A folder or list that is missing, as where the two folders are exchanged.
+    """
+    folders = [_folder("cnceleb1_folder", cnceleb1_folder)]
+    lists = [_list("cnceleb1_folder", folders[0] / "dev/dev.lst")]
+    if cnceleb2_folder:
+        folders.append(_folder("cnceleb2_folder", cnceleb2_folder))
+        lists.append(_list("cnceleb2_folder", folders[1] / "spk.lst"))
+    return Training([folder / "data" for folder in folders], lists)
+
+
+def find_evaluation(cnceleb1_folder, enrolment=tuple(ENROLMENT)):
+    """Where the recordings and lists of the evaluation are.
+
+    Arguments
+    ---------
+    cnceleb1_folder : str or Path
+        As for :func:`find_training`.
+    enrolment : str or list of str
+        Protocols: ``average``, ``concatenate``.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    InputError
+        A folder or list that is missing, a protocol that there is not.
+    """
+    folder = _folder("cnceleb1_folder", cnceleb1_folder)
+    protocols = [enrolment] if isinstance(enrolment, str) else enrolment
+    if not protocols or not set(protocols) <= set(ENROLMENT):
+        raise InputError(
+            f"enrolment: {enrolment!r}, expected some of {', '.join(ENROLMENT)}"
+        )
+    found = {
+        name: _list("cnceleb1_folder", folder / name)
+        for name in (TRIALS, *ENROLMENT.values())
+    }
+    return Evaluation(
+        [folder / "eval", folder / "data"],
+        found[TRIALS],
+        {protocol: found[ENROLMENT[protocol]] for protocol in protocols},
+        found[ENROLMENT["average"]],
+    )
+
+
+def _folder(name, folder):
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"{name}: {folder!r}, expected a folder")
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir():
+        raise InputError(f"{name}: {folder}: no such folder, expected CN-Celeb's")
+    return folder
+
+
+def _list(name, path):
+    if not path.is_file():
+        raise InputError(
+            f"{name}: {path}: no such list, expected it as in "
+            f"{'CN-Celeb2_flac' if path.name == 'spk.lst' else 'CN-Celeb_flac'}"
+        )
+    return path

@@ -1,9 +1,0 @@
-"""A synthetic corpus in the layout of VoxCeleb, MUSAN and RIRS_NOISES.
-
-For trying out every recipe, from preparation to scoring, without a licence, a download
-or a large disk. Its error rates say nothing about human speech.
-"""
-
-from speechbrain_ext.data.demo.corpus import DemoCorpus, make_demo_corpus
-
-__all__ = ["DemoCorpus", "make_demo_corpus"]

@@ -1,0 +1,249 @@
+"""Lists of what to train on: lines ``speaker path``, or ``speaker`` for all of theirs.
+
+CN-Celeb's ``dev.lst`` and ``spk.lst`` are lists of speakers.
+
+Which recordings are tested, and which may then be trained on.
+
+The one rule that keeps results honest: a speaker who occurs in any trial list is never
+trained on.
+"""
+
+import logging
+from typing import NamedTuple
+
+from speechbrain_ext.scoring.enrolment import read_enrol_map, speaker_of, utterances_of
+from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
+from speechbrain_ext.utils.errors import InputError
+
+
+def read_speaker_lists(lists, known, source):
+    """Read lists of utterances to train on.
+
+    Arguments
+    ---------
+    lists : list of Path
+        Text files, lines ``speaker path`` or ``speaker``; a path is relative to the
+        folder of speakers.
+    known : collection of str
+        The utterance IDs there are.
+    source : str
+        Where they are, for the message.
+
+    Returns
+    -------
+    set of str
+        Utterance IDs.
+
+    Raises
+    ------
+    InputError
+        A malformed line, a speaker that is not the path's, an unknown utterance, a
+        speaker without any, or one who is listed twice; names the list and the line.
+    """
+    listed, whole, by_speaker = set(), {}, {}
+    for name in known:
+        by_speaker.setdefault(speaker_of(name), []).append(name)
+    for path in lists:
+        for number, line in _lines(path):
+            fields, place = line.split(), f"{path}: line {number}"
+            if len(fields) == 1:
+                (speaker,) = fields
+                _check_speaker(speaker, by_speaker, whole, source, place)
+                whole[speaker] = place
+                listed.update(by_speaker[speaker])
+            elif fields:
+                listed.add(_listed_utterance(fields, known, source, place))
+    return listed
+
+
+def _check_speaker(speaker, by_speaker, whole, source, place):
+    if speaker not in by_speaker:
+        raise InputError(
+            f"{place}: speaker '{speaker}' has no recording, expected some below "
+            f"{source}"
+        )
+    if speaker in whole:
+        raise InputError(
+            f"{place}: speaker '{speaker}' again, expected each once (listed in "
+            f"{whole[speaker]})"
+        )
+
+
+def _listed_utterance(fields, known, source, place):
+    if len(fields) != 2:
+        raise InputError(
+            f"{place}: {len(fields)} columns, expected 2: 'speaker path', or 1: "
+            "'speaker'"
+        )
+    speaker, name = fields
+    utterance = utterance_id(name)
+    if speaker_of(utterance) != speaker:
+        raise InputError(
+            f"{place}: speaker '{speaker}' with path '{name}', expected a path that "
+            f"begins with '{speaker}/'"
+        )
+    if utterance not in known:
+        raise InputError(
+            f"{place}: utterance '{utterance}' not found, expected it below {source}"
+        )
+    return utterance
+
+
+def _lines(path):
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from enumerate(file, 1)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}, expected lines 'speaker path' or 'speaker'"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error
+
+
+logger = logging.getLogger(__name__)
+
+
+class TrialLists(NamedTuple):
+    """All that is tested.
+
+    Attributes
+    ----------
+    lists : list of Trials
+        In the order given.
+    enrol_maps : list of EnrolMap
+        What their enrol sides stand for, in one way or several; none where they name
+        recordings.
+    ids : list of str
+        The recordings that all of these need, sorted.
+    """
+
+    lists: list
+    enrol_maps: list
+    ids: list
+
+    def check_found(self, paths, source):
+        """Refuse a recording that was not found.
+
+        Arguments
+        ---------
+        paths : dict of str to str
+            Utterance ID → recording.
+        source : str
+            Where they were looked for, for the message.
+
+        Raises
+        ------
+        InputError
+            Names the list or map, the line and the utterance.
+        """
+        for trials in self.lists:
+            side = "test" if self.enrol_maps else None
+            rows_of(trials, list(paths), source, side)
+        for enrol_map in self.enrol_maps:
+            enrol_map.rows(list(paths), source)
+
+    def count(self):
+        """{"lists": {path: how many target and nontarget trials}}, and of the map."""
+        counts = {
+            str(trials.path): {
+                "target": trials.n_target,
+                "nontarget": trials.n_nontarget,
+            }
+            for trials in self.lists
+        }
+        if not self.enrol_maps:
+            return {"lists": counts}
+        return {"lists": counts, "models": len(self.enrol_maps[0])}
+
+
+def read_trial_lists(options):
+    """Read all trial lists, and the enrolment map if there is one.
+
+    Arguments
+    ---------
+    options : PrepareOptions
+        With ``trial_lists`` and ``enrol_maps``.
+
+    Returns
+    -------
+    TrialLists
+
+    Raises
+    ------
+    InputError
+        A malformed list or map, or a trial whose enrol side is no model of the map:
+        file, line, name.
+    """
+    enrol_maps, ids = [read_enrol_map(path) for path in options.enrol_maps], set()
+    # A line that comes twice changes nothing here; scoring may refuse it.
+    lists = [read_trials(path, allow_duplicates=True) for path in options.trial_lists]
+    for trials in lists:
+        for enrol_map in enrol_maps or [None]:
+            ids |= utterances_of(trials, enrol_map)
+    return TrialLists(lists, enrol_maps, sorted(ids))
+
+
+def choose_training(options, paths, test_ids):
+    """Drop speakers of the trial lists, excluded speakers and what no list names.
+
+    Arguments
+    ---------
+    options : PrepareOptions
+        With ``train_folders``, ``train_lists`` and ``exclude_speakers``.
+    paths : dict of str to str
+        Utterance ID → recording, of all that were found below ``train_folders``.
+    test_ids : list of str
+        What the trial lists name.
+
+    Returns
+    -------
+    chosen : list of str
+        Sorted IDs that may be trained on.
+    left_out : dict of str to int
+        How many were dropped, and why.
+
+    Raises
+    ------
+    InputError
+        A malformed train list, or nothing left.
+    """
+    candidates = paths
+    if options.train_lists:
+        source = join(options.train_folders)
+        candidates = read_speaker_lists(options.train_lists, paths, source)
+    of_test = {speaker_of(name) for name in test_ids}
+    excluded = set(options.exclude_speakers)
+    speakers = {speaker_of(name) for name in paths}
+    unknown = excluded - speakers - of_test
+    if unknown:
+        logger.warning(
+            "exclude_speakers: %d of %d are in no folder, such as '%s'",
+            len(unknown),
+            len(excluded),
+            min(unknown),
+        )
+    logger.info(
+        "%d speakers of the trial lists and %d of exclude_speakers are not trained on",
+        len(of_test),
+        len(excluded),
+    )
+    never = of_test | excluded
+    chosen = [name for name in sorted(candidates) if speaker_of(name) not in never]
+    if not chosen:
+        raise InputError(
+            f"no training recording is left below {join(options.train_folders)}: all "
+            f"{len(speakers)} speakers are in trial lists, in exclude_speakers or in "
+            "no train list; expected at least 2 others"
+        )
+    left_out = {
+        "trial_speakers": len(of_test & speakers),
+        "excluded_speakers": len(excluded & speakers),
+        "not_listed": len(paths) - len(candidates),
+    }
+    return chosen, left_out
+
+
+def join(folders):
+    """Folders in words."""
+    return ", ".join(map(str, folders))

@@ -1,0 +1,91 @@
+"""A trained model as one ONNX file: waveform → embedding, without torch.
+
+    model.onnx     inputs   wavs [B, T] float32, ±1 at 16 kHz, padded on the right
+                            wav_lens [B] float32, relative to T; may be left out
+                   output   embeddings [B, E] float32
+    model.json     sizes, seconds, largest difference from torch; for int8 the cosines
+
+Any batch size and length; a padded batch gives what its single recordings give. Before
+the file takes its name it is loaded into onnxruntime and compared with the model on
+recordings of several lengths: a difference above 1e-4 is an error, and nothing is
+left behind. What a service needs to know is in the file's ``metadata_props``: sample
+rate, embedding size, fewest samples, version.
+
+Models of 2 GB and more keep their weights in a second file beside, which the first one
+names.
+"""
+
+import importlib
+import time
+from pathlib import Path
+
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_json
+
+EXTRA = "pip install 'speechbrain_ext[onnx]'"
+
+
+def export_onnx(model, output, int8=False, check_files=()):
+    """Write a speaker encoder as ONNX, checked against torch.
+
+    Arguments
+    ---------
+    model : SpeakerEncoder
+        On the CPU, in float32. It is put into eval mode, and stays as it is else.
+    output : str or Path
+        ``….onnx``. The report goes beside it, as ``….json``.
+    int8 : bool
+        Weights of the linear maps in 8 bits.
+    check_files : sequence of str or Path
+        Recordings (16 kHz) to compare the 8-bit model with the exact one on; none:
+        made-up ones.
+
+    Returns
+    -------
+    dict
+        The report, as in the JSON file.
+
+    Raises
+    ------
+    InputError
+        Where the extra is not installed, ``output`` does not end in .onnx, the
+        graph's embeddings differ from the model's, or those of 8 bits too much.
+    """
+    require_extra()
+    output = Path(output)
+    if output.suffix != ".onnx":
+        raise InputError(f"{output}: expected a name that ends in .onnx")
+    # these need the extra
+    from speechbrain_ext.export.onnx import check as onnx_files
+    from speechbrain_ext.export.onnx.build import build, describe
+    from speechbrain_ext.export.onnx.check import check_against_torch, read_all
+    from speechbrain_ext.export.onnx.quantise import quantise
+
+    model = model.eval()
+    with onnx_files.folder_beside(output) as folder:
+        start = time.perf_counter()
+        path = onnx_files.save(build(model), folder / "fp32.onnx")
+        report = {
+            **describe(model),
+            "export_seconds": round(time.perf_counter() - start, 2),
+            "fp32_bytes": onnx_files.file_bytes(path),
+            **check_against_torch(model, path),
+        }
+        if int8:
+            path, figures = quantise(path, read_all(path, check_files))
+            report.update(figures)
+        onnx_files.put_in_place(path, output)
+    write_json(output.with_suffix(".json"), report)
+    return report
+
+
+def require_extra():
+    """InputError where a package that exporting needs is not installed."""
+    try:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"ONNX export: the package {error.name} is missing, expected the extra: "
+            f"{EXTRA}"
+        ) from error

@@ -1,0 +1,333 @@
+"""SpeechBrain's run options → those that fit this machine.
+
+A model's folder, or its name on the hub → all that a verifier is made of.
+
+    hyperparams.yaml               needed: modules, and how recordings are treated
+    encoder_config.json            needed
+    speaker_encoder.safetensors    needed; or speaker_encoder.ckpt
+    calibration.json               for log-likelihood ratios
+    cohort.npz                     for AS-norm
+    thresholds.json                for decisions
+
+A folder is read where it lies: no network, no links, no copies. ``hyperparams.yaml``
+is code, as everywhere in SpeechBrain: load folders of people you trust. The other files
+are data and are read as such.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.features import MIN_SAMPLES
+from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, load_thresholds
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.pretrained import (
+    ENCODER_CONFIG,
+    HYPERPARAMS,
+    INFERENCE,
+    MODEL_CKPT,
+    MODEL_FILE,
+    TRAINING,
+    load_hyperparams,
+)
+from speechbrain_ext.scoring.backend import Backend, check_top_n, input_names
+from speechbrain_ext.scoring.calibration import QualityCalibrator
+from speechbrain_ext.scoring.cohort import load_cohort
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.weights import HUB_ID
+
+logger = logging.getLogger(__name__)
+
+
+def checked_run_opts(run_opts):
+    """SpeechBrain's run options → a dict of those given, fit for this machine.
+
+    ``device`` is a GPU where there is one. ``precision`` is fp32 unless asked for, and
+    on a CPU, or a GPU without bf16, whatever is asked for: a bf16 product takes a CPU
+    a hundred times as long.
+
+    Raises
+    ------
+    InputError
+        An unknown option or precision, or a device that is not there.
+    """
+    if hasattr(run_opts, "overridden_args"):
+        run_opts = {name: run_opts[name] for name in run_opts.overridden_args}
+    given = dict(run_opts or {})
+    name = given.get("device") or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}, expected cpu, cuda or cuda:0") from error
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(
+                f"device {name!r}, but this machine has {torch.cuda.device_count()} "
+                "GPU(s)"
+            )
+        device = torch.device("cuda", device.index or 0)
+    elif device.type != "cpu":
+        _check_usable(device)
+    given["device"] = str(device)
+    precision = given.get("precision", "fp32")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise InputError(f"precision {precision!r}, expected fp32, bf16 or fp16")
+    unfit = device.type == "cpu" or (
+        precision == "bf16" and not torch.cuda.is_bf16_supported(False)
+    )
+    if precision != "fp32" and unfit:
+        logger.warning("precision fp32 instead of %s on %s", precision, device)
+        given["precision"] = "fp32"
+    return given
+
+
+def _check_usable(device):
+    """InputError where torch knows the name of a device, but cannot compute on it."""
+    try:
+        usable = torch.ones(1, device=device).cpu().item() == 1
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"device {str(device)!r}, which torch cannot use here ({reason}), expected "
+            "cpu or cuda"
+        ) from error
+    if not usable:
+        raise InputError(f"device {str(device)!r}, expected cpu or cuda")
+
+
+CALIBRATION_FILE, COHORT_FILE = "calibration.json", "cohort.npz"
+# The classifier and pictures of the model card stay where they are.
+FETCHED = [
+    *(HYPERPARAMS, ENCODER_CONFIG, MODEL_FILE, MODEL_CKPT, TRAINING),
+    *(CALIBRATION_FILE, COHORT_FILE, THRESHOLDS_FILE),
+]
+
+
+class Rules(NamedTuple):
+    """How recordings are treated; all in seconds.
+
+    Attributes
+    ----------
+    min_seconds : float
+        Shorter ones are refused.
+    window_seconds, hop_seconds : float
+        Longer ones than a window are embedded in windows that begin every hop.
+    """
+
+    min_seconds: float
+    window_seconds: float
+    hop_seconds: float
+
+    def changed(self, window_seconds=None, hop_seconds=None):
+        """The same with other windows, checked; a new window alone is its own hop."""
+        if window_seconds is not None and hop_seconds is None:
+            hop_seconds = window_seconds
+        changes = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+        given = {name: x for name, x in changes.items() if x is not None}
+        return checked_rules(self._replace(**given))
+
+
+class Model(NamedTuple):
+    """What is in a folder.
+
+    ``hparams`` dict, ``rules``, ``backend``, ``thresholds`` dict by kind of score.
+    """
+
+    hparams: dict
+    rules: Rules
+    backend: Backend
+    thresholds: dict
+
+
+def find_folder(source, savedir=None, fetch_config=None):
+    """Where a model lies on this machine; one on the hub is fetched first.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, or a hub id, ``owner/name``. A folder of that name wins.
+    savedir : str or Path or None
+        Folder for files from the hub; None leaves them in the hub's cache.
+    fetch_config : speechbrain.utils.fetching.FetchConfig or None
+        Of a hub id: ``revision``, ``token``, ``huggingface_cache_dir``, and
+        ``allow_network``, without which only the cache is looked into.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        Neither a folder nor a hub id; the hub, or the cache, does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.match(str(source)):
+        raise InputError(
+            f"{source}: no such folder, and not a hub id, expected a model's folder "
+            "or owner/name"
+        )
+    return _from_hub(str(source), savedir, fetch_config)
+
+
+def load_model(folder, overrides=None):
+    """Read a model's folder, strictly.
+
+    Arguments
+    ---------
+    folder : str or Path
+    overrides : dict or None
+        Values for keys of ``hyperparams.yaml``.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    InputError
+        Names the file that is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    hparams = load_hyperparams(folder, overrides)
+    with naming(folder / HYPERPARAMS):
+        model = hparams["speaker_encoder"]
+        if not isinstance(model, SpeakerEncoder):
+            raise InputError(
+                f"speaker_encoder is a {type(model).__name__}, expected a "
+                "SpeakerEncoder"
+            )
+        if (rate := hparams.get("sample_rate")) != SAMPLE_RATE:
+            raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
+        names = Rules._fields
+        rules = checked_rules(
+            Rules(*(hparams.get(name, INFERENCE[name]) for name in names))
+        )
+        top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
+        check_top_n(top_n, "as_norm_top_n", "null")
+    backend = load_backend(folder, model.embedding_size, top_n)
+    path = folder / THRESHOLDS_FILE
+    thresholds = load_thresholds(path) if is_there(path) else {}
+    return Model(hparams, rules, backend, thresholds)
+
+
+def load_backend(folder, width, top_n):
+    """Cohort and calibrator of a folder, those that are there.
+
+    Arguments
+    ---------
+    folder : Path
+    width : int
+        Of the model's embeddings.
+    top_n : int or None
+        Cohort members that count; a calibrator knows better, and a smaller cohort
+        counts whole. None takes all.
+
+    Returns
+    -------
+    Backend
+
+    Raises
+    ------
+    InputError
+        A damaged file; a cohort of another width; a calibrator that takes other scores
+        than the folder can make.
+    """
+    cohort = calibrator = None
+    path = folder / CALIBRATION_FILE
+    if is_there(path):
+        calibrator = QualityCalibrator.load(path)
+        with naming(path):
+            top_n = _top_n_of(calibrator.names[0], top_n)
+    if is_there(folder / COHORT_FILE):
+        cohort = load_cohort(folder / COHORT_FILE)
+        if calibrator is None and top_n is not None and top_n > len(cohort.speakers):
+            logger.info(
+                "%s: all %d speakers count in AS-norm, as_norm_top_n is %d",
+                *(folder / COHORT_FILE, len(cohort.speakers), top_n),
+            )
+            top_n = len(cohort.speakers)
+    with naming(folder / COHORT_FILE):
+        backend = Backend(cohort, calibrator, top_n)
+        backend.check_width(width, "the model")
+    if calibrator is not None:
+        with_durations = "duration_min" in calibrator.names
+        expected = input_names(with_durations, cohort is not None, top_n)
+        if calibrator.names != expected:
+            raise InputError(
+                f"{path}: calibrates {', '.join(calibrator.names)}, expected "
+                f"{', '.join(expected)}, with {COHORT_FILE} "
+                f"{'absent' if cohort is None else 'there'}"
+            )
+    return backend
+
+
+def checked_rules(rules):
+    """The same Rules, or InputError."""
+    for name, value in zip(rules._fields, rules):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{name} is {value!r}, expected a number of seconds")
+    shortest = MIN_SAMPLES / SAMPLE_RATE
+    if not shortest <= rules.min_seconds < float("inf"):
+        raise InputError(
+            f"min_seconds is {rules.min_seconds}, expected at least {shortest}"
+        )
+    if not rules.window_seconds >= rules.min_seconds:
+        raise InputError(
+            f"window_seconds is {rules.window_seconds}, expected at least min_seconds, "
+            f"{rules.min_seconds}"
+        )
+    if not 0 < rules.hop_seconds <= rules.window_seconds:
+        raise InputError(
+            f"hop_seconds is {rules.hop_seconds}, expected above 0 and at most "
+            f"window_seconds, {rules.window_seconds}"
+        )
+    return rules
+
+
+def is_there(path):
+    """Whether a folder has this file; a link to nothing is no file that was left out.
+
+    The hub's cache is made of links: without this, half a download would be a model
+    without AS-norm.
+    """
+    return os.path.lexists(path)
+
+
+def _top_n_of(name, otherwise):
+    """What a calibrator's score was normalised by: ``as_norm_300`` → 300."""
+    if name == "s_norm":
+        return None
+    number = name.removeprefix("as_norm_")
+    if name != "cosine" and not number.isdecimal():
+        raise InputError(
+            f"calibrates {name!r} first, expected a score: cosine, s_norm or as_norm_N"
+        )
+    return int(number) if number.isdecimal() else otherwise
+
+
+def _from_hub(name, savedir, fetch_config):
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    options = {"local_dir": savedir}
+    if fetch_config is not None:
+        options |= {
+            "revision": fetch_config.revision,
+            "token": fetch_config.token or None,
+            "cache_dir": fetch_config.huggingface_cache_dir,
+            "local_files_only": not fetch_config.allow_network,
+        }
+    try:
+        return Path(snapshot_download(name, allow_patterns=FETCHED, **options))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise InputError(
+            f"{name}: no such folder, and the hub gave nothing "
+            f"({type(error).__name__}), expected a model's folder or a hub id"
+        ) from error

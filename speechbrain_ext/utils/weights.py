@@ -1,0 +1,233 @@
+"""Reading and loading weights: strictly, and never as code.
+
+transformers, SpeechBrain's Pretrainer and the published code go on with a warning
+where keys do not match. Here every missing, unexpected or wrong-shaped tensor is an
+error, unless its name was given beforehand.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
+from speechbrain_ext.utils.errors import InputError
+
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+SHOWN = 4
+
+
+def read_weights(path):
+    """Read a flat dictionary of tensors from .safetensors or a torch file.
+
+    Torch files are read with ``weights_only``: a pickle that holds code is refused.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        On the CPU, in the dtype of the file.
+
+    Raises
+    ------
+    InputError
+        Missing, truncated or hostile file, or something else than tensors inside.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            values = load_file(path)
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        # torch's second sentence advises to load without this guard
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise InputError(f"{path}: refused as weights ({reason})") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: cannot be read as weights ({reason})") from error
+    if not isinstance(values, dict) or not all(
+        isinstance(value, torch.Tensor) for value in values.values()
+    ):
+        raise InputError(f"{path}: expected a flat dictionary of tensors")
+    return values
+
+
+def save_weights(tensors, path):
+    """Write a flat dictionary of tensors as safetensors, for :func:`read_weights`.
+
+    Raises
+    ------
+    InputError
+        Where it cannot be written: a full disk, among others.
+    """
+    path = Path(path)
+    tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # safetensors' own is for the owner's eyes only
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not written ({error})") from error
+    path.chmod(mode)
+
+
+def load_strictly(module, weights, source, ignore=(), allow_missing=(), assign=False):
+    """Load ``weights`` into ``module``; any other mismatch is an error.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+    weights : dict of str to torch.Tensor
+    source : str
+        Where they come from, for the message.
+    ignore : sequence of str
+        Names (or their beginnings) of tensors in ``weights`` that are left aside.
+    allow_missing : sequence of str
+        Names (or their beginnings) of tensors in ``module`` that may stay as they are.
+    assign : bool
+        Take the given tensors themselves, in their dtype, in place of a copy into the
+        module's own: the module may then be built without memory, on ``meta``.
+
+    Raises
+    ------
+    InputError
+        With the first names and shapes of every kind of mismatch. ``module`` is then
+        as it was.
+    """
+    own = module.state_dict()
+    # str.startswith takes a tuple, and an empty one matches nothing
+    given = {k: v for k, v in weights.items() if not k.startswith(tuple(ignore))}
+    missing = [k for k in own if k not in given]
+    missing = [k for k in missing if not k.startswith(tuple(allow_missing))]
+    unexpected = [k for k in given if k not in own]
+    shapes = [
+        f"{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in given and given[k].shape != own[k].shape
+    ]
+    types = [
+        f"{k} {given[k].dtype} instead of {own[k].dtype}"
+        for k in own
+        if k in given and own[k].is_floating_point() > given[k].is_floating_point()
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}"
+        + (", …" if len(names) > SHOWN else "")
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape", shapes),
+            ("of the wrong type", types),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(f"{source}: weights do not fit: {'; '.join(problems)}")
+    bad = [k for k, v in given.items() if v.is_floating_point() and not _finite(v)]
+    if bad:
+        raise InputError(f"{source}: NaN or infinite weights in {bad[0]}")
+    module.load_state_dict(given, strict=False, assign=assign)
+
+
+class NoRandomValues(TorchFunctionMode):
+    """New parameters are left as the memory was: every one of them is loaded.
+
+    Drawing those of 580 M parameters takes longer than reading them.
+    """
+
+    _DRAWING = {
+        *(torch.Tensor.uniform_, torch.Tensor.normal_),
+        *(init.uniform_, init.normal_, init.trunc_normal_),
+        *(init.xavier_uniform_, init.xavier_normal_),
+        *(init.kaiming_uniform_, init.kaiming_normal_),
+    }
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self._DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def _finite(tensor):
+    # one reduction without a mask of the tensor's size: NaN and inf survive a sum of
+    # finite numbers unless it overflows, and then the exact test decides
+    return bool(torch.isfinite(tensor.float().sum())) or bool(
+        torch.isfinite(tensor).all()
+    )
+
+
+def read_pretrained_folder(source, savedir=None, prefix=""):
+    """A transformers folder or hub id → (folder, weights).
+
+    A folder makes no network call. ``prefix`` is taken off the tensors' names where a
+    file has it (a fine-tuned model saves its backbone under one).
+
+    Raises
+    ------
+    InputError
+        Where ``source`` is neither a folder nor a hub id, cannot be reached, or has
+        no configuration or weights.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _download(str(source), savedir)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{source}: no config.json in this folder")
+    weights = {}
+    for file in _weight_files(folder):
+        weights.update(read_weights(file))
+    if prefix and any(name.startswith(prefix) for name in weights):
+        weights = {
+            name[len(prefix) :]: value
+            for name, value in weights.items()
+            if name.startswith(prefix)
+        }
+    return folder, weights
+
+
+def _weight_files(folder):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            try:
+                parts = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, KeyError, AttributeError) as error:
+                raise InputError(f"{index}: not an index of weights") from error
+            return [folder / part for part in sorted(parts)]
+    raise InputError(
+        f"{folder}: no model.safetensors or pytorch_model.bin; for random weights give "
+        "the configuration file itself"
+    )
+
+
+def _download(name, savedir):
+    if not HUB_ID.match(name):
+        raise InputError(
+            f"{name}: no such folder, and not a hub id (owner/name) or .json file"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = ["config.json", "model*.safetensors*"]
+    try:
+        folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise InputError(
+            f"{name}: no such folder, and the hub gave nothing "
+            f"({type(error).__name__}); give a local folder when offline"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,174 @@
+"""The page: what it answers, and a real server without any network."""
+
+import re
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_verifier import add_backend, load, make_folder, write_voice
+
+from speechbrain_ext import app
+from speechbrain_ext.app import answer, import_gradio, launch
+from speechbrain_ext.utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def verifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
+    add_backend(model, folder / "voices")
+    return load(model)
+
+
+@pytest.fixture(scope="module")
+def plain_verifier(tmp_path_factory):
+    return load(make_folder(tmp_path_factory.mktemp("plain") / "model"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two takes of one voice."""
+    folder = tmp_path_factory.mktemp("clips")
+    return [
+        write_voice(folder / f"take{n}.wav", 20, 1.0 + 0.5 * n, n) for n in range(2)
+    ]
+
+
+def words(page):
+    """What a reader sees of HTML."""
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+@pytest.mark.parametrize(("threshold", "decision"), [(-99.0, True), (99.0, False)])
+def test_decision_score_threshold_probability(verifier, clips, threshold, decision):
+    page = answer(verifier, *clips, score="llr", threshold=threshold)
+    found = verifier.compare(*clips, score="llr", threshold=threshold)
+    text = words(page)
+    assert text.startswith("Same speaker " if decision else "Different speakers ")
+    sign = "at or above" if decision else "below"
+    assert f"{found.llr:.3f}, {sign} the threshold {threshold:.3f}." in text
+    assert f"Probability of one speaker: {100 * found.probability:.1f} %" in text
+    assert f"Cosine {found.cosine:.3f}, AS-norm score {found.as_norm:.3f}" in text
+    assert "take0.wav, 1.0 s" in text
+    assert "take1.wav, 1.5 s" in text
+    assert page.count("data:image/png;base64,") == 3  # the line, two spectrograms
+    assert page.count("alt=") == 3
+    assert str(clips[0]) not in page
+
+
+def test_rates_of_the_threshold(verifier, clips):
+    point = verifier.compare(*clips)
+    text = words(answer(verifier, *clips))
+    assert "where both errors were equally frequent" in text
+    assert f"{100 * point.false_accept_rate:.3g} % of pairs of different" in text
+    assert f"{100 * point.miss_rate:.3g} % of pairs of one speaker" in text
+
+
+def test_a_model_without_calibration_gives_no_probability(plain_verifier, clips):
+    text = words(answer(plain_verifier, *clips))
+    assert "no calibration, so there is no probability" in text
+    assert "nobody measured" in text
+    assert "%" not in text
+    assert "Also" not in text
+
+
+def test_bad_clips_are_named_in_the_page(plain_verifier, clips, tmp_path, monkeypatch):
+    (tmp_path / "text.wav").write_text("no sound")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(tmp_path / "short.wav", np.ones(800), 16000)
+    soundfile.write(tmp_path / "long.wav", np.ones(32000), 16000)
+    monkeypatch.setattr(app, "MOST_SECONDS", 1.9)
+    for name, reason in (
+        ("text.wav", "cannot be opened as sound"),
+        ("silent.wav", "silent, expected speech"),
+        ("short.wav", "800 samples, 0.05 s, expected at least 0.25 s"),
+        ("long.wav", "2 s, expected 2 s or less"),
+        ("gone.wav", "deleted, expected it to be uploaded less than 30 minutes ago"),
+    ):
+        page = answer(plain_verifier, clips[0], str(tmp_path / name))
+        assert 'role="alert"' in page
+        assert f"Clip 2, to be tested ({name}): {reason}" in words(page)
+        assert str(tmp_path) not in page
+
+
+def test_a_missing_clip(plain_verifier, clips):
+    assert "Clip 1, the known speaker: missing" in answer(plain_verifier, None, "b.wav")
+    assert "Clip 2, to be tested: missing" in answer(plain_verifier, clips[0], None)
+
+
+def test_names_of_files_are_no_html(plain_verifier, clips, tmp_path):
+    path = write_voice(tmp_path / "<img src=x onerror=alert(1)>.wav", 20)
+    for page in (
+        answer(plain_verifier, clips[0], path),
+        answer(plain_verifier, clips[0], str(tmp_path / "<script>.wav")),
+    ):
+        assert "<img src=x" not in page
+        assert "<script>" not in page
+        assert ("&lt;img src=x" in page) or ("&lt;script&gt;" in page)
+
+
+def test_without_gradio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(InputError, match=r"pip install speechbrain_ext\[app\]"):
+        import_gradio()
+
+
+# ---- the real server -----------------------------------------------------------------
+
+
+@pytest.fixture
+def other_hosts(monkeypatch):
+    """Connections and look-ups beyond this machine are refused, and listed here."""
+    asked = []
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def is_here(host):
+        return str(host) in ("127.0.0.1", "localhost", "::1", "None", "0.0.0.0")
+
+    def guarded_connect(self, address):
+        if self.family != socket.AF_UNIX and not is_here(address[0]):
+            asked.append(address)
+            raise OSError(f"no network in this test: {address}")
+        return connect(self, address)
+
+    def guarded_look_up(host, *args, **kwargs):
+        if not is_here(host.decode() if isinstance(host, bytes) else host):
+            asked.append(host)
+            raise OSError(f"no network in this test: {host}")
+        return look_up(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
+    return asked
+
+
+@pytest.mark.slow  # Gradio takes ten seconds to be imported
+def test_a_served_page_answers_reports_to_nobody_and_forgets(
+    plain_verifier, clips, tmp_path, monkeypatch, other_hosts
+):
+    from gradio_client import Client, handle_file
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "kept"))
+    (tmp_path / "bad.wav").write_text("no sound")
+    page = launch(plain_verifier, "tiny", "127.0.0.1", wait=False, threshold=-1.0)
+    try:
+        client = Client(page.local_url, verbose=False, analytics_enabled=False)
+        files = [handle_file(path) for path in (*clips, str(tmp_path / "bad.wav"))]
+        good = client.predict(*files[:2], api_name="/compare")
+        bad = client.predict(*files[1:], api_name="/compare")
+        assert words(good).startswith("Same speaker ")
+        assert "(bad.wav): cannot be opened as sound" in words(bad)
+        assert client.config["analytics_enabled"] is False
+        assert list((tmp_path / "kept").rglob("*.wav"))
+        with pytest.raises(InputError, match=f"port {page.server_port} on 127.0.0.1"):
+            launch(plain_verifier, "x", "127.0.0.1", page.server_port, wait=False)
+    finally:
+        page.close()
+    deadline = time.monotonic() + 60
+    while kept := list((tmp_path / "kept").rglob("*.wav")):
+        assert time.monotonic() < deadline, kept
+        time.sleep(0.1)
+    assert other_hosts == []

@@ -1,0 +1,130 @@
+"""Both sides of the trials: recordings, averaged models, concatenated models."""
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_extraction import make_model
+from tiny_training import write_voices
+
+from speechbrain_ext.data.manifest import Manifest
+from speechbrain_ext.evaluation.verification import (
+    checked_enrolments,
+    embedded,
+    enrolled,
+)
+from speechbrain_ext.inference.extraction import embed_to_file
+from speechbrain_ext.scoring.embeddings import load_embeddings
+from speechbrain_ext.scoring.enrolment import read_enrol_map
+from speechbrain_ext.utils.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Three recordings each of two speakers."""
+    folder = tmp_path_factory.mktemp("voices")
+    write_voices(folder, n_speakers=2, n_utterances=3)
+    ids = [f"id{s:02d}/s{take % 2}/{take:05d}" for s in (1, 0) for take in range(3)]
+    paths = [f"{folder}/wav/{name}.wav" for name in ids]
+    return Manifest(ids, paths, [0.7] * 6, [name[:4] for name in ids])
+
+
+def embed(manifest, path):
+    return embed_to_file(make_model(), manifest, path, progress=False)
+
+
+def test_recordings_are_embedded_into_a_file(manifest, tmp_path):
+    test = embedded(manifest, embed, tmp_path / "e.npz")
+    found = load_embeddings(tmp_path / "e.npz")
+    assert test.ids.tolist() == found.ids.tolist() == manifest.ids.tolist()
+    assert np.array_equal(test.side.vectors, found.vectors)
+    assert np.array_equal(test.side.durations, manifest.durations)
+    assert test.side.own is None
+    assert test.speakers == {name: name[:4] for name in manifest.ids.tolist()}
+    assert test.source == f"{tmp_path}/e.npz"
+
+
+def test_embeddings_that_are_given_are_taken(manifest, tmp_path):
+    """In the manifest's order, though the file has more in another one."""
+    vectors = embed(manifest, tmp_path / "e.npz")
+    given = load_embeddings(tmp_path / "e.npz")
+    order = np.array([4, 1, 0, 5, 2, 3])
+    shuffled = given._replace(ids=given.ids[order], vectors=given.vectors[order])
+    fewer = manifest.select(np.array([5, 1, 2]))
+
+    def never(manifest, path):
+        raise AssertionError(path)
+
+    test = embedded(fewer, never, "given.npz", shuffled)
+    assert test.ids.tolist() == fewer.ids.tolist()
+    assert np.array_equal(test.side.vectors, vectors[[5, 1, 2]])
+    assert test.source == "given.npz"
+    short = given._replace(ids=given.ids[:4], vectors=given.vectors[:4])
+    message = (
+        r"given.npz: no embedding of 'id00/s1/00001', expected those of all 6 .*2 a"
+    )
+    with pytest.raises(InputError, match=message):
+        embedded(manifest, never, "given.npz", short)
+
+
+@pytest.fixture
+def models(tmp_path):
+    path = tmp_path / "map"
+    path.write_text(
+        "a id00/s0/00000.wav id00/s1/00001.wav\n"
+        "b id01/s0/00002.wav\n"
+        "c id01/s0/00000.wav id00/s0/00002.wav\n"
+    )
+    return read_enrol_map(path)
+
+
+def test_models_by_averaging(manifest, models, tmp_path):
+    test = embedded(manifest, embed, tmp_path / "e.npz")
+    found = enrolled("average", models, test, manifest, None, tmp_path)
+    vector = dict(zip(test.ids.tolist(), test.side.vectors, strict=True))
+    names = models.utterances.values()
+    expected = [np.mean([vector[n] for n in group], axis=0) for group in names]
+    assert found.ids.tolist() == ["a", "b", "c"]
+    np.testing.assert_allclose(found.side.vectors, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found.side.durations, [1.4, 0.7, 1.4])
+    assert found.speakers == {"a": "id00", "b": "id01"}
+
+
+def test_models_by_concatenating(manifest, models, tmp_path):
+    found = enrolled("concatenate", models, None, manifest, embed, tmp_path)
+    assert found.ids.tolist() == ["a", "b", "c"]
+    path = dict(zip(manifest.ids.tolist(), manifest.paths.tolist(), strict=True))
+    (tmp_path / "plain").mkdir()
+    joined = []
+    for model, names in models.utterances.items():
+        wavs = [soundfile.read(path[name])[0] for name in names]
+        joined.append(str(tmp_path / f"plain/{model}.wav"))
+        soundfile.write(joined[-1], np.concatenate(wavs), 16000)
+    plain = Manifest(["a", "b", "c"], joined, [1.4, 0.7, 1.4], ["x"] * 3)
+    expected = embed(plain, tmp_path / "plain/e.npz")
+    assert np.array_equal(found.side.vectors, expected)
+    np.testing.assert_allclose(found.side.durations, [1.4, 0.7, 1.4])
+    assert found.speakers["a"] == "id00"
+    assert found.source == f"{tmp_path}/enrolment_embeddings.npz"
+    assert load_embeddings(found.source).ids.tolist() == ["a", "b", "c"]
+    # the other protocol gives other models, but for one of a single recording
+    test = embedded(manifest, embed, tmp_path / "e.npz")
+    average = enrolled("average", models, test, manifest, embed, tmp_path)
+    same = np.isclose(found.side.vectors, average.side.vectors, rtol=1e-3).all(axis=1)
+    assert same.tolist() == [False, True, False]
+
+
+def test_protocols():
+    assert checked_enrolments(["average", "concatenate"]) == ["average", "concatenate"]
+    assert checked_enrolments("concatenate") == ["concatenate"]
+
+
+@pytest.mark.parametrize(
+    "enrolment",
+    [[], "", None, "averag", ["average", "average"], ["average", 3], [["average"]], 3],
+)
+def test_other_protocols_are_refused(enrolment):
+    message = r"enrolment: .*, expected some of average, concatenate, each once"
+    with pytest.raises(InputError, match=message):
+        checked_enrolments(enrolment)

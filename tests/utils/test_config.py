@@ -1,0 +1,386 @@
+"""Command lines and YAML files: what they mean, and one line for what is wrong."""
+
+import math
+
+import pytest
+import torch
+from speechbrain.core import RunOptions
+
+from speechbrain_ext.utils.config import (
+    call_with,
+    load_run,
+    load_yaml,
+    parse_overrides,
+    split_words,
+)
+from speechbrain_ext.utils.errors import InputError
+
+FILE = """\
+folder: results/one # a comment
+save: !ref <folder>/save
+rate: 0.001
+count: 4
+flag: False
+numbers: [2.0, 3.0]
+words: [a, b]
+nothing: null
+section: {depth: 2, inner: {name: x, low: 1.5}}
+linear: !new:torch.nn.Linear
+    in_features: !ref <count>
+    out_features: 2
+"""
+KEYS = (
+    *("save", "rate", "count", "flag", "numbers", "words", "nothing", "section"),
+    "linear",
+)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def values(file, *words):
+    """The hparams after overriding."""
+    return load_run([str(file), *words], KEYS)[3]
+
+
+def complaint(file, *words, keys=KEYS):
+    with pytest.raises(InputError) as caught:
+        load_run([str(file), *words], keys)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- what an override means ----------------------------------------------------------
+
+
+def test_without_overrides_the_file_counts(file):
+    path, run_opts, overrides, hparams = load_run([str(file)], KEYS)
+    assert path == str(file)
+    assert overrides == {}
+    assert hparams["save"] == "results/one/save"
+    assert hparams["section"]["inner"] == {"name": "x", "low": 1.5}
+    assert run_opts.noprogressbar is False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=b",
+        "/data/my run",
+        "/data/run #2",
+        "a: b",
+        "host:8080",
+        "2026-11-21",
+        "1e3",
+        "12",
+        "2026_11_21",
+        "null",
+        "yes",
+        "-",
+        "*star",
+        "@at",
+        "50%",
+        "ä/λ",
+        "back\\slash",
+        "a, b",
+        "x{y}",
+    ],
+)
+def test_a_text_stays_as_it_was_typed(file, text):
+    assert values(file, f"--folder={text}")["save"] == f"{text}/save"
+    assert values(file, "--folder", text)["save"] == f"{text}/save"
+
+
+def test_quotes_are_yaml(file):
+    assert values(file, "--folder='[a] b'")["save"] == "[a] b/save"
+    assert values(file, '--folder="x"')["save"] == "x/save"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1E-5", 1e-5),
+        ("1.0e-5", 1e-5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-2", -2),
+        ("+3.5", 3.5),
+        ("1e30", 1e30),
+        ("7", 7),
+    ],
+)
+def test_numbers_are_numbers(file, text, value):
+    found = values(file, f"--rate={text}")["rate"]
+    assert found == value
+    assert type(found) in (int, float)
+    found = values(file, f"--numbers=[{text}, 1]")["numbers"]
+    assert [float(x) for x in found] == [value, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("null", None),
+        ("~", None),
+        ("None", None),
+        ("True", True),
+        ("false", False),
+        ("12", 12),
+        ("1e-5", 1e-5),
+        ("word", "word"),
+        ("2026-11-21", "2026-11-21"),
+        ("1_000", "1_000"),
+        ("10:30", "10:30"),
+        ("[a, b c]", ["a", "b c"]),
+        ("{a: 1}", {"a": 1}),
+        ("[]", []),
+        ("'12'", "12"),
+        ("!ref <count>", 4),
+        ("!new:torch.nn.Identity", torch.nn.Identity),
+    ],
+)
+def test_where_the_file_says_nothing_the_text_decides(file, text, value):
+    found = values(file, f"--nothing={text}")["nothing"]
+    if isinstance(value, type):
+        assert isinstance(found, value)
+    else:
+        assert found == value
+        assert type(found) is type(value) or not isinstance(value, (bool, int, str))
+
+
+def test_lists_and_nulls(file):
+    assert values(file, "--words=[/a b/c, d]")["words"] == ["/a b/c", "d"]
+    assert values(file, "--words=/only/one")["words"] == "/only/one"
+    assert values(file, "--words=null")["words"] is None
+    assert values(file, "--section=null")["section"] is None
+    assert values(file, "--flag=True")["flag"] is True
+
+
+def test_nested_keys_change_one_value(file):
+    words = ["--section.inner.low=1e-3", "--section.depth", "5"]
+    section = values(file, *words)["section"]
+    assert section == {"depth": 5, "inner": {"name": "x", "low": 1e-3}}
+    section = values(file, "--section={depth: 7}")["section"]
+    assert section == {"depth": 7, "inner": {"name": "x", "low": 1.5}}
+    assert values(file, "--linear.out_features=3")["linear"].out_features == 3
+    found = values(file, "--section={depth: 7}", "--section.inner.name=1")["section"]
+    assert found == {"depth": 7, "inner": {"name": "1", "low": 1.5}}
+
+
+def test_the_last_of_two_counts(file):
+    assert values(file, "--rate=1", "--rate=2")["rate"] == 2
+
+
+def test_run_options_go_to_speechbrain(file):
+    words = ["--noprogressbar", "--max_grad_norm=2.5", "--ckpt_interval_steps", "7"]
+    _, run_opts, overrides, _ = load_run([str(file), *words, "--rate=1"], KEYS)
+    assert (run_opts.noprogressbar, run_opts.max_grad_norm) == (True, 2.5)
+    assert run_opts.ckpt_interval_steps == 7
+    assert {"noprogressbar", "max_grad_norm"} <= run_opts.overridden_args
+    assert overrides == {"rate": 1}
+
+
+def test_speechbrain_saves_the_file_with_the_overrides(file, tmp_path):
+    import speechbrain as sb
+
+    words = ["--folder=a=b #1", "--rate=1e-5", "--section.inner.low=2"]
+    words.append("--nothing={a: {b: 1e-5}}")
+    path, _, overrides, _ = load_run([str(file), *words], KEYS)
+    sb.create_experiment_directory(str(tmp_path / "out"), path, overrides)
+    found = load_yaml(tmp_path / "out/hyperparams.yaml")
+    assert found["folder"] == "a=b #1"
+    assert found["rate"] == 1e-5
+    assert found["section"]["inner"] == {"name": "x", "low": 2}
+    assert found["nothing"] == {"a": {"b": 1e-5}}
+
+
+def test_words_are_split():
+    words = ["--a=b=c", "--d", "e f", "--noprogressbar", "--g=", "--device", "cpu"]
+    options, overrides = split_words(words)
+    assert options == ["--noprogressbar", "--device=cpu"]
+    assert overrides == {"a": "b=c", "d": "e f", "g": ""}
+    assert parse_overrides("f", {"a": "x"}, {"a": "b=c"}) == {"a": "b=c"}
+
+
+# ---- devices and precision -----------------------------------------------------------
+
+
+def test_without_a_gpu_the_cpu_is_taken_in_fp32(file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with open(file, "a") as more:
+        more.write("precision: bf16\n")
+    _, run_opts, _, hparams = load_run([str(file)], KEYS)
+    assert (run_opts.device, run_opts.distributed_backend) == ("cpu", "gloo")
+    assert hparams["precision"] == "fp32"
+    for words in (["--precision=bf16"], ["--eval_precision", "fp16"]):
+        assert "needs a GPU" in complaint(file, *words)
+    for name in ("cuda", "cuda:0", "cuda:7"):
+        assert "0 GPU(s)" in complaint(file, f"--device={name}")
+
+
+def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with open(file, "a") as more:
+        more.write("eval_precision: bf16\n")
+    _, run_opts, _, hparams = load_run([str(file)], KEYS)
+    assert (run_opts.device, run_opts.distributed_backend) == (None, "nccl")
+    assert hparams["eval_precision"] == "bf16"
+    assert values(file, "--eval_precision=fp32")["eval_precision"] == "fp32"
+    assert "this machine has 2 GPU(s)" in complaint(file, "--device=cuda:2")
+    assert load_run([str(file), "--device=cpu"], KEYS)[1].distributed_backend == "gloo"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert "process 2 of this machine has no GPU" in complaint(file)
+
+
+def test_one_interval_of_checkpoints_counts(file):
+    with open(file, "a") as more:
+        more.write("ckpt_interval_minutes: 30\n")
+    assert values(file)["ckpt_interval_minutes"] == 30
+    steps = "--ckpt_interval_steps=5"
+    assert values(file, steps)["ckpt_interval_minutes"] == 0
+    assert "expected one" in complaint(file, steps, "--ckpt_interval_minutes=3")
+
+
+# ---- what is wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--ratte=1"], "--ratte: no such key in * did you mean 'rate'?"),
+        (["--inner.low=1"], "did you mean 'section.inner.low'?"),
+        (["--depth=1"], "did you mean 'section.depth'?"),
+        (["--section.width=1"], "--section.width: no such key"),
+        (["--rate.x=1"], "--rate.x: no such key"),
+        (["--section=null", "--section.depth=1"], "--section.depth: no such key"),
+        (["--folder"], "--folder on the command line has no value"),
+        (["rate=1"], "'rate=1' on the command line, expected --key=value"),
+        (["--"], "no value"),
+        (["--numbers={a:1}"], "--numbers={a:1}: expected 'a: 1', a space after"),
+        (["--numbers=[1, 2"], "--numbers=[1, 2: not valid YAML"),
+        (["--words=[a: b: c]"], "not valid YAML"),
+        (["--numbers=3"], "--numbers=3: expected a list of numbers"),
+        (["--numbers=[a, b]"], "expected a list of numbers"),
+        (["--count=4.5"], "--count=4.5: expected a whole number"),
+        (["--count=many"], "expected a whole number"),
+        (["--count=True"], "expected a whole number"),
+        (["--count="], "expected a whole number"),
+        (["--rate=fast"], "--rate=fast: expected a number"),
+        (["--flag=1"], "--flag=1: expected True or False"),
+        (["--flag=yes"], "expected True or False"),
+        (["--folder="], "expected a text"),
+        (["--folder=[a]"], "expected a text"),
+        (["--section=3"], "expected {key: value} or null"),
+        (["--max_grad_norm=big"], "argument --max_grad_norm: invalid float value"),
+        (["--precision=fp64"], "argument --precision: invalid choice: 'fp64'"),
+        (["--noprogressbar=1"], "--noprogressbar: ignored explicit argument '1'"),
+        (["--device=gpu"], "--device=gpu: expected cpu, cuda or cuda:0"),
+        (["--param_file=y.yaml"], "--param_file: no such key"),
+        (["--linear.in_features=-3"], "negative dimension"),
+        (["--nothing=!new:torch.nn.Nope"], "names something not installed"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(file, words, expected):
+    found = complaint(file, *words)
+    for part in expected.split(" * "):
+        assert part in found
+
+
+@pytest.mark.parametrize("argv", [[], ["--rate=1"], ["-h"]])
+def test_no_file(argv):
+    with pytest.raises(InputError, match="no hyperparameter file"):
+        load_run(argv, KEYS)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            ("rate: 0.001", "rate: 0.001\nrat: 1"),
+            "nothing reads the key 'rat'; did you",
+        ),
+        (("rate: 0.001", "rate: 0.001\nrate: 1"), 'line 4: found duplicate key "rate"'),
+        (("rate: 0.001", "rate: !PLACEHOLDER"), "rate must be given: --rate="),
+        (("depth: 2", "depth: !PLACEHOLDER "), "'section[depth]' is a !PLACEHOLDER"),
+        (("[2.0, 3.0]", "[2.0, 3.0"), "not valid YAML: line"),
+        (("flag: False", "\tflag: False"), "not valid YAML: line 5"),
+        (("<count>", "<coun>"), 'The reference "coun" is not valid'),
+        (("torch.nn.Linear", "torch.nn.Linea"), "no such class as torch.nn.Linea"),
+        (("torch.nn.Linear", "no.such.Thing"), "not installed"),
+        (("out_features: 2", "out: 2"), "unexpected keyword argument 'out'"),
+        (("out_features: 2", "out_features: two"), "x.yaml"),
+        (("out_features: 2", "out_features: !ref <count> / 0"), "division by zero"),
+    ],
+)
+def test_a_wrong_file_is_one_line(file, change, expected):
+    assert change[0] in FILE
+    file.write_text(FILE.replace(*change, 1))
+    found = complaint(file)
+    assert expected in found
+    assert str(file) in found or "must be given" in found
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "not a list of `key: value`"),
+        (b"- a\n- b\n", "not a list of `key: value`"),
+        (b"just words", "not a list of `key: value`"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"a: \x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping(file, content, expected):
+    file.write_bytes(content)
+    assert expected in complaint(file)
+
+
+def test_a_missing_file(tmp_path):
+    assert "no such hyperparameter file" in complaint(tmp_path / "no.yaml")
+    assert "no such hyperparameter file" in complaint(tmp_path)
+    with pytest.raises(InputError, match=r"no\.yaml: No such file"):
+        load_yaml(tmp_path / "no.yaml")
+
+
+def test_placeholders_are_filled_by_overrides(file):
+    file.write_text(FILE.replace("rate: 0.001", "rate: !PLACEHOLDER"))
+    assert values(file, "--rate=0.5")["rate"] == 0.5
+    assert "must be given" in complaint(file, "--rate=")
+
+
+def test_keys_of_speechbrain_and_keys_for_their_effect_are_known(file):
+    with open(file, "a") as more:
+        more.write("max_grad_norm: 1.0\n__seed: !apply:math.sqrt [4]\n")
+    assert values(file)["max_grad_norm"] == 1.0
+    assert "max_grad_norm" in RunOptions().as_dict()
+
+
+# ---- sections as arguments -----------------------------------------------------------
+
+
+def test_a_section_becomes_arguments():
+    def power(base, exponent=2):
+        return base**exponent
+
+    assert call_with(power, "x", {"x": {"base": 3}}) == 9
+    for values, expected in (
+        ({"base": 3, "expo": 3}, "unexpected keyword argument 'expo'"),
+        ({}, "missing a required argument: 'base'"),
+        (None, "None"),
+        ([1], "list"),
+    ):
+        with pytest.raises(InputError, match=f"^x: .*{expected}"):
+            call_with(power, "x", {"x": values})
+
+
+def test_an_error_inside_the_function_is_not_hidden():
+    with pytest.raises(TypeError):
+        call_with(lambda x: math.sqrt(x), "x", {"x": {"x": "text"}})
