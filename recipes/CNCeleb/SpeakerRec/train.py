@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
-from cnceleb_prepare import prepare_cnceleb
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_ext.data.corpora.cnceleb import prepare_cnceleb
 from speechbrain_ext.training.build import (
     KEYS,
     export,

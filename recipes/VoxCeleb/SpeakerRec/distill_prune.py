@@ -27,8 +27,8 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import get_rank, if_main_process
-from voxceleb_prepare import prepare_voxceleb
 
+from speechbrain_ext.data.corpora.voxceleb import prepare_voxceleb
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
 from speechbrain_ext.profiling import count_parameters

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
-from voxblink2_prepare import prepare_voxblink2
-from voxceleb_prepare import prepare_voxceleb
 
 from speechbrain_ext.data.arrow_manifest import mix_manifests
 from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
+from speechbrain_ext.data.corpora.voxblink2 import prepare_voxblink2
+from speechbrain_ext.data.corpora.voxceleb import prepare_voxceleb
 from speechbrain_ext.training.build import KEYS as OF_A_STAGE
 from speechbrain_ext.training.build import (
     export,
