@@ -142,7 +142,7 @@ class Classification(Term):
     Arguments
     ---------
     classifier : callable
-        ``n_classes=…`` → module (embeddings, labels) → loss, as
+        (``embedding_size=``, ``n_classes=``) → module (embeddings, labels) → loss, as
         :class:`~speechbrain_ext.losses.ArcFace`.
     margin_schedule : callable, optional
         Progress in epochs → the classifier's ``margin``.
@@ -181,7 +181,9 @@ class Classification(Term):
             "n_perturbed": data.n_perturbed,
         }
         self.classes = Classes(len(data.speakers), data.n_speeds, data.n_perturbed)
-        self.classifier = self.factory(n_classes=self.classes.count)
+        self.classifier = self.factory(
+            embedding_size=speaker_encoder.embedding_size, n_classes=self.classes.count
+        )
         if self.pretrained_folder and not self.new_classifier:
             load_classifier(self.pretrained_folder, self.classifier, **self.training)
 
@@ -233,10 +235,9 @@ class Classification(Term):
         return modules["classifier"](outputs.embeddings, outputs.labels)
 
     def epoch_stats(self, modules):
-        """Margin of the last step."""
-        return (
-            {} if self.margin_schedule is None else {"margin": self.classifier.margin}
-        )
+        """Margin of the last step, where the classifier has one."""
+        has_margin = hasattr(self.classifier, "margin")
+        return {"margin": self.classifier.margin} if has_margin else {}
 
     def saved(self):
         """The classifier, and whose rows it has."""

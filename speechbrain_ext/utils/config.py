@@ -205,8 +205,11 @@ def parse_overrides(path, tree, texts, parameters=()):
             if into is None:  # --section=null --section.depth=1
                 raise _unknown(path, tree, key, parameters)
         takes = parameters if inside is tree else _takes(inside)
-        own = inside.get(last, _default(takes, last))
-        into[last] = _value(key, text, own)
+        optional = last in takes and takes[last].default is None
+        if optional and CONSTANTS.get(text.strip(), text) is None:
+            into[last] = None
+        else:
+            into[last] = _value(key, text, inside.get(last, _default(takes, last)))
     return values
 
 
@@ -372,17 +375,32 @@ def _check_keys(path, text, tree, overrides, parameters):
         for name in NAME_IN_REFERENCE.findall(reference)
     }
     known = {*parameters, *RUN_OPTIONS}
-    for key, value in tree.items():
+    for key in tree:
         done_for_its_effect = str(key).startswith("__")  # as __set_seed
         if not done_for_its_effect and key not in known and key not in referred:
             hint = _did_you_mean(str(key), known)
             raise InputError(f"{path}: nothing reads the key {key!r}{hint}")
-        tag = getattr(getattr(value, "tag", None), "value", None)
-        if tag == "!PLACEHOLDER" and overrides.get(key) is None:
-            raise InputError(f"{path}: {key} must be given: --{key}=…")
+    if unfilled := _unfilled(tree, overrides):
+        raise InputError(f"{path}: {unfilled} must be given: --{unfilled}=…")
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in {*tree, *overrides}:
             raise InputError(f"{path}: no key {key!r}, expected one")
+
+
+def _unfilled(tree, overrides):
+    """Name of the first placeholder that no override fills, or None."""
+    takes = _takes(tree)
+    for key, value in tree.items():
+        other = overrides.get(key)
+        if getattr(getattr(value, "tag", None), "value", None) == "!PLACEHOLDER":
+            optional = key in takes and takes[key].default is None
+            if other is None and not (optional and key in overrides):
+                return key
+        elif isinstance(value, Mapping) and (key not in overrides or other is not None):
+            other = other if isinstance(other, Mapping) else {}
+            if unfilled := _unfilled(value, other):
+                return unfilled
+    return None
 
 
 def _why(error):

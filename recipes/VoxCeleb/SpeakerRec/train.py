@@ -28,6 +28,7 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import get_rank, if_main_process
+from speechbrain.utils.train_logger import FileTrainLogger
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
@@ -55,7 +56,6 @@ def train(
     lr_schedule,
     epoch_counter,
     checkpointer,
-    train_logger,
     lora=None,
     pretrained_folder=None,
     validation=EERTrials.of,
@@ -87,7 +87,7 @@ def train(
         Parameters → optimiser.
     lr_schedule : callable
         Progress in epochs → learning rate.
-    epoch_counter, checkpointer, train_logger
+    epoch_counter, checkpointer
         SpeechBrain's.
     lora : dict, optional
         Arguments of :func:`~speechbrain_ext.adaptation.inject_lora`.
@@ -111,6 +111,7 @@ def train(
     **options
         Other run options of SpeechBrain.
     """
+    folder = Path(output_folder)
     prepared = main_process_first(prepare)
     data = train_data(prepared.train, seed=seed)
     speaker_encoder = modules["speaker_encoder"]
@@ -125,14 +126,14 @@ def train(
         modules=modules,
         terms=terms,
         validation=validation(prepared, data.valid_batch_seconds),
-        step_log=Path(output_folder) / "steps.csv",
+        step_log=folder / "steps.csv",
         sampler=data.sampler,
         opt_class=opt_class,
         hparams={
             **options,
             "lr_schedule": lr_schedule,
             "epoch_counter": epoch_counter,
-            "train_logger": train_logger,
+            "train_logger": FileTrainLogger(folder / "train_log.txt"),
             "global_batch": global_batch,
             "precision": precision,
             "ckpt_interval_minutes": ckpt_interval_minutes,
@@ -153,7 +154,7 @@ def train(
 
     model, figures = brain.finish()
     if if_main_process():
-        save(model, figures, terms, pretrained_folder, Path(output_folder), stage)
+        save(model, figures, terms, pretrained_folder, folder, stage)
     leave_group()
 
 
