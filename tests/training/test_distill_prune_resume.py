@@ -9,7 +9,7 @@ from tiny_distillation import STEPS, StoppedBrain, distill_run, steps_of
 from tiny_training import assert_same, in_processes, saved, state_of, train
 
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.training.terms import DistillPruneBrain
+from speechbrain_ext.training.brain import SpeakerBrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +55,7 @@ def test_stopped_in_validation(corpus, tmp_path, options):
 
 
 def test_steps_that_no_checkpoint_holds_are_taken_and_written_again(corpus, tmp_path):
-    class Dies(DistillPruneBrain):
+    class Dies(SpeakerBrain):
         def compute_objectives(self, *arguments):
             if self.optimizer_step == 11:
                 raise KeyboardInterrupt  # no checkpoint, as when it is killed
@@ -75,7 +75,7 @@ def test_steps_that_no_checkpoint_holds_are_taken_and_written_again(corpus, tmp_
 # ---- several processes ---------------------------------------------------------------
 
 
-class Drawn(DistillPruneBrain):
+class Drawn(SpeakerBrain):
     """Keeps one gate's draw of every step; rank 1 may get a signal."""
 
     stop_at = None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_training import StoppedBrain, assert_same, tiny_run, train
 
-from speechbrain_ext.training.terms import SpeakerBrain
+from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
