@@ -4,6 +4,7 @@
 processes of its own, as torchrun would, without the seconds that importing takes.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -256,7 +257,8 @@ def assert_same(found, expected):
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PACKAGE = ("adaptation", "brains.speaker", "data.augment", "data.prepare", "hyper")
 _PACKAGE += ("lobes.heads", "pretrained", "profiling", "backend_plan", "verification")
-_PACKAGE += ("extraction", "scoring.report")
+_PACKAGE += ("extraction", "scoring.report", "training", "data.voxblink2")
+_PACKAGE += ("brains.distill_prune", "verification_run", "data.own_corpus")
 _CONTEXT.set_forkserver_preload(
     [
         *("pytest", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -304,6 +306,7 @@ def in_processes(function, world_size, *arguments, seconds=120):
 
 
 def _child(function, arguments, stderr, environment):
+    gc.freeze()  # what the server of forks has imported is no garbage
     os.environ.update({name: str(value) for name, value in environment.items()})
     if stderr is not None:
         descriptor = os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
