@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from speechbrain_ext import __version__
-from speechbrain_ext.export.card import FILES, CardFacts, make_card
+from speechbrain_ext.export.card import FILES, CardFacts, encoder_title, make_card
 from speechbrain_ext.export.thresholds import (
     Measured,
     from_calibration,
@@ -339,6 +339,8 @@ def export_model(
         threshold_source=measured.source,
         cohort_size=0 if backend.cohort is None else len(backend.cohort.speakers),
         structure=pruned_structure(source.model),
+        encoder=encoder_title(source.model.encoder),
+        sample_rate=getattr(source.model.encoder, "sample_rate", RATE),
     )
     make_card(facts, card_template)  # what is wrong with it, before anything is written
     with write_folder_atomically(output) as folder, _as_if_in(output, folder):

@@ -33,7 +33,7 @@ SUFFIXES = (*SOUND_FILES, NEEDS_CONVERSION)
 
 
 class Listing(NamedTuple):
-    """``ids``, ``paths`` [N] of recordings; ``refused`` (path, reason); n ``ignored``."""
+    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each; n ``ignored``."""
 
     ids: list
     paths: list
