@@ -305,7 +305,7 @@ def test_the_command(final, results, tmp_path, capsys):
     words = ["export", f"--pretrained_folder={final}", f"--results={results}"]
     words += [f"--output={out}", "--name=me/voice", "--licence=mit", "--half"]
     words += ["--language", "en", "zh", "--training_data=Our Data", "--without_cohort"]
-    main([*words, "--without_classifier"])
+    main(words)
     found = capsys.readouterr()
     assert found.out == f"{out}\n"
     assert "thresholds: " in found.err
@@ -326,8 +326,6 @@ def test_the_command(final, results, tmp_path, capsys):
     assert names(out) == MODEL | BACKEND | {"classifier.safetensors"}
     assert list(load_thresholds(out / "thresholds.json")) == ["llr"]
     capsys.readouterr()
-    with pytest.raises(SystemExit, match="2"):
-        main([*words, "--with_classifier", "--without_classifier"])
     with pytest.raises(SystemExit, match="1"):
         main([*words[:4], "--trials=x.txt"])
     line = capsys.readouterr().err.splitlines()[-1]
