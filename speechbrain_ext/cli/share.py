@@ -31,6 +31,7 @@ def _add_export(commands):
         nargs="+",
         default=[],
         dest="languages",
+        metavar="LANGUAGE",
         help="of the training: en zh …",
     )
     parser.add_argument("--training_data", help="in words: VoxCeleb2")
