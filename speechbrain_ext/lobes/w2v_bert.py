@@ -17,12 +17,9 @@ for the same reason; the other dropouts of the configuration are in force in tra
 """
 
 import copy
-import json
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.features import (
@@ -33,9 +30,21 @@ from speechbrain_ext.features import (
     STACK,
     W2VBertFeatures,
 )
-from speechbrain_ext.lobes.conformer import ConformerLayer, LayerShape
+from speechbrain_ext.lobes.conformer import (
+    ConformerLayer,
+    ConvolutionModule,
+    FeedForward,
+    LayerShape,
+    RelativeKeyAttention,
+)
+from speechbrain_ext.lobes.encoder import (
+    Encoder,
+    padding_mask,
+    read_configuration,
+    read_source,
+)
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.weights import load_strictly, read_pretrained_folder
+from speechbrain_ext.utils.weights import load_strictly
 
 
 def full_shape(config):
@@ -155,7 +164,7 @@ class ConformerStack(nn.Module):
         )
 
 
-class W2VBertEncoder(nn.Module):
+class W2VBertEncoder(Encoder):
     """Waveform → (L+1 hidden states, lengths).
 
     Arguments
@@ -183,24 +192,23 @@ class W2VBertEncoder(nn.Module):
     (3, torch.Size([2, 49, 32]))
     """
 
+    min_samples = MIN_SAMPLES
+    lora_targets = ("linear_q", "linear_v")
+
     def __init__(
         self, source, frozen=False, gradient_checkpointing=False, savedir=None
     ):
-        super().__init__()
+        super().__init__(frozen, gradient_checkpointing)
         self.config, weights = resolve_source(source, savedir)
+        self.arguments["source"] = self.config.to_dict()
         # not a key of transformers: our configurations for random weights may have it
         self.features = W2VBertFeatures(
             getattr(self.config, "normalise_variance", True)
         )
         self.feature_projection = FeatureProjection(self.config)
         self.encoder = ConformerStack(self.config)
-        self.gradient_checkpointing = gradient_checkpointing
-        self.frozen = frozen
         if weights is not None:
             load_strictly(self, weights, str(source), ignore=UNUSED)
-        if frozen:
-            self.requires_grad_(False)
-            self.train(False)
 
     @property
     def hidden_size(self):
@@ -209,52 +217,37 @@ class W2VBertEncoder(nn.Module):
 
     @property
     def n_states(self):
-        """Number of hidden states, L + 1."""
+        """L + 1: the projected input and every layer's output."""
         return len(self.encoder.layers) + 1
 
-    def train(self, mode=True):
-        """A frozen encoder stays in eval mode; only LoRA's dropout follows ``mode``."""
-        super().train(mode and not self.frozen)
-        if self.frozen and mode:
-            for name, module in self.named_modules():
-                if "lora_dropout" in name:
-                    module.train(mode)
-        return self
+    def front_end(self, wavs, wav_lens=None):
+        """[B, T] → features [B, T', 160], relative lengths [B]."""
+        return self.features(wavs, wav_lens)
 
-    def forward(self, wavs, wav_lens=None):
-        """Encode a batch of waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], ±1 at 16 kHz.
-        wav_lens : torch.Tensor
-            [B], relative to T; None where nothing is padded.
-
-        Returns
-        -------
-        states : list of torch.Tensor
-            L+1 tensors [B, T', C]: projected input, then every layer's output. Only
-            their valid frames mean anything.
-        lens : torch.Tensor
-            [B], relative to T'.
-        """
-        features, lens = self.features(wavs, wav_lens)
-        return self.encode_features(features, lens), lens
-
-    def encode_features(self, features, lens=None):
-        """[B, T', 160] features and their relative lengths → L+1 states [B, T', C]."""
-        features = features.to(self.feature_projection.projection.weight.dtype)
-        padding = padding_mask(features.shape[1], lens)
-        x = self.feature_projection(features)
+    def encode(self, x, lens=None):
+        """Features [B, T', 160] and their lengths → L+1 states [B, T', C]."""
+        x = x.to(self.feature_projection.projection.weight.dtype)
+        padding = padding_mask(x.shape[1], lens)
+        x = self.feature_projection(x)
         states = [x]
         if padding is not None:
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
         x = self.encoder.dropout(x)
         for layer in self.encoder.layers:
-            x = self._run(layer, x, padding)
+            x = self.checkpointed(layer, x, padding)
             states.append(x)
         return states
+
+    encode_features = encode
+
+    def layer_kinds(self):
+        """Classes that a profile by layers shows."""
+        return {
+            "features": W2VBertFeatures,
+            "feed-forward": FeedForward,
+            "attention": RelativeKeyAttention,
+            "convolution": ConvolutionModule,
+        }
 
     def prunable_groups(self):
         """What may be removed → list of PrunableGroup, for ``pruning``."""
@@ -297,46 +290,18 @@ class W2VBertEncoder(nn.Module):
             )
         return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
 
-    def fixed_macs(self, frames):
-        """Multiply-adds of all that is in no prunable group."""
-        return frames * self.feature_projection.projection.weight.numel()
-
-    def _run(self, layer, x, padding):
-        # not only in training mode: a frozen encoder with LoRA is in eval mode
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, x, padding, use_reentrant=False)
-        return layer(x, padding)
-
-
-def padding_mask(frames, lens):
-    """[B, T'] mask, True in the padding; None where there is no padding at all.
-
-    A graph that is compiled or exported cannot depend on the lengths: it always masks.
-    """
-    if lens is None:
-        return None
-    valid = torch.round(lens.double() * frames)
-    if not torch.compiler.is_compiling() and bool((valid >= frames).all()):
-        return None
-    return torch.arange(frames, device=lens.device) >= valid.unsqueeze(1)
-
 
 def resolve_source(source, savedir=None):
-    """What ``W2VBertEncoder`` is given → (configuration, weights or None).
+    """What ``W2VBertEncoder`` starts from → (configuration, weights or None).
 
     Raises
     ------
     InputError
-        Where the source is none of the accepted kinds, cannot be read or reached, or
-        asks for another position embedding or activation than w2v-BERT 2.0 has.
+        As :func:`~speechbrain_ext.lobes.encoder.read_source`, and where the
+        configuration asks for another position embedding or activation than w2v-BERT
+        2.0 has.
     """
-    if isinstance(source, Wav2Vec2BertConfig):
-        config, weights = source, None
-    elif str(source).endswith(".json"):
-        config, weights = read_config(source), None
-    else:
-        folder, weights = read_pretrained_folder(source, savedir, "wav2vec2_bert.")
-        config = read_config(folder / "config.json")
+    config, weights = read_source(source, Wav2Vec2BertConfig, savedir, "wav2vec2_bert.")
     kind = source if isinstance(source, str | Path) else "encoder configuration"
     for name, expected in BUILT:
         value = getattr(config, name)
@@ -347,16 +312,4 @@ def resolve_source(source, savedir=None):
 
 def read_config(path):
     """Read a ``Wav2Vec2BertConfig`` from its JSON file."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = values.get("model_type", "wav2vec2-bert")
-        if kind != "wav2vec2-bert":
-            raise InputError(f"{path}: model_type {kind!r}, expected 'wav2vec2-bert'")
-        return Wav2Vec2BertConfig.from_dict(values)
-    except InputError:
-        raise
-    except Exception as error:  # transformers checks types with errors of its own
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: not a readable Wav2Vec2Bert configuration ({reason})"
-        ) from error
+    return read_configuration(path, Wav2Vec2BertConfig)

@@ -245,13 +245,11 @@ def test_an_encoder_of_another_kind():
     class Own(torch.nn.Module):
         def __init__(self, width):
             super().__init__()
-            from speechbrain_ext.pruning.gates import NoGate
-
-            self.one, self.gate = torch.nn.Linear(3, width), NoGate()
+            self.one = torch.nn.Linear(3, width)
             self.two = torch.nn.Linear(width, 2)
 
         def forward(self, x):
-            return self.two(self.gate().on_units(torch.relu(self.one(x))))
+            return self.two(torch.relu(self.one(x)))
 
     class Model(torch.nn.Module):
         def __init__(self, width=6):
