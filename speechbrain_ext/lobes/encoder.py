@@ -152,6 +152,10 @@ class Encoder(_Rebuildable):
             wav_lens = torch.ones(len(wavs), device=wavs.device)
         return wavs, wav_lens
 
+    def same_front_end(self, other):
+        """Whether ``x`` of this encoder is also what another one takes."""
+        return type(self).front_end is type(other).front_end is Encoder.front_end
+
     def encode(self, x, lens=None):
         """What has weights: x and its lengths [B] → list of states [B, T', C].
 
@@ -163,7 +167,8 @@ class Encoder(_Rebuildable):
     def output_lens(self, x, lens):
         """Lengths relative to T' from those relative to the T of ``x``.
 
-        The same, unless ``encode`` shortens time otherwise than in proportion.
+        The same, unless ``encode`` shortens time otherwise than in proportion: whole
+        frames of a convolution are fewer. ``lens`` may be None: nothing is padded.
         """
         return lens
 

@@ -240,6 +240,12 @@ class W2VBertEncoder(Encoder):
 
     encode_features = encode
 
+    def same_front_end(self, other):
+        """Whether another encoder takes the same features."""
+        return isinstance(other, W2VBertEncoder) and (
+            self.features.normalise_variance == other.features.normalise_variance
+        )
+
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
         return {
