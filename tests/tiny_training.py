@@ -29,8 +29,8 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.schedules import Constant, LinearRamp, WarmupStepDecay
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.checkpoints import AtomicCheckpointer
-from speechbrain_ext.training.terms import SpeakerBrain
 
 SPEEDS = (1.0, 0.9, 1.1)
 

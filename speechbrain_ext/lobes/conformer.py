@@ -14,12 +14,12 @@ is not built at all. What may be removed is declared in ``prunable_groups``.
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.cpu_inference import Linear, swish
 from speechbrain_ext.lobes.encoder import PrunableGroup
-from speechbrain_ext.lobes.relative_attention import attend, inference_on_cpu
+from speechbrain_ext.lobes.relative_attention import attend
 
 
 class LayerShape(NamedTuple):
@@ -31,26 +31,6 @@ class LayerShape(NamedTuple):
     ffn1: int
     ffn2: int
     conv: int
-
-
-def swish(x):
-    """x σ(x), in place where no gradient needs x: large new tensors cost pages."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-class Linear(nn.Linear):
-    """``nn.Linear``, in inference on CPUs with its bias added after the product.
-
-    torch fills the output with the bias first, and the product reads it again: 1 to 2 %
-    of a pass of the encoder.
-    """
-
-    def forward(self, x):
-        """[..., in] → [..., out]."""
-        plain = x.dtype == self.weight.dtype == torch.float32
-        if plain and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-            return F.linear(x, self.weight).add_(self.bias)
-        return super().forward(x)
 
 
 class FeedForward(nn.Module):

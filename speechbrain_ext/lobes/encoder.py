@@ -61,7 +61,10 @@ def _recorded(init):
             except TypeError:
                 return init(self, *args, **kwargs)  # its own message names the class
             bound.apply_defaults()
-            values = dict(list(bound.arguments.items())[1:])
+            values = {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in list(bound.arguments.items())[1:]
+            }
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     values.update(values.pop(name))
@@ -185,8 +188,8 @@ class Encoder(_Rebuildable):
             shortest = self.min_samples / self.sample_rate
             raise InputError(f"seconds: {seconds:g}, expected {shortest:g} or more")
         x, lens = self.front_end(torch.zeros(1, samples))
-        device = next(self.parameters()).device
-        return x.to(device), lens.to(device)
+        weight = next(self.parameters())
+        return x.to(weight.device, weight.dtype), lens.to(weight.device)
 
     # -- training ------------------------------------------------------------------
 

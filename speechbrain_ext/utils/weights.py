@@ -222,9 +222,13 @@ def _download(name, savedir):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = ["config.json", "model*.safetensors*"]
     try:
-        folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
+        # torch files only where there are no others: a repository may have both
+        for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
+            patterns = ["config.json", "preprocessor_config.json", weights]
+            folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
+            if any(Path(folder).glob(weights)):
+                break
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise InputError(
             f"{name}: no such folder, and the hub gave nothing "

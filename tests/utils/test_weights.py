@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import socket
 from pathlib import Path
 
@@ -364,3 +365,26 @@ def test_large_finite_weights_are_no_infinity():
 def test_unused_tensors_are_the_pretraining_mask_alone(model):
     own = W2VBertEncoder(tiny_config()).state_dict()
     assert set(model.state_dict()) - set(own) == set(UNUSED)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "both"])
+def test_hub_gives_torch_files_where_there_are_no_others(
+    model, folder, tmp_path, monkeypatch, kind
+):
+    """A stand-in for the hub: what the patterns name is copied to the cache."""
+    if kind != "safetensors":
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    if kind == "bin":
+        (folder / "model.safetensors").unlink()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def download(name, allow_patterns, cache_dir):
+        for pattern in allow_patterns:
+            for path in folder.glob(pattern):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same_outputs("owner/name", model)
+    assert (cache / "pytorch_model.bin").exists() == (kind == "bin")
