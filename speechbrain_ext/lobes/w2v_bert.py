@@ -1,11 +1,4 @@
-"""Widths of every layer, from a w2v-BERT configuration and back.
-
-A pruned model's configuration lists them per layer, in the published format:
-``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] and ``conv_group``
-[L][2] (hidden, channels), with ``use_attention`` [L] and ``use_feed_forward`` [L][2].
-Without these keys every layer has the full widths.
-
-w2v-BERT 2.0 as a SpeechBrain lobe: waveform → all hidden states.
+"""w2v-BERT 2.0 as a SpeechBrain lobe: waveform → all hidden states.
 
     h₀ = Linear(LN(features)),   h_l = ConformerLayer_l(h_{l−1}),   l = 1 … L
 
@@ -14,6 +7,11 @@ layer adapters aggregate (arXiv 2510.04213, section 2.1). Weights and configurat
 those of transformers' ``Wav2Vec2BertModel``, less ``masked_spec_embed``, which only
 pre-training uses and which would break DistributedDataParallel. Layer drop is left out
 for the same reason; the other dropouts of the configuration are in force in training.
+
+The configuration of a pruned model lists the widths of its layers, in the published
+format: ``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] and
+``conv_group`` [L][2] (hidden, channels), with ``use_attention`` [L] and
+``use_feed_forward`` [L][2]. Without these keys every layer has the full widths.
 """
 
 import copy
@@ -37,96 +35,13 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     RelativeKeyAttention,
 )
-from speechbrain_ext.lobes.encoder import (
-    Encoder,
-    padding_mask,
+from speechbrain_ext.lobes.encoder import Encoder, padding_mask
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import (
+    load_strictly,
     read_configuration,
     read_source,
 )
-from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.weights import load_strictly
-
-
-def full_shape(config):
-    """Widths of an unpruned layer → LayerShape.
-
-    Raises
-    ------
-    InputError
-        Where heads do not divide the hidden size.
-    """
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    if hidden % heads:
-        raise InputError(
-            f"encoder configuration: hidden_size {hidden} is no multiple of "
-            f"num_attention_heads {heads}"
-        )
-    return LayerShape(
-        hidden=hidden,
-        head_dim=hidden // heads,
-        heads=heads,
-        ffn1=config.intermediate_size,
-        ffn2=config.intermediate_size,
-        conv=hidden,
-    )
-
-
-def layer_shapes(config):
-    """Widths of every layer from a configuration.
-
-    Arguments
-    ---------
-    config : Wav2Vec2BertConfig
-
-    Returns
-    -------
-    list of LayerShape
-
-    Raises
-    ------
-    InputError
-        Where a list has another length than the model has layers.
-    """
-    full, layers = full_shape(config), config.num_hidden_layers
-
-    def group(name, default):
-        value = getattr(config, name, None)
-        value = [default] * layers if value is None else value
-        if len(value) != layers:
-            raise InputError(
-                f"encoder configuration: {name} has {len(value)} entries, expected "
-                f"num_hidden_layers = {layers}"
-            )
-        return value
-
-    rows = zip(
-        group("num_attention_heads_group", full.heads),
-        group("use_attention", True),
-        group("intermediate_size_group", (full.ffn1, full.ffn2)),
-        group("use_feed_forward", (True, True)),
-        group("conv_group", (full.hidden, full.conv)),
-    )
-    return [
-        full._replace(
-            heads=n_heads * bool(attends),
-            ffn1=ffn1 * bool(uses[0]),
-            ffn2=ffn2 * bool(uses[1]),
-            conv=conv[1],
-        )
-        for n_heads, attends, (ffn1, ffn2), uses, conv in rows
-    ]
-
-
-def with_layer_shapes(config, shapes):
-    """A copy of ``config`` from which :func:`layer_shapes` gives ``shapes``."""
-    config = copy.deepcopy(config)
-    config.num_attention_heads_group = [shape.heads for shape in shapes]
-    config.use_attention = [shape.heads > 0 for shape in shapes]
-    config.intermediate_size_group = [[shape.ffn1, shape.ffn2] for shape in shapes]
-    config.use_feed_forward = [[shape.ffn1 > 0, shape.ffn2 > 0] for shape in shapes]
-    config.conv_group = [[shape.hidden, shape.conv] for shape in shapes]
-    return config
-
 
 # In a transformers file, but not in the encoder that verification uses.
 UNUSED = ("masked_spec_embed",)
@@ -169,10 +84,10 @@ class W2VBertEncoder(Encoder):
 
     Arguments
     ---------
-    source : str, Path or Wav2Vec2BertConfig
+    source : str, Path, Wav2Vec2BertConfig or dict
         A hub id (``facebook/w2v-bert-2.0``), a local folder with ``config.json`` and
-        weights (no network call), or a configuration alone, as an object or as its
-        JSON file: random weights, no download.
+        weights (no network call), or a configuration alone, as an object, a dict or
+        its JSON file: random weights, no download.
     frozen : bool
         Parameters need no gradient, and the module stays in eval mode whatever
         ``.train()`` says. LoRA layers injected later train all the same.
@@ -199,7 +114,7 @@ class W2VBertEncoder(Encoder):
         self, source, frozen=False, gradient_checkpointing=False, savedir=None
     ):
         super().__init__(frozen, gradient_checkpointing)
-        self.config, weights = resolve_source(source, savedir)
+        self.config, weights = _resolve(source, savedir)
         self.arguments["source"] = self.config.to_dict()
         # not a key of transformers: our configurations for random weights may have it
         self.features = W2VBertFeatures(
@@ -297,17 +212,10 @@ class W2VBertEncoder(Encoder):
         return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
 
 
-def resolve_source(source, savedir=None):
-    """What ``W2VBertEncoder`` starts from → (configuration, weights or None).
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.lobes.encoder.read_source`, and where the
-        configuration asks for another position embedding or activation than w2v-BERT
-        2.0 has.
-    """
-    config, weights = read_source(source, Wav2Vec2BertConfig, savedir, "wav2vec2_bert.")
+def _resolve(source, savedir):
+    """Configuration and weights or None; InputError where it is no w2v-BERT 2.0."""
+    prefix = "wav2vec2_bert."
+    config, weights = read_source(source, Wav2Vec2BertConfig, savedir, prefix)
     kind = source if isinstance(source, str | Path) else "encoder configuration"
     for name, expected in BUILT:
         value = getattr(config, name)
@@ -319,3 +227,79 @@ def resolve_source(source, savedir=None):
 def read_config(path):
     """Read a ``Wav2Vec2BertConfig`` from its JSON file."""
     return read_configuration(path, Wav2Vec2BertConfig)
+
+
+# -- widths of the layers, from a configuration and back -------------------------------
+
+
+def full_shape(config):
+    """Widths of an unpruned layer → LayerShape.
+
+    Raises
+    ------
+    InputError
+        Where heads do not divide the hidden size.
+    """
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    if hidden % heads:
+        raise InputError(
+            f"encoder configuration: hidden_size {hidden} is no multiple of "
+            f"num_attention_heads {heads}"
+        )
+    return LayerShape(
+        hidden=hidden,
+        head_dim=hidden // heads,
+        heads=heads,
+        ffn1=config.intermediate_size,
+        ffn2=config.intermediate_size,
+        conv=hidden,
+    )
+
+
+def layer_shapes(config):
+    """Widths of every layer from a configuration → list of LayerShape.
+
+    Raises
+    ------
+    InputError
+        Where a list has another length than the model has layers.
+    """
+    full, layers = full_shape(config), config.num_hidden_layers
+
+    def group(name, default):
+        value = getattr(config, name, None)
+        value = [default] * layers if value is None else value
+        if len(value) != layers:
+            raise InputError(
+                f"encoder configuration: {name} has {len(value)} entries, expected "
+                f"num_hidden_layers = {layers}"
+            )
+        return value
+
+    rows = zip(
+        group("num_attention_heads_group", full.heads),
+        group("use_attention", True),
+        group("intermediate_size_group", (full.ffn1, full.ffn2)),
+        group("use_feed_forward", (True, True)),
+        group("conv_group", (full.hidden, full.conv)),
+    )
+    return [
+        full._replace(
+            heads=n_heads * bool(attends),
+            ffn1=ffn1 * bool(uses[0]),
+            ffn2=ffn2 * bool(uses[1]),
+            conv=conv[1],
+        )
+        for n_heads, attends, (ffn1, ffn2), uses, conv in rows
+    ]
+
+
+def with_layer_shapes(config, shapes):
+    """A copy of ``config`` from which :func:`layer_shapes` gives ``shapes``."""
+    config = copy.deepcopy(config)
+    config.num_attention_heads_group = [shape.heads for shape in shapes]
+    config.use_attention = [shape.heads > 0 for shape in shapes]
+    config.intermediate_size_group = [[shape.ffn1, shape.ffn2] for shape in shapes]
+    config.use_feed_forward = [[shape.ffn1 > 0, shape.ffn2 > 0] for shape in shapes]
+    config.conv_group = [[shape.hidden, shape.conv] for shape in shapes]
+    return config
