@@ -2,8 +2,8 @@
 
 All units of all groups are sorted by log α, and the smallest are removed one after
 another for as long as the cost stays above the target; one that would go below it is
-passed over, so that finer units close the gap. The cheapest removal that is left takes
-the last step: the delivered cost is below the target by less than one unit.
+passed over, so that finer units close the gap. The cheapest remaining removal takes the
+last step: the delivered cost is below the target by less than one unit.
 
 The physical removal of units: slices of tensors, and a smaller module around them.
 
@@ -61,7 +61,7 @@ def harden(budget, multiple=1):
     Returns
     -------
     int
-        Cost that is left, in the budget's measure: at most its target.
+        Remaining cost, in the budget's measure: at most its target.
 
     Raises
     ------
@@ -86,24 +86,24 @@ def harden(budget, multiple=1):
 
 
 def _select(costs, target, multiple):
-    """What to remove → (list of _Removal, cost that is left)."""
+    """What to remove → (list of _Removal, cost that remains)."""
     removals = [
         removal
         for number, group in enumerate(costs.groups)
         for removal in _removals(number, group, multiple)
     ]
-    cost, left = costs.full, [group.gate.size for group in costs.groups]
+    cost, remaining = costs.full, [group.gate.size for group in costs.groups]
     removed, passed = [], []
     for removal in sorted(removals, key=lambda r: (r.score, r.place, r.group)):
-        saving = _saving(removal, left, costs)
+        saving = _saving(removal, remaining, costs)
         if saving and cost - saving >= target:
             cost -= saving
-            left[removal.group] -= _units(removal, left)
+            remaining[removal.group] -= _units(removal, remaining)
             removed.append(removal)
         else:
             passed.append(removal)
     if cost > target:
-        last, saving = _last_step(passed, left, costs, cost, target)
+        last, saving = _last_step(passed, remaining, costs, cost, target)
         removed.append(last)
         cost -= saving
     return removed, cost
@@ -128,28 +128,28 @@ def _removals(number, cost, multiple):
             yield _Removal(score, start / gate.size, number, order[start:end])
 
 
-def _units(removal, left):
+def _units(removal, remaining):
     """How many units go: none where the group has gone already."""
-    units = left[removal.group]
+    units = remaining[removal.group]
     return units if removal.units is None else min(units, len(removal.units))
 
 
-def _saving(removal, left, costs):
+def _saving(removal, remaining, costs):
     """What the cost goes down by; 0 where the group has gone already."""
-    cost, units = costs.groups[removal.group], left[removal.group]
-    gone = _units(removal, left)
-    unit = cost.unit + sum(pair * left[other] for other, pair in cost.pairs)
+    cost, units = costs.groups[removal.group], remaining[removal.group]
+    gone = _units(removal, remaining)
+    unit = cost.unit + sum(pair * remaining[other] for other, pair in cost.pairs)
     return gone * unit + cost.fixed * (gone == units > 0)
 
 
-def _last_step(passed, left, costs, cost, target):
-    """The cheapest removal that is left → (it, its saving)."""
+def _last_step(passed, remaining, costs, cost, target):
+    """The cheapest removal that remains → (it, its saving)."""
     following = {}  # of each group, only the first in order may be removed
     for removal in passed:
-        if _saving(removal, left, costs):
+        if _saving(removal, remaining, costs):
             following.setdefault((removal.group, removal.units is None), removal)
     savings = [
-        (_saving(r, left, costs), number, r)
+        (_saving(r, remaining, costs), number, r)
         for number, r in enumerate(following.values())
     ]
     enough = [entry for entry in savings if cost - entry[0] <= target]
@@ -204,7 +204,7 @@ def structure(model):
     Returns
     -------
     dict
-        ``parameters``: what is left; ``groups``: per group its ``name``, ``layer``,
+        ``parameters``: what remains; ``groups``: per group its ``name``, ``layer``,
         ``kind``, units ``kept`` and those of the unpruned model, ``full``.
     """
     gates = {group.name: gate for group, gate in gated_groups(model)}

@@ -22,9 +22,11 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import load_pretrained, load_trainable, save_pretrained
 from speechbrain_ext.pruning import (
+    Budget,
     add_gates,
     expected_macs,
     expected_parameters,
+    harden,
     prune,
 )
 from speechbrain_ext.pruning.costs import mac_costs
@@ -250,9 +252,15 @@ def test_frozen_is_frozen(build):
         encoder.freeze()
     parent = nn.ModuleList([encoder]).train()
     assert parent.training
-    assert not any(module.training for module in encoder.modules())
+    for one in (encoder, copy.deepcopy(encoder).train()):
+        assert not any(module.training for module in one.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
     assert "frozen" not in encoder.arguments
+
+
+def test_not_frozen_follows_train(encoder):
+    assert all(module.training for module in encoder.train().modules())
+    assert not any(module.training for module in encoder.eval().modules())
 
 
 def test_every_parameter_gets_a_gradient(encoder):
@@ -323,9 +331,37 @@ def test_gated_is_pruned_and_counted_is_real(encoder, how):
     }
 
 
+def test_a_budget_is_met_to_less_than_a_unit(encoder):
+    if not encoder.prunable_groups():
+        with pytest.raises(InputError, match="has no gates"):
+            Budget(encoder, sparsity=0.3)
+        return
+    set_gates(add_gates(encoder), "soft")
+    budget = Budget(encoder, sparsity=0.3)
+    cost = harden(budget)
+    assert cost == size_of(prune(encoder)) <= 0.7 * budget.costs.full
+    assert cost >= 0.7 * budget.costs.full - size_of_a_unit(budget.costs)
+
+
+def size_of_a_unit(costs):
+    return max(
+        cost.unit
+        + cost.fixed
+        + sum(pair * costs.groups[other].gate.size for other, pair in cost.pairs)
+        for cost in costs.groups
+    )
+
+
 def test_layer_kinds_are_modules_that_run(encoder):
     for name, kind in encoder.layer_kinds().items():
         assert any(isinstance(m, kind) for m in encoder.modules()), name
+
+
+def test_padding_mask():
+    assert padding_mask(10, None) is None
+    assert padding_mask(10, torch.tensor([1.0, 0.999])) is None
+    mask = padding_mask(4, torch.tensor([1.0, 0.5]))
+    assert mask.tolist() == [[False] * 4, [False, False, True, True]]
 
 
 # -- the record of arguments -----------------------------------------------------------

@@ -246,7 +246,7 @@ def test_gradients_reach_gates_and_multipliers():
     excess = float(penalty.sparsity - penalty.target)
     assert budget.lambda1.grad.item() == pytest.approx(excess, rel=1e-5)
     assert budget.lambda2.grad.item() == pytest.approx(excess**2, rel=1e-5)
-    encoder.encode_features(noise(2, 30, 160))[-1].square().mean().backward()
+    encoder.encode(noise(2, 30, 160))[-1].square().mean().backward()
     changed = set()
     for (group, gate), count in zip(gated_groups(encoder), from_count, strict=True):
         gradient = gate.units.log_alpha.grad

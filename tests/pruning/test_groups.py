@@ -147,7 +147,7 @@ def test_gradient_checkpointing_draws_the_same_gates_again():
         encoder = tiny_encoder(gradient_checkpointing=checkpointing)
         encoder = set_gates(add_gates(encoder), "soft").train()
         torch.manual_seed(0)
-        states = encoder.encode_features(noise(2, 40, 160))
+        states = encoder.encode(noise(2, 40, 160))
         sum(state.square().mean() for state in states).backward()
         results.append([p.grad for p in encoder.parameters()])
     for one, other in zip(*results):

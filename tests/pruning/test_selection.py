@@ -128,8 +128,8 @@ def test_gated_equals_pruned_after_hardening():
     harden(Budget(encoder, sparsity=0.8))
     features = noise(1, 40, 160)
     with torch.no_grad():
-        gated = encoder.encode_features(features)
-        pruned = prune(encoder).encode_features(features)
+        gated = encoder.encode(features)
+        pruned = prune(encoder).encode(features)
     for one, other in zip(gated, pruned, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 

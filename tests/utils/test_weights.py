@@ -52,7 +52,7 @@ def assert_same_outputs(source, model, tolerance=1e-4):
     features = noise(1, 30, 160)
     with torch.no_grad():
         expected = model(features, output_hidden_states=True).hidden_states
-        states = encoder.encode_features(features)
+        states = encoder.encode(features)
     for state, peer in zip(states, expected):
         assert state.dtype == torch.float32
         torch.testing.assert_close(state, peer.float(), atol=tolerance, rtol=0)
@@ -266,6 +266,7 @@ def test_damaged_folder_is_named(folder, damage, message):
     [
         ("{", "config.json: not a readable Wav2Vec2Bert configuration"),
         ("[1]", "config.json: not a readable Wav2Vec2Bert configuration"),
+        ('{"hidden_size": "64"}', "config.json: not a readable Wav2Vec2Bert conf"),
         ('{"model_type": "wavlm"}', "model_type 'wavlm', expected 'wav2vec2-bert'"),
         (
             '{"position_embeddings_type": "rotary"}',
@@ -285,8 +286,9 @@ def test_damaged_folder_is_named(folder, damage, message):
 def test_bad_configuration_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         W2VBertEncoder(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
