@@ -16,7 +16,7 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.scoring.report import evaluate, write_report
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.files import sha256
 
 SIZE, EACH = 8, 5
 TRAINED, HELD_OUT, TESTED = range(8), range(10, 18), range(20, 26)

@@ -23,7 +23,7 @@ import csv
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +114,11 @@ class JoinedText(TextColumn):
         return JoinedText(self.heads.compact(), self.tails.compact())
 
 
+def _text(column):
+    is_column = isinstance(column, TextColumn)
+    return column if is_column else np.asarray(column, dtype=TEXT)
+
+
 COLUMNS = ["ID", "duration", "wav", "spk_id"]
 ARROW = ".arrow"
 
@@ -139,6 +144,8 @@ class Manifest:
     n_perturbed : int, optional
         So many speakers, the first in ``speaker_names``, are also played at other
         speeds; None: all.
+    extra : dict of str to sequence, optional
+        More columns of text by name, [N] each.
 
     Any column of text may be a :class:`~speechbrain_ext.data.manifest.TextColumn`,
     which is indexed as an array is.
@@ -154,15 +161,17 @@ class Manifest:
     durations: np.ndarray
     speakers: np.ndarray
     n_perturbed: int | None = None
+    extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("ids", "paths", "speakers"):
-            column = getattr(self, name)
-            if not isinstance(column, TextColumn):
-                object.__setattr__(self, name, np.asarray(column, dtype=TEXT))
+            object.__setattr__(self, name, _text(getattr(self, name)))
+        extra = {name: _text(column) for name, column in self.extra.items()}
+        object.__setattr__(self, "extra", extra)
         durations = np.asarray(self.durations, dtype=np.float64)
         object.__setattr__(self, "durations", durations)
-        lengths = [len(c) for c in (self.ids, self.paths, durations, self.speakers)]
+        columns = (self.ids, self.paths, durations, self.speakers, *extra.values())
+        lengths = [len(column) for column in columns]
         if len(set(lengths)) != 1:
             raise InputError(
                 f"manifest: columns of {lengths} rows, expected the same number in each"
@@ -208,7 +217,8 @@ class Manifest:
         if perturbed is not None:
             perturbed = int(np.sum(np.unique(self.labels[rows]) < perturbed))
         columns = (self.ids, self.paths, self.durations, self.speakers)
-        return Manifest(*(column[rows] for column in columns), perturbed)
+        extra = {name: column[rows] for name, column in self.extra.items()}
+        return Manifest(*(column[rows] for column in columns), perturbed, extra)
 
 
 def read_manifest(path):

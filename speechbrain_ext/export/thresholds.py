@@ -33,7 +33,7 @@ from speechbrain_ext.scoring.enrolment import check_speakers, speaker_of, speake
 from speechbrain_ext.scoring.report import as_markdown
 from speechbrain_ext.scoring.score_files import read_score_table, read_scores
 from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.files import sha256
 
 KIND_OF_SYSTEM = {**{kind: kind for kind in KINDS}, "s_norm": "as_norm"}
 LIST = "the trial list"  # among the systems; none of theirs is named so

@@ -1,6 +1,7 @@
 """Files and folders that are either whole or absent: write beside, then rename."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -51,6 +52,15 @@ def write_json(path, value):
     with write_atomically(path) as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.write("\n")
+
+
+def sha256(path):
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder):

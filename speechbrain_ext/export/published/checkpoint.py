@@ -9,7 +9,6 @@ left out under a stated reason, and any other tensor is an error: nothing is los
 silently. Files are mapped into memory, not copied, and never run as code.
 """
 
-import hashlib
 import itertools
 import re
 import zipfile
@@ -93,15 +92,6 @@ def read_released(path):
             weights[own] = _plain(tensor, name, path, storages)
     epoch = content.get("epoch_idx")
     return Released(weights, left_out, epoch if isinstance(epoch, int) else None)
-
-
-def sha256(path):
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _load(path):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
-from speechbrain_ext.export.published.checkpoint import read_released, sha256
+from speechbrain_ext.export.published.checkpoint import read_released
 from speechbrain_ext.export.published.shapes import (
     ENCODER,
     INTERMEDIATE,
@@ -36,6 +36,7 @@ from speechbrain_ext.lobes.w2v_bert import (
 )
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import sha256
 from speechbrain_ext.utils.weights import load_strictly
 
 logger = logging.getLogger(__name__)
