@@ -11,11 +11,11 @@ is the folder in the ID, or each recording by itself.
 A speaker of a trial list is never trained on, nor is a validation speaker.
 """
 
-import csv
 import logging
 from pathlib import Path
 
 from speechbrain_ext.data.audio import JOINT
+from speechbrain_ext.data.manifest import read_csv
 from speechbrain_ext.data.prepare.folders import session_of
 from speechbrain_ext.data.prepare.pipeline import PrepareOptions, Row, prepare, resolve
 from speechbrain_ext.data.shards.places import MARK
@@ -70,28 +70,12 @@ def read_listing(path, data_folder=None):
 
 
 def _fields(path):
-    """(place, {column: text}) of every row; blank lines are passed over."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
-            for texts in reader:
-                place = f"{path}, line {reader.line_num}"
-                if len(texts) == len(header):
-                    yield place, dict(zip(header, map(str.strip, texts)))
-                elif texts:
-                    raise InputError(
-                        f"{place}: {len(texts)} fields, expected {len(header)}: "
-                        f"{','.join(header)}"
-                    )
-    except csv.Error as error:
-        place = f"{path}, line {reader.line_num}"
-        raise InputError(f"{place}: not valid CSV ({error})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected a CSV file") from error
+    """(place, {column: text}) of every row."""
+    rows = read_csv(path)
+    header = [name.strip() for name in next(rows)[1]]
+    _check_header(path, header)
+    for line, texts in rows:
+        yield f"{path}, line {line}", dict(zip(header, map(str.strip, texts)))
 
 
 def _check_header(path, header):
