@@ -36,7 +36,7 @@ from speechbrain_ext.scoring.report import write_report
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.files import sha256
 from speechbrain_ext.utils.precision import autocast_type
 
 ENROLMENTS = ("average", "concatenate")
