@@ -1,4 +1,8 @@
-"""Stopped at any moment, a run ends bitwise as if unbroken."""
+"""Stopped at any moment, a run ends bitwise as if unbroken.
+
+Both halves run on one machine, in one thread, in batches of the same shapes: the very
+products of the unbroken run, so their last bits are promised, whatever they are.
+"""
 
 import logging
 import os
