@@ -39,7 +39,7 @@ def result_html(comparison, clips):
     Arguments
     ---------
     comparison : dict
-        Of :func:`~speechbrain_ext.inference.report.comparison_report`.
+        Of :func:`~speechbrain_ext.inference.decisions.comparison_report`.
     clips : list of (str, np.ndarray)
         Title and waveform [T] at 16 kHz of each clip, as the model heard it.
 

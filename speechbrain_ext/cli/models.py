@@ -9,9 +9,9 @@ Folders of recordings → a file of embeddings, whatever some of them are like.
     recordings → blocks of 256 → parts on the disk → embeddings.npz
                     bad ones   → embeddings.npz.failures.txt
 
-A run that was stopped goes on from its parts
-(:class:`~speechbrain_ext.inference.extraction.Parts`) where model, settings and
-recordings are the same.
+A run that was stopped continues from its parts
+(:class:`~speechbrain_ext.inference.partial_results.PartialResults`) where model,
+settings and recordings are the same.
 
 ``verify``, ``embed`` and ``app`` of ``python -m speechbrain_ext``.
 
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
-from speechbrain_ext.inference.extraction import Parts
+from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
@@ -223,7 +223,7 @@ def write_failures(out, failures):
 def _embed(verifier, listing, out, batch_seconds, save_every):
     """Write the embeddings of a listing → [(path, reason)] of those that failed."""
     ids = np.array(listing.ids)
-    parts = Parts(out, _fingerprint(verifier, listing), ids, save_every)
+    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
     if parts.finished() is not None:
         return []
     failures = []
@@ -265,7 +265,7 @@ def _fingerprint(verifier, listing):
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
-    settings = {"rules": str(verifier.rules), "precision": verifier.precision}
+    settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 
@@ -289,7 +289,7 @@ DECISION = ("score", "threshold", "false_accept_rate")
 
 def verify(arguments):
     """Print whether recordings are of one speaker."""
-    from speechbrain_ext.inference.report import comparison_report
+    from speechbrain_ext.inference.decisions import comparison_report
 
     enrol, test = sides(arguments.recordings, arguments.enrol, arguments.test)
     verifier = _load(arguments)

@@ -136,13 +136,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.cli import models as embed_command
 from speechbrain_ext.inference import verifier as embedder
-embed_command.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
+embed_command.BLOCK, plain, calls = 2, embedder.SpeakerVerifier._encode, []
 def encode(self, *args):
     calls.append(1)
     if len(calls) == 6:
         os.kill(os.getpid(), signal.SIGINT)
     return plain(self, *args)
-embedder.SpeakerEmbedder._encode = encode
+embedder.SpeakerVerifier._encode = encode
 main(sys.argv[1:])
 """
 
