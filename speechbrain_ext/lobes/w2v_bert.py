@@ -242,6 +242,20 @@ class W2VBertEncoder(nn.Module):
         features, lens = self.features(wavs, wav_lens)
         return self.encode_features(features, lens), lens
 
+    def front_end(self, wavs, wav_lens=None):
+        """Waveforms → features [B, T', 160] and their relative lengths."""
+        return self.features(wavs, wav_lens)
+
+    def encode(self, x, lens=None):
+        """As :meth:`encode_features`."""
+        return self.encode_features(x, lens)
+
+    def same_front_end(self, other):
+        """Whether another encoder takes the same features."""
+        return type(self) is type(other) and (
+            self.features.normalise_variance == other.features.normalise_variance
+        )
+
     def encode_features(self, features, lens=None):
         """[B, T', 160] features and their relative lengths → L+1 states [B, T', C]."""
         features = features.to(self.feature_projection.projection.weight.dtype)

@@ -6,8 +6,17 @@ matplotlib is imported when a picture is drawn, as in
 
 import numpy as np
 
+from speechbrain_ext.pruning.surgery import structure
 from speechbrain_ext.scoring.plots import new_figure, save_figure
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_json
+
+
+def write_structure(folder, encoder):
+    """Write ``pruning.json`` and ``structure.png``: units that are left, by layer."""
+    remaining = structure(encoder)
+    write_json(folder / "pruning.json", remaining)
+    plot_structure(folder / "structure.png", remaining)
 
 
 def plot_structure(path, structure):

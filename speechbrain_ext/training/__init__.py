@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: the Brain, the terms of its loss, validation, checkpoints."""

@@ -1,377 +1,352 @@
-"""What a run is going to do, in steps; and warnings where that is not what was meant.
+"""The Brain of every recipe: a speaker encoder trained on the sum of some terms.
 
-With more or fewer processes the same file makes other steps: see
-:mod:`speechbrain_ext.data.sampler`. Schedules that count epochs stretch with them;
-those that count optimiser steps do not.
+    wavs ─ front end ─ encoder ─ states ─ head ─ embeddings          (gradients)
+              └─ what a term computes without gradients: a teacher's states
+    loss = Σ term.loss(outputs)
 
-What every exact and unattended training run needs, whatever it trains.
-
-:class:`ExactBrain` adds to SpeechBrain's Brain:
-
-- gradients clipped module by module, in all parameter groups;
-- gradient accumulation that keeps the tail of an epoch;
-- checkpoints between optimiser steps only, so that a resumed run takes the very steps
-  the unbroken one would have taken; also on SIGTERM and Ctrl-C;
-- a loss or gradient that is not finite stops the run before it spoils the weights.
+What is trained on is :mod:`speechbrain_ext.training.terms`, how a checkpoint becomes
+the best :mod:`speechbrain_ext.training.validation`, and how a run stops and continues
+exactly :mod:`speechbrain_ext.training.resumable`.
 """
 
-import logging
-import math
-import os
-import signal
-import sys
+from dataclasses import dataclass
 
-import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.utils.checkpoints import ckpt_recency
-from speechbrain.utils.distributed import if_main_process
-from torch.nn.parallel import DistributedDataParallel
+from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
+from torch import nn
 
-from speechbrain_ext.training.checkpoints import RandomState, TrainedState
-from speechbrain_ext.utils.distributed import (
-    batch_norm_explained,
-    max_over_ranks,
-    mean_over_ranks,
-    synchronise_batch_norm,
-)
-from speechbrain_ext.utils.errors import InputError, lost_connection
-
-logger = logging.getLogger(__name__)
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.training.resumable import ResumableBrain, unwrap
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.precision import autocast_type
 
 
-def log_plan(batches, steps, epochs, wanted=None, warmup=None):
-    """Log global batch and number of steps, on the main process.
+@dataclass
+class Outputs:
+    """What the terms are given of a batch.
 
-    Arguments
-    ---------
-    batches : GlobalBatch
-    steps : int
-        Of an epoch.
-    epochs : int
-        Of the run.
-    wanted : int, optional
-        The global batch that the settings are meant for; another one is warned of.
-    warmup : int, optional
-        Optimiser steps of a schedule that counts those.
-
-    Raises
-    ------
-    InputError
-        A ``wanted`` that is no positive whole number.
+    ``embeddings`` [B, 1, E] and ``states``, list of [B, T', C], each only where a term
+    needs it; ``lens`` [B], valid part of T', or None; ``labels`` [B].
     """
-    if wanted is not None and not (isinstance(wanted, int) and wanted > 0):
-        raise InputError(
-            f"global_batch: {wanted}, expected utterances per optimiser step, or null"
-        )
-    if not if_main_process():
-        return
-    per_epoch = batches.optimiser_steps(steps)
-    total = per_epoch * epochs
-    logger.info(
-        "global batch %s; optimiser steps: %d per epoch, %d in %d epoch(s)",
-        *(batches, per_epoch, total, epochs),
-    )
-    if wanted is not None and wanted != batches.size:
-        logger.warning(
-            "learning rate and epochs are set for a global batch of %d, not %d; %s",
-            *(wanted, batches.size, batches.advice(wanted)),
-        )
-    if warmup is None:
-        return
-    logger.info("warm-up of %d steps: %.2f epochs", warmup, warmup / per_epoch)
-    if warmup > total:
-        logger.warning(
-            "warm-up of %d optimiser steps, but there are %d: its end is not reached",
-            *(warmup, total),
-        )
+
+    embeddings: torch.Tensor | None
+    states: list | None
+    lens: torch.Tensor | None
+    labels: torch.Tensor
 
 
-class ExactBrain(sb.Brain):
-    """A Brain that can be stopped at any moment and continued to the same result.
+class FromFrontEnd(nn.Module):
+    """A speaker encoder from its front end on: what DistributedDataParallel wraps.
 
-    Reads from ``hparams``: ``epoch_counter``, and ``global_batch`` where it is there:
-    utterances per optimiser step that the other settings are meant for. A subclass says
-    what a batch is trained on, and ends its ``_fit_valid`` with :meth:`save_epoch`.
+    Its tensors are named as in SpeakerEncoder. Without a head it gives no embeddings.
+    """
+
+    def __init__(self, encoder, head=None, gives_states=False):
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.gives_states = gives_states
+
+    def forward(self, x, lens=None):
+        """Front end's output, lengths → (embeddings, states), each None if unused."""
+        states = self.encoder.encode(x, lens)
+        embeddings = None if self.head is None else self.head(states, lens)
+        return embeddings, states if self.gives_states else None
+
+
+class SpeakerBrain(ResumableBrain):
+    """Trains ``modules["speaker_encoder"]`` and the modules of its terms.
+
+    Reads from ``hparams``: ``epoch_counter``, ``train_logger``, ``lr_schedule`` (a
+    function of the progress in epochs), and ``global_batch`` where it is there.
+
+    Where no term needs embeddings, the head is kept as it is and validated with.
 
     Arguments
     ---------
-    sampler : CropBatchSampler
-        Of the training loader.
+    modules : dict
+        ``speaker_encoder``, a SpeakerEncoder.
+    terms : list of Term
+        Set up, see :meth:`~speechbrain_ext.training.terms.Term.setup`.
+    validation : callable, optional
+        As :class:`~speechbrain_ext.training.validation.EERTrials`. None: the last
+        checkpoint counts as the best.
+    step_log : Path, optional
+        CSV of every optimiser step, where a term has something to say: loss and its
+        parts on the main process.
     **options
-        As for ``speechbrain.Brain``.
+        As for :class:`~speechbrain_ext.training.resumable.ResumableBrain`.
     """
 
-    def __init__(self, *, sampler, **options):
-        super().__init__(**options)
-        if self.grad_accumulation_factor < 1:
-            raise InputError(
-                f"grad_accumulation_factor: {self.grad_accumulation_factor}, expected "
-                "at least 1"
-            )
-        limit = self.hparams.epoch_counter.limit
-        if limit < 1:
-            raise InputError(f"number_of_epochs: {limit}, expected at least 1")
-        self.sampler = self.train_sampler = sampler  # SpeechBrain calls its set_epoch
-        sampler.accumulate(self.grad_accumulation_factor)
-        self.stop_signal = 0  # what reached this process
-        self.stopping = 0  # what all processes have agreed on
-        if self.checkpointer is not None:
-            self._add_recoverables()
+    def __init__(self, *, modules, terms, validation=None, step_log=None, **options):
+        speaker_encoder = modules["speaker_encoder"]
+        trains_head = any(term.needs_embeddings for term in terms)
+        wrapped = FromFrontEnd(
+            speaker_encoder.encoder,
+            speaker_encoder.head if trains_head else None,
+            gives_states=any(term.needs_states for term in terms),
+        )
+        modules = {**modules, "speaker_encoder": wrapped}
+        for term in terms:
+            modules |= term.modules()
+        super().__init__(modules=modules, **options)
+        self.terms = terms
+        self.validation = validation
+        self.head = speaker_encoder.head
+        if not trains_head:
+            self.head = self.head.to(self.device).requires_grad_(False)
+        for term in terms:
+            term.to(self.device)
+        self.step_log = step_log and StepLog(step_log)
+        self.group = []  # loss and columns of each batch in this accumulation group
 
     # -- one step ------------------------------------------------------------------
 
-    def fit_batch(self, batch):
-        """Forward, backward, and a step where an accumulation group ends."""
-        group = self._group_size()
-        should_step = self._group_ends()
-        self.on_fit_batch_start(batch, should_step)
-        with self.no_sync(not should_step):
-            with self.training_ctx:
-                with batch_norm_explained():
-                    outputs = self.compute_forward(batch, sb.Stage.TRAIN)
-                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            self.check_loss_isfinite(loss)
-            self.scaler.scale(loss / group).backward()
-        if should_step:
-            self.optimizers_step()
-        self.on_fit_batch_end(batch, outputs, loss, should_step)
-        return loss.detach().cpu()
+    def compute_forward(self, batch, stage):
+        """Batch → Outputs."""
+        batch = batch.to(self.device)
+        encoder = unwrap(self.modules.speaker_encoder).encoder
+        x, lens = encoder.front_end(batch.wavs, None)
+        for term in self.terms:
+            term.before(batch.wavs, x, lens, encoder)
+        embeddings, states = self.modules.speaker_encoder(x, lens)
+        return Outputs(embeddings, states, lens, batch.labels)
 
-    def progress(self):
-        """Epochs done, counted in optimiser steps."""
-        factor = self.grad_accumulation_factor
-        groups = self.sampler.batches.optimiser_steps(len(self.sampler))
-        done = (self.step - 1) // factor
-        return self.hparams.epoch_counter.current - 1 + done / groups
+    def compute_objectives(self, predictions, batch, stage):
+        """Outputs → loss, a scalar. The states live no longer than they have to."""
+        losses = [
+            term.loss(predictions, self.modules, self.optimizer_step)
+            for term in self.terms
+        ]
+        predictions.states = None
+        return sum(losses[1:], losses[0])
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Set this step's learning rate, and what the terms schedule."""
+        progress = self.progress()
+        self.optimizer.param_groups[0]["lr"] = self.hparams.lr_schedule(progress)
+        for term in self.terms:
+            term.on_step(self.modules, progress)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Write the step's row: tensors are averaged over its accumulation group."""
+        columns = {k: v for term in self.terms for k, v in term.columns().items()}
+        if self.step_log is None or not columns:
+            return
+        averaged = {k: v for k, v in columns.items() if torch.is_tensor(v)}
+        self.group.append(torch.stack([loss, *averaged.values()]).detach())
+        if should_step:
+            means = torch.stack(self.group).mean(0).tolist()
+            means = dict(zip(("loss", *averaged), means))
+            row = {"epoch": self.hparams.epoch_counter.current, "loss": None}
+            if if_main_process():
+                self.step_log.add(self.optimizer_step, {**row, **columns, **means})
+            self.group = []
 
     def check_loss_isfinite(self, loss):
-        """Stop before the weights are spoilt, in place of SpeechBrain's patience.
+        """Stop before the weights are spoilt, with the part that is to blame.
 
         Raises
         ------
         InputError
-            With epoch and step.
+            With epoch, step, and what a term says of it.
         """
-        self._check_finite("loss", loss)
-
-    def _check_finite(self, name, value):
-        if not torch.isfinite(value):
-            raise InputError(
-                f"{name} is {float(value.detach())} in epoch "
-                f"{self.hparams.epoch_counter.current}, step {self.step}, expected a "
-                "finite value; checkpoints are as before"
-            )
-
-    def optimizers_step(self):
-        """Clip every module by its own norm, then step.
-
-        A ``max_grad_norm`` of 0 or below clips nothing.
-
-        Raises
-        ------
-        InputError
-            Where a gradient is not finite, with epoch and step.
-        """
-        self.scaler.unscale_(self.optimizer)
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        for name, module in self.modules.items():
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
-            if not self.scaler.is_enabled():  # in fp16 it skips such steps by itself
-                self._check_finite(f"gradient of {name}", norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.optimizer_step += 1
+        if not torch.isfinite(loss):
+            for term in self.terms:
+                term.check_finite(self._check_finite)
+            super().check_loss_isfinite(loss)
 
     def parameter_groups(self):
-        """What the optimiser is given: parameters, or groups of them with options."""
-        return [p for p in self.modules.parameters() if p.requires_grad]
+        """What follows the learning rate of the run, then the groups of the terms."""
+        own = [g for term in self.terms for g in term.groups(self.modules)]
+        taken = {id(p) for group in own for p in group["params"]}
+        weights = [
+            p
+            for p in self.modules.parameters()
+            if p.requires_grad and id(p) not in taken
+        ]
+        return [{"params": weights}, *own]
 
     def init_optimizers(self):
-        """One optimiser over what requires a gradient, saved with the checkpoints."""
-        try:
-            self.optimizer = self.opt_class(self.parameter_groups())
-        except (ValueError, TypeError) as error:
-            raise InputError(f"opt_class: {error}") from error
-        self.optimizers_dict = {"optimizer": self.optimizer}
-        if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("optimizer", self.optimizer)
-
-    def warmup_steps(self):
-        """Optimiser steps of a schedule that does not count epochs; None without."""
-        return None
-
-    def _group_ends(self):
-        return self.step % self.grad_accumulation_factor == 0 or self.step == len(
-            self.sampler
-        )
-
-    def _group_size(self):
-        """Batches in this step's accumulation group; the last may be smaller."""
-        factor = self.grad_accumulation_factor
-        tail = len(self.sampler) % factor
-        return tail if self.step > len(self.sampler) - tail else factor
-
-    # -- stopping and resuming -----------------------------------------------------
-
-    def _add_recoverables(self):
-        self.checkpointer.add_recoverable("sampler", self.sampler)
-        self.checkpointer.add_recoverable("epoch_counter", self.hparams.epoch_counter)
-        for name, module in self.modules.items():
-            self.checkpointer.add_recoverable(name, TrainedState(module))
-        self.checkpointer.add_recoverable("random_state", RandomState(self.sampler))
-
-    def on_fit_start(self):
-        """Wrap, build the optimiser, and go on from the latest checkpoint."""
-        steps = len(self.sampler)
-        log_plan(
-            *(self.sampler.batches, steps, self.hparams.epoch_counter.limit),
-            wanted=getattr(self.hparams, "global_batch", None),
-            warmup=self.warmup_steps(),
-        )
-        super().on_fit_start()
-        if self.step:  # in mid-epoch, perhaps with other batches than before
-            self.step = self.sampler.start_step
-        found = self.checkpointer is not None and self.checkpointer.find_checkpoint()
-        if found:
-            epoch, step = self.sampler.epoch, self.sampler.start_step
-            logger.info(
-                "resuming from %s: epoch %d, %d of %d steps done, %d optimiser steps",
-                *(found.path.name, epoch, step, steps, self.optimizer_step),
-            )
-        else:
-            logger.info("starting anew: no checkpoint found")
-
-    def fit(self, epoch_counter, train_set, *args, **kwargs):
-        """As SpeechBrain's; SIGTERM and Ctrl-C save a checkpoint before they stop.
+        """As in every Brain.
 
         Raises
         ------
-        SystemExit
-            With 128 + the signal's number, when stopped so.
+        InputError
+            Where a term ascends, and the optimiser can only minimise.
         """
-        before = {
-            number: signal.signal(number, self._remember_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        self.loader = train_set
-        try:
-            super().fit(epoch_counter, train_set, *args, **kwargs)
-        except SystemExit:
-            # here and not where it was raised: the bar would have the last word
-            if self.stopping and if_main_process():
-                print(self._farewell(), file=sys.stderr, flush=True)
-            raise
-        except RuntimeError as error:
-            # torchrun stops all where one has failed: then there is nothing to agree on
-            if not (self.stop_signal and lost_connection(error)):
-                raise
-            name = signal.Signals(self.stop_signal).name
-            line = f"stopped by {name}: another process has ended; checkpoints are as"
-            print(line, "before", file=sys.stderr, flush=True)
-            raise SystemExit(128 + self.stop_signal) from error
-        finally:
-            train_set.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _remember_signal(self, number, frame):
-        if self.stop_signal:  # asked twice: do not wait for the step's end
-            raise KeyboardInterrupt
-        self.stop_signal = number
-        if if_main_process():
-            # not print: it fails where the signal falls into another print
-            os.write(2, b"\nstopping after this step, once a checkpoint is saved\n")
-
-    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
-        """Between accumulation groups only: gradients are in no checkpoint."""
-        if not self._group_ends():
-            return False
-        self._agree_on_stopping()
-        due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-        return due or bool(self.stopping)
-
-    def _save_intra_epoch_ckpt(self):
-        self.sampler.step_done = self.step
-        # so that it does not matter how many processes continue
-        self.avg_train_loss = mean_over_ranks(self.avg_train_loss, self.device)
-        if self.checkpointer is not None:
-            # SpeechBrain's own call makes its list of keys longer every time
-            self.checkpointer.save_and_keep_only(
-                end_of_epoch=False,
-                meta={INTRA_EPOCH_CKPT_FLAG: True},
-                ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
-                importance_keys=[ckpt_recency],
-                keep_recent=False,
-                verbosity=logging.DEBUG,
+        super().init_optimizers()
+        ascends = any(group.get("maximize") for group in self.parameter_groups())
+        if ascends and "maximize" not in self.optimizer.defaults:
+            raise InputError(
+                f"opt_class: {type(self.optimizer).__name__} can only minimise, "
+                "expected one with the option 'maximize', as AdamW"
             )
-        self._stop_if_agreed()
 
-    def _agree_on_stopping(self):
-        # a signal may have reached one process alone, and at any moment
-        self.stopping = max_over_ranks(self.stop_signal, self.device)
+    # -- epochs --------------------------------------------------------------------
 
-    def _stop_if_agreed(self):
-        if self.stopping:
-            raise SystemExit(128 + self.stopping)
+    def on_fit_start(self):
+        """Also the table of steps continues from the latest checkpoint."""
+        super().on_fit_start()
+        if self.step_log is not None and if_main_process():
+            self.step_log.drop_after(self.optimizer_step)
 
-    def _farewell(self):
-        done = (
-            f"after step {self.step} of {len(self.sampler)}" if self.step else "ended"
+    def warmup_steps(self):
+        """Optimiser steps of the term that counts those; None without one."""
+        return next((t.warmup_steps for t in self.terms if t.warmup_steps), None)
+
+    def embedder(self):
+        """The speaker encoder that is validated: (wavs, wav_lens) → [B, 1, E]."""
+        trained = unwrap(self.modules.speaker_encoder)
+        return SpeakerEncoder(trained.encoder, trained.head or self.head)
+
+    def chooses(self):
+        """Whether the validation decides which epoch is the best; else the last is."""
+        return self.validation is not None and not any(
+            term.latest_is_best for term in self.terms
         )
-        return (
-            f"stopped by {signal.Signals(self.stopping).name}: epoch "
-            f"{self.hparams.epoch_counter.current} {done}; run the same command again "
-            "to continue"
+
+    def _fit_valid(self, valid_set, epoch, enable):
+        """Validate, log the epoch, save its checkpoint."""
+        stats = self.validate(enable) if self.validation is not None else {}
+        own = {"lr": self.optimizer.param_groups[0]["lr"]}
+        for term in self.terms:
+            own |= term.epoch_stats(self.modules)
+        self.hparams.train_logger.log_stats(  # writes on the main process only
+            stats_meta={"epoch": epoch, **own},
+            # of the epoch's time, for batches that were not ready: see num_workers
+            train_stats={"loss": self.train_loss, "waiting": f"{self.waiting:.1%}"},
+            valid_stats=stats,
         )
+        if self.chooses() and self.checkpointer is not None:
+            stats |= self._choose(epoch, stats)
+        self.save_epoch({"epoch": epoch, **stats}, ["chosen"] if self.chooses() else [])
 
-    # -- epochs and processes ------------------------------------------------------
+    def _choose(self, epoch, stats):
+        """Is this epoch the best so far? The checkpoints' meta data remember.
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """For the log line of the epoch: loss of all processes, share of waiting."""
-        if stage == sb.Stage.TRAIN:
-            self.sampler.step_done = len(self.sampler)
-            self.train_loss = mean_over_ranks(stage_loss, self.device)
-            self.waiting = self.loader.share_waited()
+        Returns
+        -------
+        dict
+            ``chosen``: the epoch, or 0 where it is not; the lowest error so far.
+        """
+        value, key = stats[self.validation.measure], f"lowest_{self.validation.measure}"
+        before = self.checkpointer.find_checkpoint(max_key="chosen")
+        lowest = min(before.meta[key] if before else value, value)
+        error = self.validation.standard_error(lowest)
+        return {"chosen": epoch if value <= lowest + error else 0, key: lowest}
 
-    def save_epoch(self, meta, max_keys=()):
-        """The checkpoint of a finished epoch; stop here where a signal asked for it.
+    def recover_best(self):
+        """Load the checkpoint of the best epoch (without validation the latest).
+
+        Returns
+        -------
+        dict
+            Its meta data: ``epoch`` and, where there was a validation, its figures.
+
+        Raises
+        ------
+        InputError
+            Where no epoch was finished.
+        """
+        best = self.checkpointer.recover_if_possible(
+            max_key="chosen" if self.chooses() else None,
+            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG not in c.meta,
+        )
+        if best is None:
+            raise InputError(
+                f"{self.checkpointer.checkpoints_dir}: no checkpoint of a finished "
+                "epoch, expected one"
+            )
+        return dict(best.meta)
+
+    def validate(self, progress=True, model=None):
+        """The validation's figures, equal on every rank.
 
         Arguments
         ---------
-        meta : dict
-            Plain Python numbers: numpy's are saved, and refused at the next start.
-        max_keys : sequence of str
-            The checkpoint with the highest value of each is kept, and the latest.
+        progress : bool
+            Show a bar.
+        model : torch.nn.Module, optional
+            To be validated in the place of :meth:`embedder`.
         """
-        self.step = 0
-        if self.checkpointer is not None:
-            self.checkpointer.save_and_keep_only(
-                meta=meta,
-                max_keys=list(max_keys),
-                importance_keys=[ckpt_recency],
-                keep_recent=False,
+        model = self.embedder() if model is None else model
+        if is_distributed_initialized():
+            # running statistics of rank 0 for all, as the next training step would do
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        precision = autocast_type(self.eval_precision)
+        return self.validation(model, self.device, precision, progress)
+
+    def finish(self):
+        """The best checkpoint's model, after what the terms do at the end.
+
+        Returns
+        -------
+        model : SpeakerEncoder
+            In eval mode; LoRA is not merged.
+        figures : dict
+            ``epoch`` and, where there is a validation, those of this very model.
+        """
+        best, model = self.recover_best(), self.embedder()
+        trained = model.encoder
+        for term in self.terms:
+            model = term.finish(model, self.modules)
+        model.eval()
+        if self.validation is not None and model.encoder is not trained:
+            best |= self.validate(model=model)
+        return model, best
+
+
+class StepLog:
+    """A CSV file of one row per optimiser step, which a resumed run continues exactly.
+
+    Rows are written as training goes, checkpoints less often. A run that continues from
+    a checkpoint first drops the rows of the steps that it will take again.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.header = None
+
+    def drop_after(self, step):
+        """Keep the rows of the first ``step`` steps; none: no file."""
+        if not step:
+            self.path.unlink(missing_ok=True)
+        elif self.path.is_file():
+            header, *lines = self.path.read_text().splitlines(keepends=True) or [""]
+            # a killed process may leave part of a line at the end
+            whole = [line for line in lines if line.endswith("\n")]
+            with write_atomically(self.path) as file:
+                file.write(header)
+                file.writelines(r for r in whole if int(r.split(",")[0]) <= step)
+            self.header = header
+
+    def add(self, step, values):
+        """Append one row, under a header of the values' names.
+
+        Raises
+        ------
+        InputError
+            Where the file has other columns.
+        """
+        header = ",".join(["step", *values]) + "\n"
+        if self.header not in (None, header):
+            raise InputError(
+                f"{self.path}: columns {self.header.strip()!r}, expected "
+                f"{header.strip()!r}; the file is of another run"
             )
-        self._agree_on_stopping()
-        self._stop_if_agreed()
-
-    def raw_trained_modules(self):
-        """The modules without their DistributedDataParallel wrappers, by name."""
-        return {name: unwrap(module) for name, module in self.modules.items()}
-
-    def _wrap_distributed(self):
-        """DistributedDataParallel; BatchNorm over the batches of all processes."""
-        if self.distributed_launch and self.device_type == "cpu":
-            # torch's synchronised BatchNorm, which SpeechBrain takes, is for GPUs only
-            for name, module in self.modules.items():
-                if any(p.requires_grad for p in module.parameters()):
-                    module = synchronise_batch_norm(module)
-                    self.modules[name] = DistributedDataParallel(module)
-        else:
-            super()._wrap_distributed()
+        row = ",".join([str(step), *(f"{value:.9g}" for value in values.values())])
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{header if self.header is None else ''}{row}\n")
+        self.header = header
 
 
-def unwrap(module):
-    """The module without its DistributedDataParallel wrapper."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+def read_steps(path):
+    """A table of :class:`StepLog` → {column: list of float}, ``step`` included."""
+    header, *lines = path.read_text().splitlines()
+    columns = zip(*(map(float, line.split(",")) for line in lines))
+    names = header.split(",")
+    return dict(zip(names, map(list, columns))) if lines else {n: [] for n in names}

@@ -1,310 +1,447 @@
-"""A table of one row per optimiser step, which a resumed run continues exactly.
+"""Terms of a training loss: what a YAML file lists under ``terms``.
 
-Rows are written as training goes, checkpoints less often. A run that goes on from a
-checkpoint first drops the rows of the steps that it will take again, so that the table
-is the unbroken run's.
+    loss = Σ terms          stages 1 to 3     Classification
+                            pruning 1, 2      Distillation (+ Budget)
+                            hybrid pruning    Classification + Budget
+                            students          Classification + Distillation
 
-Training of a speaker encoder with a margin classifier, stages 1 to 3.
-
-On top of :class:`~speechbrain_ext.training.validation.ValidatedBrain`, learning rate
-and margin are set before every step from the progress in epochs.
-
-Distillation of a frozen teacher into a student, while that is pruned or afterwards.
-
-    loss = distillation(student, teacher) + λ₁ (s − t) + λ₂ (s − t)²
-
-The first term compares all hidden states (:mod:`speechbrain_ext.losses`), the
-others drive the student's gates to a size (:mod:`speechbrain_ext.pruning`); without a
-budget there is the first alone. Weights and log α descend, λ₁ and λ₂ ascend, each with
-a learning rate of its own (arXiv 2510.04213: 2e-4, 2e-2 and 2e-2, no weight decay).
+A term brings the modules that it trains beside the encoder, what its optimiser groups
+and log columns are, and what it does to the model at the end. It is made from a YAML
+file before anything is known of the data: :meth:`Term.setup` tells it. A new term is a
+subclass of :class:`Term` in any file that Python can import.
 """
 
+import logging
+
+import numpy as np
 import torch
-from speechbrain.utils.distributed import if_main_process
 from torch import nn
 
-from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.data.labels import Classes
+from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.losses import distillation_loss
-from speechbrain_ext.pruning import harden, prune
-from speechbrain_ext.training.brain import unwrap
-from speechbrain_ext.training.validation import ValidatedBrain
+from speechbrain_ext.pretrained import load_classifier
+from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.pruning import add_gates, harden, prune
+from speechbrain_ext.pruning.plots import plot_progress, write_structure
+from speechbrain_ext.training.brain import read_steps
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+IMPRINTED_UTTERANCES = 20  # of each speaker, as in the cohort of verify.py
 
 
-class StepLog:
-    """A CSV file whose first column is ``step``.
+class Term:
+    """One summand of a loss. Every method may be left as it is, but :meth:`loss`.
 
-    Arguments
-    ---------
-    path : str or Path
-    columns : sequence of str
-        The other columns.
+    Attributes
+    ----------
+    needs_states, needs_embeddings : bool
+        What of the model's outputs :meth:`loss` reads. The head trains where some
+        term needs embeddings.
+    latest_is_best : bool
+        Whether the latest epoch is the best whatever the validation says.
+    warmup_steps : int or None
+        Optimiser steps of a schedule that counts those.
     """
 
-    def __init__(self, path, columns):
-        self.path = path
-        self.columns = list(columns)
+    needs_states = False
+    needs_embeddings = False
+    latest_is_best = False
+    warmup_steps = None
 
-    def go_on_from(self, step):
-        """Keep the rows of the first ``step`` steps; begin the file where it is not.
-
-        Raises
-        ------
-        InputError
-            Where the file has other columns.
-        """
-        header = ",".join(["step", *self.columns]) + "\n"
-        rows = []
-        if step and self.path.is_file():
-            found, *lines = self.path.read_text().splitlines(keepends=True) or [""]
-            if found != header:
-                raise InputError(
-                    f"{self.path}: columns {found.strip()!r}, expected "
-                    f"{header.strip()!r}; the file is of another run"
-                )
-            # a killed process may leave part of a line at the end
-            whole = [line for line in lines if line.endswith("\n")]
-            rows = [line for line in whole if int(line.split(",")[0]) <= step]
-        with write_atomically(self.path) as file:
-            file.writelines([header, *rows])
-
-    def add(self, step, values):
-        """Append one row; ``values`` has a number for every column."""
-        numbers = [f"{values[name]:.9g}" for name in self.columns]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(",".join([str(step), *numbers]) + "\n")
-
-
-def read_steps(path):
-    """A table of :class:`StepLog` → {column: list of float}, ``step`` included."""
-    header, *lines = path.read_text().splitlines()
-    columns = zip(*(map(float, line.split(",")) for line in lines))
-    names = header.split(",")
-    return dict(zip(names, map(list, columns))) if lines else {n: [] for n in names}
-
-
-class SpeakerBrain(ValidatedBrain):
-    """Trains ``modules.speaker_encoder`` through ``modules.classifier``.
-
-    The classifier is called as ``classifier(embeddings, labels)`` and gives the loss;
-    its ``margin`` is set by the schedule.
-
-    Reads from ``hparams``, beside what its base class does: ``lr_schedule``,
-    ``margin_schedule`` (functions of the progress in epochs), ``max_grad_norm``.
-    """
-
-    def embedder(self):
-        """The speaker encoder, without a wrapper."""
-        return unwrap(self.modules.speaker_encoder)
-
-    def compute_forward(self, batch, stage):
-        """Batch → embeddings [B, 1, E]."""
-        batch = batch.to(self.device)
-        return self.modules.speaker_encoder(batch.wavs)
-
-    def compute_objectives(self, predictions, batch, stage):
-        """Embeddings → loss, a scalar."""
-        return self.modules.classifier(predictions, batch.labels.to(self.device))
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Set this step's learning rate and margin."""
-        progress = self.progress()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.hparams.lr_schedule(progress)
-        unwrap(self.modules.classifier).margin = self.hparams.margin_schedule(progress)
-
-    def epoch_stats(self):
-        """Learning rate and margin of the last step."""
-        return {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "margin": unwrap(self.modules.classifier).margin,
-        }
-
-
-DISTILLATION = ("l1", "cosine")
-PRUNING = ("sparsity", "target", "lambda1", "lambda2")
-
-
-class FeatureEncoder(nn.Module):
-    """An encoder from its features on: what DistributedDataParallel wraps."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, features, lens=None):
-        """Features and their relative lengths → list of hidden states."""
-        return self.encoder.encode_features(features, lens)
-
-
-class DistillPruneBrain(ValidatedBrain):
-    """Trains the student's encoder; its head only shows how good that is.
-
-    Reads from ``hparams``, beside what its base class does: ``lr_schedule`` (a function
-    of the progress in epochs) for the weights, with a budget ``gate_lr`` and
-    ``multiplier_lr``, and ``max_grad_norm``.
-
-    A training step's gates are drawn from torch's generator, so every rank is to be
-    seeded with another number. The warm-up of the target counts optimiser steps.
-
-    Arguments
-    ---------
-    teacher : torch.nn.Module
-        Encoder with ``features`` and ``encode_features``. Here it is frozen, and no
-        ``train()`` reaches it.
-    student : SpeakerEncoder
-        Its encoder trains, with gates where there is a budget; its head, the one that
-        was trained on the teacher, is used for validation.
-    step_log : Path
-        CSV of every optimiser step: loss and its parts on the main process.
-    budget : Budget, optional
-        Of the student's encoder. None: distillation alone.
-    **options
-        As for ``speechbrain.Brain``, and of the base class.
-    """
-
-    def __init__(self, *, teacher, student, step_log, budget=None, **options):
-        modules = {"student": FeatureEncoder(student.encoder)}
-        if budget is not None:
-            modules["budget"] = budget
-        super().__init__(modules=modules, **options)
-        self.teacher = teacher.to(self.device).requires_grad_(False).eval()
-        self.head = student.head.to(self.device).requires_grad_(False)
-        self.prunes = budget is not None
-        columns = ("epoch", "loss", *DISTILLATION, *(PRUNING if self.prunes else ()))
-        self.step_log = StepLog(step_log, columns)
-        self.pruning = {}  # the columns of this step
-        self.group = []  # loss and its parts in this accumulation group
-
-    # -- one step ------------------------------------------------------------------
-
-    def compute_forward(self, batch, stage):
-        """Batch → Distillation. The states live no longer than they have to."""
-        batch = batch.to(self.device)
-        features, lens = unwrap(self.modules.student).encoder.features(batch.wavs)
-        with torch.no_grad():
-            wanted = self.teacher.encode_features(features, lens)
-        return distillation_loss(self.modules.student(features, lens), wanted, lens)
-
-    def compute_objectives(self, predictions, batch, stage):
-        """Distillation → loss, a scalar."""
-        self.distillation, self.pruning = predictions, {}
-        if not self.prunes:
-            return predictions.loss
-        penalty = self.modules.budget(self.optimizer_step)
-        budget = unwrap(self.modules.budget)
-        values = penalty.sparsity, penalty.target, budget.lambda1, budget.lambda2
-        self.pruning = {k: float(v.detach()) for k, v in zip(PRUNING, values)}
-        return predictions.loss + penalty.loss
-
-    def check_loss_isfinite(self, loss):
-        """Stop before the weights are spoilt, with the part that is to blame.
-
-        Raises
-        ------
-        InputError
-            With epoch, step, and the hidden state or the Lagrangian's values.
-        """
-        if torch.isfinite(loss):
-            return
-        for name, part in zip(("L1", "cosine"), self.distillation[1:]):
-            for number, value in enumerate(part):
-                where = f"distillation: {name} of hidden state {number}"
-                self._check_finite(where, value)
-        values = ", ".join(f"{k} {v:.4g}" for k, v in self.pruning.items())
-        self._check_finite(f"Lagrangian ({values})", loss - self.distillation.loss)
-        super().check_loss_isfinite(loss)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Set this step's learning rate of the weights."""
-        self.optimizer.param_groups[0]["lr"] = self.hparams.lr_schedule(self.progress())
-
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Write the step's row, averaged over its accumulation group."""
-        parts = [loss, outputs.l1.mean(), outputs.cosine.mean()]
-        self.group.append(torch.stack(parts).detach())
-        if should_step:
-            means = torch.stack(self.group).mean(0).tolist()
-            row = dict(zip(("loss", *DISTILLATION), means))
-            row["epoch"] = self.hparams.epoch_counter.current
-            if if_main_process():
-                self.step_log.add(self.optimizer_step, {**row, **self.pruning})
-            self.group = []
-
-    def parameter_groups(self):
-        """Weights; with a budget also gates and, ascending, its multipliers."""
-        named = list(self.modules.student.named_parameters())
-        weights = [p for name, p in named if not name.endswith("log_alpha")]
-        gates = [p for name, p in named if name.endswith("log_alpha")]
-        groups = [{"params": weights}]
-        if self.prunes:
-            groups += [
-                {"params": gates, "lr": self.hparams.gate_lr},
-                {
-                    "params": list(self.modules.budget.parameters()),
-                    "lr": self.hparams.multiplier_lr,
-                    "maximize": True,
-                },
-            ]
-        return groups
-
-    def init_optimizers(self):
-        """As in every Brain.
-
-        Raises
-        ------
-        InputError
-            Where the optimiser can only minimise.
-        """
-        super().init_optimizers()
-        if self.prunes and "maximize" not in self.optimizer.defaults:
-            raise InputError(
-                f"opt_class: {type(self.optimizer).__name__} can only minimise, "
-                "expected one with the option 'maximize', as AdamW"
-            )
-
-    # -- epochs --------------------------------------------------------------------
-
-    def on_fit_start(self):
-        """Also the table of steps goes on from the latest checkpoint."""
-        super().on_fit_start()
-        if if_main_process():
-            self.step_log.go_on_from(self.optimizer_step)
-
-    def embedder(self):
-        """The student in eval mode, its gates without noise, under the kept head."""
-        return SpeakerEncoder(unwrap(self.modules.student).encoder, self.head)
-
-    def epoch_stats(self):
-        """Learning rate of the weights, and where the pruning is."""
-        return {"lr": self.optimizer.param_groups[0]["lr"], **self.pruning}
-
-    def warmup_steps(self):
-        """Optimiser steps in which the target rises; None without a budget."""
-        budget = unwrap(self.modules.budget) if self.prunes else None
-        return budget and budget.warmup_steps
-
-    def chooses(self):
-        """With a budget the latest epoch is the best: earlier students are larger."""
-        return super().chooses() and not self.prunes
-
-    def finish(self, multiple=1):
-        """The trained student, pruned to its target where there is one.
+    def setup(self, speaker_encoder, data):
+        """Learn what is trained, and on what; may change the encoder in place.
 
         Arguments
         ---------
-        multiple : int
-            Widths that shrink become multiples of it: see
-            :func:`~speechbrain_ext.pruning.harden`.
-
-        Returns
-        -------
-        SpeakerEncoder
-            Without gates, in eval mode.
+        speaker_encoder : SpeakerEncoder
+        data : TrainingData
         """
-        encoder = unwrap(self.modules.student).encoder
-        if self.prunes:
-            harden(unwrap(self.modules.budget), multiple)
-            encoder = prune(encoder)
-        return SpeakerEncoder(encoder, self.head).eval()
+
+    def modules(self):
+        """Name → module that this term trains, saves and clips by its own norm."""
+        return {}
+
+    def to(self, device):
+        """Move what is no trained module."""
+
+    def begin(self, brain, data):
+        """Before a run's first step; not where a checkpoint is continued from."""
+
+    def groups(self, modules):
+        """Optimiser groups with a learning rate of their own → list of dict.
+
+        ``modules`` are all trained ones, by name. What is in no group follows the
+        run's learning rate.
+        """
+        return []
+
+    def on_step(self, modules, progress):
+        """Set what follows a schedule; ``progress`` counts epochs."""
+
+    def before(self, wavs, x, lens, encoder):
+        """Compute what needs no gradient, before the student's activations are there.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [B, T].
+        x, lens : torch.Tensor
+            What ``encoder.front_end`` made of them.
+        encoder : Encoder
+            The one that trains.
+        """
+
+    def loss(self, outputs, modules, step):
+        """This term's part of the loss, a scalar.
+
+        Arguments
+        ---------
+        outputs : Outputs
+            ``embeddings`` [B, 1, E], ``states`` list of [B, T', C], ``lens`` [B] and
+            ``labels`` [B].
+        modules : mapping
+            All trained modules by name, wrapped for several processes where there are.
+        step : int
+            Optimiser steps done.
+        """
+        raise NotImplementedError
+
+    def columns(self):
+        """Name → value of the last step, for steps.csv.
+
+        Tensors are averaged over the batches of an optimiser step; of numbers the last
+        counts.
+        """
+        return {}
+
+    def check_finite(self, check):
+        """Call ``check(name, value)`` for every part of a loss that is not finite."""
+
+    def epoch_stats(self, modules):
+        """Name → number, for an epoch's line in the log."""
+        return {}
+
+    def finish(self, speaker_encoder, modules):
+        """The trained model → the model to save (itself, as a rule)."""
+        return speaker_encoder
+
+    def saved(self):
+        """(classifier to save or None, dict for training.json)."""
+        return None, {}
+
+    def report(self, folder, model):
+        """Write pictures and tables into the output folder, on the main process."""
+
+
+class Classification(Term):
+    """Which training speaker is it: stages 1 to 3.
+
+    Arguments
+    ---------
+    classifier : callable
+        (``embedding_size=``, ``n_classes=``) → module (embeddings, labels) → loss, as
+        :class:`~speechbrain_ext.losses.ArcFace`.
+    margin_schedule : callable, optional
+        Progress in epochs → the classifier's ``margin``.
+    pretrained_folder : str, optional
+        A former stage's folder, whose classifier is continued: rows go by the names
+        of the speakers.
+    new_classifier : bool
+        The speakers are others than that stage's: the rows begin at their mean
+        embeddings.
+
+    Raises
+    ------
+    InputError
+        From :meth:`setup`: a classifier without these speakers.
+    """
+
+    needs_embeddings = True
+
+    def __init__(
+        self,
+        classifier,
+        margin_schedule=None,
+        pretrained_folder=None,
+        new_classifier=False,
+    ):
+        self.factory = classifier
+        self.margin_schedule = margin_schedule
+        self.pretrained_folder = pretrained_folder
+        self.new_classifier = new_classifier
+
+    def setup(self, speaker_encoder, data):
+        """Make the classifier, or load the former stage's."""
+        self.training = {
+            "speakers": data.speakers,
+            "n_speeds": data.n_speeds,
+            "n_perturbed": data.n_perturbed,
+        }
+        self.classes = Classes(len(data.speakers), data.n_speeds, data.n_perturbed)
+        self.classifier = self.factory(
+            embedding_size=speaker_encoder.embedding_size, n_classes=self.classes.count
+        )
+        if self.pretrained_folder and not self.new_classifier:
+            load_classifier(self.pretrained_folder, self.classifier, **self.training)
+
+    def modules(self):
+        """The classifier."""
+        return {"classifier": self.classifier}
+
+    def begin(self, brain, data):
+        """A new classifier begins at the means of its speakers."""
+        if self.new_classifier:
+            self._imprint(brain, data)
+
+    def _imprint(self, brain, data):
+        """Set the rows to the mean embeddings of their speakers, at their own length.
+
+        w_s = mean over recordings r of speaker s of e_r / |e_r|: the imprinted weights
+        of Qi et al. 2018 (arXiv 1712.07136), section 3.2. From random rows a pretrained
+        encoder would be pulled about for as long as the classifier looks for its
+        speakers. The rows of a speaker at other speeds begin at the same place.
+        """
+        manifest = data.manifest
+        first = first_of_each(manifest.labels, IMPRINTED_UTTERANCES)
+        logger.info("the classifier begins at the means of %d recordings", len(first))
+        vectors = extract_embeddings(
+            brain.embedder(),
+            manifest.select(first),
+            brain.device,
+            data.valid_batch_seconds,
+            data.crop_seconds[1],  # so that the means are of what training will see
+            progress=False,
+        )
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        means = np.zeros((len(data.speakers), vectors.shape[1]))
+        np.add.at(means, manifest.labels[first], vectors)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        rows = [speaker for speaker, _ in self.classes.speakers_and_speeds()]
+        with torch.no_grad():
+            weight = self.classifier.weight
+            directions = torch.from_numpy(means[rows]).to(weight)
+            weight.copy_(directions * weight.norm(dim=1, keepdim=True))
+
+    def on_step(self, modules, progress):
+        """Set the margin."""
+        if self.margin_schedule is not None:
+            self.classifier.margin = self.margin_schedule(progress)
+
+    def loss(self, outputs, modules, step):
+        """Embeddings and labels → cross-entropy."""
+        return modules["classifier"](outputs.embeddings, outputs.labels)
+
+    def epoch_stats(self, modules):
+        """Margin of the last step, where the classifier has one."""
+        has_margin = hasattr(self.classifier, "margin")
+        return {"margin": self.classifier.margin} if has_margin else {}
+
+    def saved(self):
+        """The classifier, and whose rows it has."""
+        return self.classifier, self.training
+
+
+class Distillation(Term):
+    """How far the student's hidden states are from a frozen teacher's.
+
+    Arguments
+    ---------
+    teacher : SpeakerEncoder or Encoder
+        No ``train()`` reaches it.
+    layers : list of [int, int], optional
+        Which state of the student is compared with which of the teacher; None: each
+        with its own.
+    project : bool
+        Linear layers from the student's width to the teacher's, one for each pair.
+    distance : callable
+        (student's states, teacher's states, lens) → tuple whose first is the loss and
+        whose other fields, one value per state, are logged by their names. By default
+        mean L1 − mean cosine (arXiv 2510.04213).
+    """
+
+    needs_states = True
+
+    def __init__(self, teacher, layers=None, project=False, distance=distillation_loss):
+        self.teacher = getattr(teacher, "encoder", teacher)
+        self.layers = layers
+        self.project = project
+        self.distance = distance
+        self.projections = None
+
+    def setup(self, speaker_encoder, data):
+        """Check the layer map; make the projections."""
+        student, teacher = speaker_encoder.encoder, self.teacher
+        if self.layers is not None:
+            n = student.n_states, teacher.n_states
+            for pair in self.layers:
+                if len(pair) != 2 or not all(-m <= i < m for i, m in zip(pair, n)):
+                    raise InputError(
+                        f"distillation: layers {pair}, expected [student's, teacher's] "
+                        f"of {n[0]} and {n[1]} states"
+                    )
+        if self.project:
+            n_pairs = len(self.layers) if self.layers else student.n_states
+            self.projections = nn.ModuleList(
+                nn.Linear(student.hidden_size, teacher.hidden_size)
+                for _ in range(n_pairs)
+            )
+        logger.info(
+            "encoders: teacher %d parameters, student %d, gates included",
+            *(count_parameters(encoder).total for encoder in (teacher, student)),
+        )
+
+    def modules(self):
+        """The projections, if there are any."""
+        return {} if self.projections is None else {"projections": self.projections}
+
+    def to(self, device):
+        """Freeze the teacher where it computes."""
+        self.teacher = self.teacher.to(device).requires_grad_(False).eval()
+
+    def before(self, wavs, x, lens, encoder):
+        """The teacher's states; from the student's features where they are its own."""
+        with torch.no_grad():
+            if not self.teacher.same_front_end(encoder):
+                x, lens = self.teacher.front_end(wavs, None)
+            self.targets = self.teacher.encode(x, lens)
+
+    def loss(self, outputs, modules, step):
+        """Compare, and let go of the teacher's states."""
+        student, teacher, self.targets = outputs.states, self.targets, None
+        if self.layers is not None:
+            student = [student[number] for number, _ in self.layers]
+            teacher = [teacher[number] for _, number in self.layers]
+        if self.projections is not None:
+            student = modules["projections"](student)
+        self.parts = self.distance(student, teacher, outputs.lens)
+        return self.parts[0]
+
+    def columns(self):
+        """The parts of the distance, averaged over the states."""
+        names = self.parts._fields[1:]
+        return {name: getattr(self.parts, name).mean() for name in names}
+
+    def check_finite(self, check):
+        """The first hidden state that is to blame."""
+        for name, values in zip(self.parts._fields[1:], self.parts[1:]):
+            for number, value in enumerate(values):
+                check(f"distillation: {name} of hidden state {number}", value)
+
+    def report(self, folder, model):
+        """The student's structure, where it can be pruned."""
+        if model.encoder.prunable_groups():
+            write_structure(folder, model.encoder)
+
+
+class Budget(Term):
+    """λ₁ (s − t) + λ₂ (s − t)²: gates are driven to a size while the encoder learns.
+
+    Weights and log α descend, λ₁ and λ₂ ascend, each with a learning rate of its own.
+    At the end the encoder is pruned to its target.
+
+    Arguments
+    ---------
+    budget : callable
+        Encoder with gates → :class:`speechbrain_ext.pruning.Budget`.
+    gates : callable, optional
+        Puts gates into an encoder; :func:`speechbrain_ext.pruning.add_gates` by
+        default.
+    gate_lr, multiplier_lr : float
+        Learning rates of log α, and of λ₁ and λ₂.
+    multiple : int
+        Widths that shrink become multiples of it: 8 suits tensor cores.
+    """
+
+    latest_is_best = True  # earlier epochs' encoders are larger
+
+    def __init__(
+        self, budget, gates=add_gates, gate_lr=0.02, multiplier_lr=0.02, multiple=1
+    ):
+        self.make_budget = budget
+        self.add_gates = gates
+        self.gate_lr = gate_lr
+        self.multiplier_lr = multiplier_lr
+        self.multiple = multiple
+
+    @property
+    def warmup_steps(self):
+        """Optimiser steps in which the target rises."""
+        return self.budget.warmup_steps
+
+    def setup(self, speaker_encoder, data):
+        """Put gates into the encoder."""
+        self.add_gates(speaker_encoder.encoder)
+        self.budget = budget = self.make_budget(speaker_encoder.encoder)
+        self.values = {}
+        logger.info(
+            "to leave: %d of %d %s, sparsity %.4f after %d steps",
+            *(budget.target_cost, budget.ledger.full, budget.ledger.what),
+            *(budget.target, budget.warmup_steps),
+        )
+
+    def modules(self):
+        """The multipliers."""
+        return {"budget": self.budget}
+
+    def groups(self, modules):
+        """Gates; and the multipliers, which ascend."""
+        named = modules["speaker_encoder"].named_parameters()
+        gates = [p for name, p in named if name.endswith("log_alpha")]
+        multipliers = list(modules["budget"].parameters())
+        return [
+            {"params": gates, "lr": self.gate_lr},
+            {"params": multipliers, "lr": self.multiplier_lr, "maximize": True},
+        ]
+
+    def loss(self, outputs, modules, step):
+        """The Lagrangian of the expected size."""
+        penalty = modules["budget"](step)
+        self.values = {
+            "sparsity": penalty.sparsity,
+            "target": penalty.target,
+            "lambda1": self.budget.lambda1,
+            "lambda2": self.budget.lambda2,
+        }
+        self.values = {k: float(v.detach()) for k, v in self.values.items()}
+        self.penalty = penalty.loss
+        return penalty.loss
+
+    def columns(self):
+        """Sparsity, its target and the multipliers."""
+        return self.values
+
+    def check_finite(self, check):
+        """The Lagrangian with what it is made of."""
+        values = ", ".join(f"{k} {v:.4g}" for k, v in self.values.items())
+        check(f"Lagrangian ({values})", self.penalty)
+
+    def epoch_stats(self, modules):
+        """Where the pruning is."""
+        return self.values
+
+    def finish(self, speaker_encoder, modules):
+        """Take the units of closed gates out."""
+        harden(self.budget, self.multiple)
+        speaker_encoder.encoder = prune(speaker_encoder.encoder)
+        return speaker_encoder
+
+    def report(self, folder, model):
+        """Structure, and loss and sparsity by step."""
+        write_structure(folder, model.encoder)
+        steps = read_steps(folder / "steps.csv")
+        loss = steps["loss"]
+        if "l1" in steps:  # without the Lagrangian, which follows its multipliers
+            loss = [l1 - cosine for l1, cosine in zip(steps["l1"], steps["cosine"])]
+        series = (steps[name] for name in ("step", "sparsity", "target"))
+        plot_progress(folder / "steps.png", *series, loss)
+
+
+def first_of_each(labels, count):
+    """Rows of the first ``count`` recordings of each speaker: int64 [M], ascending."""
+    order = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[place < count])

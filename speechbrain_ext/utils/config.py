@@ -1,21 +1,29 @@
-"""The words of a command line: SpeechBrain's run options, and overrides of a YAML.
+"""YAML files and command lines of the recipes' scripts.
 
-SpeechBrain joins the overrides to one YAML text, which cuts a value at its second
-``=`` or at `` #``, and takes ``2026-11-21`` for a date. Here a value is what the key's
-own value in the YAML file says it is: a text stays as it was typed.
+    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], train)
+    train(**hparams)
 
-A recipe's YAML file and command line, checked.
+The keyword parameters of ``train`` are the top-level keys that the script reads: one
+without a default must be in the file, the others need not. A key that nothing reads is
+an error. What ``--key=value`` may set:
 
-Nobody else tells a user of a key that nothing reads, of an override that is no key, or
-of a placeholder that was not filled, before a model is built.
+    --lr=0.1              a top-level key of the file, or a parameter of the function
+    --lr_schedule.peak=1  a key inside of another; of an object (``!new:``, ``!name:``,
+                          ``!apply:``) also a parameter that the file does not set
+    --batch_size=8        the parameter of the one object in the file that takes it
+
+A value is what the file's own value (or the parameter's default) says it is: a text
+stays as it was typed. SpeechBrain joins the overrides to one YAML text instead, which
+cuts a value at its second ``=`` or at `` #``, and takes ``2026-11-21`` for a date.
 """
 
 import contextlib
 import difflib
 import inspect
 import logging
+import pydoc
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -30,8 +38,15 @@ from speechbrain.utils.run_opts import HELP_TEXTS
 
 from speechbrain_ext.utils.errors import InputError, describe_os_error
 
+logger = logging.getLogger(__name__)
+
 # What the command line may set of SpeechBrain's run options.
 RUN_OPTIONS = frozenset(HELP_TEXTS) | {"jit_module_keys", "compile_module_keys"}
+PRECISIONS = ("precision", "eval_precision")
+INTERVALS = ("ckpt_interval_steps", "ckpt_interval_minutes")
+REFERENCE = re.compile(r"!(?:apply)?ref[^\n]*")
+NAME_IN_REFERENCE = re.compile(r"<([A-Za-z_]\w*)")
+OBJECT = re.compile(r"!(?:new|name|apply):(.+)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 CONSTANTS = {
     **dict.fromkeys(["", "~", "null", "Null", "NULL", "None"]),
@@ -39,9 +54,14 @@ CONSTANTS = {
     **dict.fromkeys(["false", "False", "FALSE"], False),
 }
 YAML_BEGINS = ("[", "{", "!", '"', "'")
+# What building the objects of a YAML file from wrong values may raise.
+WRONG_VALUES = (
+    *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(ArithmeticError, AssertionError),
+)
 
 
-class Whole:
+class _Whole:
     """A mapping in the place of a null or a text, where HyperPyYAML only merges."""
 
     def __init__(self, mapping):
@@ -49,24 +69,89 @@ class Whole:
 
 
 RoundTripRepresenter.add_representer(
-    Whole, lambda dumper, whole: dumper.represent_data(whole.mapping)
+    _Whole, lambda dumper, whole: dumper.represent_data(whole.mapping)
 )
 
 
-def split_words(words):
-    """Separate run options from overrides.
+def load_run(argv, function):
+    """Command line → (YAML file, run options, overrides, hparams), all checked.
 
     Arguments
     ---------
-    words : list of str
-        ``--key=value``, ``--key value``, or ``--flag`` for a run option.
+    argv : list of str
+        ``[hparams.yaml, --key=value or --key value, …]``.
+    function : callable
+        What is to be called with ``hparams``: see the module's docstring. Parameters
+        that are run options of SpeechBrain (``precision``) set their defaults. One
+        that takes ``**options`` gets the file's other run options as well.
 
     Returns
     -------
-    options : list of str
-        Run options, as argparse takes them.
-    overrides : dict of str to str
-        All others as typed; the last one counts where a key comes twice.
+    hparams_file : str
+    run_opts : RunOptions
+    overrides : dict
+        For ``create_experiment_directory``.
+    hparams : dict
+        The function's arguments: what the file or the command line says.
+
+    Raises
+    ------
+    InputError
+        Missing file, malformed YAML, a key that is missing or that nothing reads, an
+        unknown override or one of another kind than the file's value, a placeholder
+        that was not filled, a device that this machine has not.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise InputError("no hyperparameter file; expected: SCRIPT.py hparams/x.yaml")
+    path, *words = argv
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such hyperparameter file")
+    options, texts = split_words(words)
+    options += list(_defaults_on_cpu(options))
+    run_opts = _parse_run_options(path, options)
+    _check_device(run_opts)
+    text, tree = _read_tree(path)
+    parameters = _keywords(function)
+    overrides = parse_overrides(path, tree, texts, parameters)
+    _check_keys(path, text, tree, overrides, parameters)
+    hparams = load_yaml(path, overrides)
+    _settle_options(run_opts, hparams, parameters)
+    wanted = set(parameters)
+    if inspect.getfullargspec(function).varkw:
+        wanted |= RUN_OPTIONS
+    return path, run_opts, overrides, {k: v for k, v in hparams.items() if k in wanted}
+
+
+def load_yaml(path, overrides=None):
+    """``load_hyperpyyaml`` whose complaints are one line.
+
+    Raises
+    ------
+    InputError
+        Naming the file, and the key or line at fault.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return load_hyperpyyaml(file, overrides, overrides_must_match=False)
+    except InputError:
+        raise
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(path):
+            raise InputError(f"{path}: {describe_os_error(error)}") from error
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (YAMLError, *WRONG_VALUES) as error:
+        raise InputError(f"{path}: {_why(error)}") from error
+    except ImportError as error:
+        raise InputError(f"{path}: names something not installed ({error})") from error
+
+
+# ---- the command line ----------------------------------------------------------------
+
+
+def split_words(words):
+    """``--key=value``, ``--key value``, ``--flag`` → (run options, overrides by key).
+
+    Of two overrides of a key the last one counts.
 
     Raises
     ------
@@ -91,125 +176,154 @@ def split_words(words):
     return options, overrides
 
 
-def parse_run_options(path, options):
-    """Run options → RunOptions.
-
-    Raises
-    ------
-    InputError
-        For a value that SpeechBrain does not take.
-    """
-    try:
-        with contextlib.redirect_stderr(StringIO()) as said:
-            return RunOptions.from_command_line_args([str(path), *options])[1]
-    except SystemExit as error:  # argparse: the last line says why
-        reason = said.getvalue().strip().rsplit("error: ", 1)[-1]
-        raise InputError(f"command line: {reason}") from error
-
-
-def parse_overrides(path, tree, texts):
-    """Overrides as typed → values, checked against the YAML file.
+def parse_overrides(path, tree, texts, parameters=()):
+    """Overrides as typed → values, nested as the file is.
 
     Arguments
     ---------
     path : str or Path
         The YAML file, for messages.
     tree : mapping
-        Its content.
+        Its content, with tags.
     texts : dict of str to str
         Key → value as typed. ``a.b`` is key b inside of a.
-
-    Returns
-    -------
-    dict
-        Nested as the file is.
+    parameters : mapping of str to inspect.Parameter
+        Of the script's function.
 
     Raises
     ------
     InputError
-        An unknown key, malformed YAML, or a value of another kind than the file's.
+        An unknown key, one that several objects take, malformed YAML, or a value of
+        another kind than the file's.
     """
     values = {}
     for key, text in texts.items():
-        *outer, last = key.split(".")
+        *outer, last = _place(path, tree, key, parameters)
         inside, into = tree, values
         for name in outer:
-            inside = inside.get(name)
-            if not isinstance(inside, Mapping):
-                break
-            into = into.setdefault(name, {})
-        if (
-            not isinstance(inside, Mapping)
-            or last not in inside
-            or not isinstance(into, MutableMapping)
-        ):
-            hint = did_you_mean(key, dotted_names(tree))
-            raise InputError(f"--{key}: no such key in {path}{hint}")
-        into[last] = _value(key, text, inside[last])
+            inside, into = inside[name], into.setdefault(name, {})
+            if into is None:  # --section=null --section.depth=1
+                raise _unknown(path, tree, key, parameters)
+        takes = parameters if inside is tree else _takes(inside)
+        optional = last in takes and takes[last].default is None
+        if optional and CONSTANTS.get(text.strip(), text) is None:
+            into[last] = None
+        else:
+            into[last] = _value(key, text, inside.get(last, _default(takes, last)))
     return values
 
 
-def did_you_mean(word, known):
-    """``; did you mean 'x'?``, or nothing."""
+def _place(path, tree, key, parameters):
+    """The names that lead to what ``--key`` sets, from the outermost on."""
+    *outer, last = key.split(".")
+    inside = tree
+    for name in outer:
+        inside = inside.get(name) if isinstance(inside, Mapping) else None
+    takes = parameters if inside is tree else _takes(inside)
+    if isinstance(inside, Mapping) and (last in inside or last in takes):
+        return [*outer, last]
+    places = [] if outer else list(_takers(tree, last))
+    if len(places) > 1:
+        names = " or ".join(f"--{'.'.join(place)}" for place in places)
+        raise InputError(f"--{key}: several objects in {path} take it: {names}")
+    if not places:
+        raise _unknown(path, tree, key, parameters)
+    return places[0]
+
+
+def _unknown(path, tree, key, parameters):
+    hint = _did_you_mean(key, [*_dotted_names(tree), *parameters])
+    return InputError(f"--{key}: no such key in {path}{hint}")
+
+
+def _takers(tree, name):
+    """Where objects stand that take a parameter ``name``: lists of keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            if name in _takes(value):
+                yield [key, name]
+            yield from ([key, *place] for place in _takers(value, name))
+
+
+def _takes(node):
+    """Parameters of the class or function that a node of the file names."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    match = OBJECT.fullmatch(tag or "")
+    with contextlib.suppress(ImportError, pydoc.ErrorDuringImport):
+        return _keywords(pydoc.locate(match[1])) if match else {}
+    return {}  # loading the file will say what cannot be imported
+
+
+def _keywords(function):
+    """Name → inspect.Parameter of what may be given by name."""
+    if function is None:
+        return {}
+    with contextlib.suppress(ValueError, TypeError):  # of some builtins
+        kinds = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        parameters = inspect.signature(function).parameters
+        return {name: p for name, p in parameters.items() if p.kind in kinds}
+    return {}
+
+
+def _default(parameters, name):
+    """A parameter's default as a value of YAML would be; None where it says nothing."""
+    default = parameters[name].default if name in parameters else None
+    if isinstance(default, tuple):
+        return list(default) or None
+    return default if isinstance(default, (bool, int, float, str)) else None
+
+
+def _did_you_mean(word, known):
     known = list(known)
     near = [name for name in known if name.split(".")[-1] == word]
     near += difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def dotted_names(tree, prefix=""):
+def _dotted_names(tree, prefix=""):
     """All keys of a nested mapping: ``a``, ``a.b``, …"""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from dotted_names(value, f"{prefix}{key}.")
-
-
-def why(error):
-    """One line for an error of ruamel.yaml, with the line number."""
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())[:300]
+            yield from _dotted_names(value, f"{prefix}{key}.")
 
 
 def _value(key, text, own):
     """One value, of the kind of the file's ``own`` value."""
-    given = f"--{key}={text}"
-    stripped = text.strip()
+    word, stripped = f"--{key}={text}", text.strip()
     if stripped.startswith("!"):
-        return _parse(given, stripped)
+        return _parse(word, stripped)
     if stripped.startswith(YAML_BEGINS):
-        value = _parse(given, stripped)
+        value = _parse(word, stripped)
     elif type(own) is str:
         value = stripped or None
+    elif stripped in CONSTANTS:
+        value = CONSTANTS[stripped]
+    elif NUMBER.fullmatch(stripped):
+        value = (int if stripped.lstrip("+-").isdigit() else float)(stripped)
     else:
-        value = _scalar(stripped)
+        value = stripped
     expected = _expected_instead(value, own)
     if expected:
-        raise InputError(f"{given}: expected {expected}, as in the YAML file")
+        raise InputError(f"{word}: expected {expected}, as in the YAML file")
     if isinstance(value, Mapping) and not isinstance(own, Mapping):
-        return Whole(value)
+        return _Whole(value)
     return value
 
 
-def _parse(given, text):
+def _parse(word, text):
     try:
         value = YAML().load(text)
     except YAMLError as error:
-        raise InputError(f"{given}: not valid YAML: {why(error)}") from error
+        raise InputError(f"{word}: not valid YAML: {_why(error)}") from error
     for name in value if isinstance(value, Mapping) else ():
         if value[name] is None and ":" in str(name):
             spaced = str(name).replace(":", ": ", 1)
-            raise InputError(f"{given}: expected {spaced!r}, a space after the colon")
+            raise InputError(f"{word}: expected {spaced!r}, a space after the colon")
     return value
-
-
-def _scalar(text):
-    if text in CONSTANTS:
-        return CONSTANTS[text]
-    if NUMBER.fullmatch(text):
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    return text
 
 
 def _expected_instead(value, own):
@@ -236,126 +350,90 @@ def _is_number(value, kind=(int, float)):
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-logger = logging.getLogger(__name__)
-
-PRECISIONS = ("precision", "eval_precision")
-REFERENCE = re.compile(r"!(?:apply)?ref[^\n]*")
-NAME_IN_REFERENCE = re.compile(r"<([A-Za-z_]\w*)")
-# What building the objects of a YAML file from wrong values may raise.
-WRONG_VALUES = (
-    *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),
-    *(ArithmeticError, AssertionError),
-)
+# ---- the file ------------------------------------------------------------------------
 
 
-def load_run(argv, known_keys):
-    """Command line → (YAML file, run options, overrides, hparams), all checked.
-
-    Arguments
-    ---------
-    argv : list of str
-        ``[hparams.yaml, --key=value or --key value, …]``.
-    known_keys : collection of str
-        Top-level keys that the script reads. Others must be referred to inside the
-        YAML or be run options.
-
-    Returns
-    -------
-    hparams_file : str
-    run_opts : RunOptions
-    overrides : dict
-        For ``create_experiment_directory``.
-    hparams : dict
-
-    Raises
-    ------
-    InputError
-        Missing file, malformed YAML, unknown override or one of another kind than the
-        file's value, a key that nothing reads, a placeholder that was not filled, or a
-        device that this machine has not.
-    """
-    if not argv or argv[0].startswith("-"):
-        raise InputError("no hyperparameter file; expected: SCRIPT.py hparams/x.yaml")
-    path, *words = argv
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such hyperparameter file")
-    options, texts = split_words(words)
-    options += list(_defaults_on_cpu(options))
-    run_opts = parse_run_options(path, options)
-    _check_device(run_opts)
-    text, tree = _read_tree(path)
-    overrides = parse_overrides(path, tree, texts)
-    _check_names(path, text, tree, overrides, known_keys)
-    hparams = load_yaml(path, overrides)
-    _settle_options(run_opts, hparams)
-    return path, run_opts, overrides, hparams
-
-
-def load_yaml(path, overrides=None):
-    """``load_hyperpyyaml`` whose complaints are one line.
-
-    Raises
-    ------
-    InputError
-        Naming the file, and the key or line at fault.
-    """
+def _read_tree(path):
+    """The YAML file as text, and as a mapping with its tags."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return load_hyperpyyaml(file, overrides)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: {_why_os(error, path)}") from error
-    except (YAMLError, *WRONG_VALUES) as error:
-        raise InputError(f"{path}: {why(error)}") from error
-    except ImportError as error:
-        raise InputError(f"{path}: names something not installed ({error})") from error
+        text = Path(path).read_text(encoding="utf-8")
+        tree = YAML().load(text)
+    except DuplicateKeyError as error:
+        raise InputError(f"{path}: {_why(error)}: each key once") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {_why(error)}") from error
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path}: not a list of `key: value`")
+    return text, tree
 
 
-def _why_os(error, path):
-    """What the system says; of another file than ``path``, with that file's name."""
-    if error.filename is not None and str(error.filename) != str(path):
-        return describe_os_error(error)
-    return error.strerror or str(error)
+def _check_keys(path, text, tree, overrides, parameters):
+    """Every key is read by someone, none is missing, and nothing is unfilled."""
+    referred = {
+        name
+        for reference in REFERENCE.findall(text)
+        for name in NAME_IN_REFERENCE.findall(reference)
+    }
+    known = {*parameters, *RUN_OPTIONS}
+    for key in tree:
+        done_for_its_effect = str(key).startswith("__")  # as __set_seed
+        if not done_for_its_effect and key not in known and key not in referred:
+            hint = _did_you_mean(str(key), known)
+            raise InputError(f"{path}: nothing reads the key {key!r}{hint}")
+    if unfilled := _unfilled(tree, overrides):
+        raise InputError(f"{path}: {unfilled} must be given: --{unfilled}=…")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in {*tree, *overrides}:
+            raise InputError(f"{path}: no key {key!r}, expected one")
 
 
-def call_with(function, section, hparams):
-    """Call ``function`` with a section of the YAML file for its arguments.
+def _unfilled(tree, overrides):
+    """Name of the first placeholder that no override fills, or None."""
+    takes = _takes(tree)
+    for key, value in tree.items():
+        other = overrides.get(key)
+        if getattr(getattr(value, "tag", None), "value", None) == "!PLACEHOLDER":
+            optional = key in takes and takes[key].default is None
+            if other is None and not (optional and key in overrides):
+                return key
+        elif isinstance(value, Mapping) and (key not in overrides or other is not None):
+            other = other if isinstance(other, Mapping) else {}
+            if unfilled := _unfilled(value, other):
+                return unfilled
+    return None
 
-    Arguments
-    ---------
-    function : callable
-    section : str
-        Key of the section in ``hparams``.
-    hparams : dict
 
-    Raises
-    ------
-    InputError
-        Where the section is no mapping, or has other keys than the function takes.
-    """
-    values = hparams[section]
+def _why(error):
+    """One line for an error of ruamel.yaml, with the line number."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())[:300]
+
+
+# ---- run options ---------------------------------------------------------------------
+
+
+def _parse_run_options(path, options):
+    """Run options → RunOptions; InputError for a value that SpeechBrain refuses."""
     try:
-        inspect.signature(function).bind(**values)
-    except TypeError as error:
-        raise InputError(f"{section}: {values}: {error}") from error
-    return function(**values)
+        with contextlib.redirect_stderr(StringIO()) as output:
+            return RunOptions.from_command_line_args([str(path), *options])[1]
+    except SystemExit as error:  # argparse: the last line says why
+        reason = output.getvalue().strip().rsplit("error: ", 1)[-1]
+        raise InputError(f"command line: {reason}") from error
 
 
 def _defaults_on_cpu(options):
     """What a machine without a GPU needs: its device, and gloo.
 
-    Raises
-    ------
-    InputError
-        Where half precision was asked for: on a CPU it is over a hundred times slower.
+    Half precision is refused there: on a CPU it is over a hundred times slower.
     """
-    given = {option.split("=")[0] for option in options}
+    names = {option.split("=")[0] for option in options}
     on_cpu = "--device=cpu" in options
-    if "--device" not in given and not torch.cuda.is_available():
+    if "--device" not in names and not torch.cuda.is_available():
         on_cpu = True
         yield "--device=cpu"
-    if on_cpu and "--distributed_backend" not in given:
+    if on_cpu and "--distributed_backend" not in names:
         yield "--distributed_backend=gloo"
     half = [f"--{key}={kind}" for key in PRECISIONS for kind in ("bf16", "fp16")]
     half += ["--bfloat16_mix_prec", "--auto_mix_prec"]
@@ -380,40 +458,10 @@ def _check_device(run_opts):
         )
 
 
-def _read_tree(path):
-    """The YAML file as text, and as a mapping with its tags."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = YAML().load(text)
-    except DuplicateKeyError as error:
-        raise InputError(f"{path}: {why(error)}: each key once") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {why(error)}") from error
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{path}: not a list of `key: value`")
-    return text, tree
-
-
-def _check_names(path, text, tree, overrides, known_keys):
-    """Every key is read by someone, and nothing is unfilled."""
-    referred = {
-        name
-        for reference in REFERENCE.findall(text)
-        for name in NAME_IN_REFERENCE.findall(reference)
-    }
-    known = set(known_keys) | RUN_OPTIONS
-    for key, value in tree.items():
-        done_for_its_effect = str(key).startswith("__")  # as __set_seed
-        if not done_for_its_effect and key not in known and key not in referred:
-            hint = did_you_mean(str(key), known)
-            raise InputError(f"{path}: nothing reads the key {key!r}{hint}")
-        tag = getattr(getattr(value, "tag", None), "value", None)
-        if tag == "!PLACEHOLDER" and overrides.get(key) is None:
-            raise InputError(f"{path}: {key} must be given: --{key}=…")
-
-
-def _settle_options(run_opts, hparams):
-    """Where file and command line differ, the command line wins."""
+def _settle_options(run_opts, hparams, parameters):
+    """Run options in ``hparams``: command line, else file, else function's default."""
+    for key in RUN_OPTIONS & set(parameters):
+        hparams.setdefault(key, parameters[key].default)
     for key in PRECISIONS:
         if key in run_opts.overridden_args:
             hparams[key] = run_opts[key]
@@ -424,7 +472,7 @@ def _settle_options(run_opts, hparams):
         key: run_opts[key]
         if key in run_opts.overridden_args
         else hparams.get(key, run_opts[key])
-        for key in ("ckpt_interval_steps", "ckpt_interval_minutes")
+        for key in INTERVALS
     }
     if all(value > 0 for value in every.values()):
         if "ckpt_interval_minutes" in run_opts.overridden_args:

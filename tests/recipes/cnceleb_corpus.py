@@ -1,6 +1,5 @@
 """Made-up corpora in CN-Celeb's true layout, and the recipe that prepares them."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +19,6 @@ TAKES = {
     "live_broadcast-01": (1.3,),
 }
 JOIN_SECONDS = 1.0
-
-
-def load_recipe():
-    spec = importlib.util.spec_from_file_location(
-        "cnceleb_prepare", RECIPE / "cnceleb_prepare.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
-prepare_cnceleb = recipe.prepare_cnceleb
-prepare_cnceleb_test = recipe.prepare_cnceleb_test
 
 
 def write_take(path, speaker, seconds, generator):

@@ -16,14 +16,13 @@ from cnceleb_corpus import (
     SECOND,
     TAKES,
     make_arguments,
-    prepare_cnceleb,
-    prepare_cnceleb_test,
     write_cnceleb,
     write_lines,
     write_take,
 )
 
 from speechbrain_ext.data.audio import parts_of, read_audio
+from speechbrain_ext.data.corpora.cnceleb import prepare_cnceleb, prepare_cnceleb_test
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.trials import read_trials, rows_of

@@ -14,11 +14,13 @@ from voxceleb_corpus import (
     check_no_leak,
     make_arguments,
     make_corpus,
-    prepare_voxceleb,
-    prepare_voxceleb_test,
     write_noise,
 )
 
+from speechbrain_ext.data.corpora.voxceleb import (
+    prepare_voxceleb,
+    prepare_voxceleb_test,
+)
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.utils.errors import InputError
 

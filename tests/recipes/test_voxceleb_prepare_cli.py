@@ -11,9 +11,10 @@ from voxceleb_corpus import (
     REPOSITORY,
     SCRIPT,
     make_arguments,
-    prepare_voxceleb,
     write_noise,
 )
+
+from speechbrain_ext.data.corpora.voxceleb import prepare_voxceleb
 
 FOLDERS = ("--train_folders", "vox", "--save_folder", "save")
 

@@ -9,6 +9,7 @@ import torch
 from recipe_scripts import HPARAMS, RECIPE, script
 from tiny_training import tiny_config
 
+from speechbrain_ext.data.corpora.voxblink2 import prepare_voxblink2
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -164,7 +165,7 @@ def test_files_with_voxblink2_differ_in_its_section_alone(load, name):
     other = body(WITH_VOXBLINK2[name])
     assert lines == [line for line in other if not line.startswith("output_folder")]
     hparams = load(name)
-    options = inspect.signature(script("voxblink2_prepare").prepare_voxblink2)
+    options = inspect.signature(prepare_voxblink2)
     options.bind(**hparams["voxblink2"])
     assert hparams["voxblink2"]["save_folder"] == "results/voxblink2"
 

@@ -1,6 +1,5 @@
 """Made-up corpora in VoxCeleb's shape, and the recipe that prepares them."""
 
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -13,18 +12,6 @@ from speechbrain_ext.scoring.trials import read_trials, rows_of
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "recipes/VoxCeleb/SpeakerRec/voxceleb_prepare.py"
 N_SPEAKERS = 12
-
-
-def load_recipe():
-    spec = importlib.util.spec_from_file_location("voxceleb_prepare", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
-prepare_voxceleb = recipe.prepare_voxceleb
-prepare_voxceleb_test = recipe.prepare_voxceleb_test
 
 
 def write_noise(path, seconds=0.5, rate=16000, channels=1):

@@ -24,10 +24,9 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
-from cnceleb_prepare import prepare_cnceleb_test
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.data.corpora.cnceleb import find_evaluation
+from speechbrain_ext.data.corpora.cnceleb import find_evaluation, prepare_cnceleb_test
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.evaluation.backend_plan import plan_backend
 from speechbrain_ext.evaluation.score_lists import averaged, read_lists

@@ -1,74 +1,196 @@
 #!/usr/bin/env python3
-"""Train a speaker encoder: one stage of arXiv 2510.04213 per YAML file.
+"""Train a speaker encoder, or prune and distil one: a YAML file says which.
 
     python train.py hparams/stage1_lora_adapter_mfa.yaml \
         --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1 \
         --musan_folder=/data/musan --rirs_folder=/data/RIRS_NOISES
+    python distill_prune.py hparams/prune1_distill.yaml \
+        --teacher_folder=results/stage2_joint/final \
+        --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1
 
 Several GPUs: ``torchrun --nproc_per_node=8 train.py hparams/….yaml …``. Stop it at any
-time; the same command continues where it stopped. The end state is in
-``<output_folder>/final``, from which the next stage and ``verify.py`` start.
+time; the same command continues where it stopped. Written to ``output_folder``:
+
+    final/           the model, for the next stage, verify.py and inference
+    train_log.txt    a line per epoch; save/ has the checkpoints
+    steps.csv        loss and its parts of every step, where the file distils or prunes;
+    steps.png        then also a picture of them,
+    pruning.json     and the units of every layer; structure.png shows them
+
+distill_prune.py is this script under another name. The Brain is
+:class:`speechbrain_ext.training.brain.SpeakerBrain`.
 """
 
+import logging
 import sys
 from pathlib import Path
 
 import speechbrain as sb
-from speechbrain.utils.distributed import if_main_process
-from voxblink2_prepare import prepare_voxblink2
-from voxceleb_prepare import prepare_voxceleb
+import torch
+from speechbrain.utils.distributed import get_rank, if_main_process
+from speechbrain.utils.train_logger import FileTrainLogger
 
-from speechbrain_ext.data.arrow_manifest import mix_manifests
-from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
-from speechbrain_ext.training.build import KEYS as OF_A_STAGE
-from speechbrain_ext.training.build import (
-    export,
-    log_decisions,
-    make_brain,
-    make_modules,
-    make_training_set,
-    read_training_manifest,
-)
-from speechbrain_ext.training.validation import read_validation
-from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.adaptation import inject_lora, merge_lora
+from speechbrain_ext.pretrained import keep_classifier, save_pretrained
+from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.training.brain import SpeakerBrain
+from speechbrain_ext.training.validation import EERTrials
+from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import command_line
 
-# Top-level keys of the YAML files that this script and its Brain read.
-KEYS = (*OF_A_STAGE, "voxblink2")
+logger = logging.getLogger(__name__)
 
 
-def prepare(hparams):
-    """VoxCeleb, or what a CSV file lists; and VoxBlink2 where the YAML has it."""
-    if "manifest" in hparams:
-        return call_with(prepare_own_corpus, "prepare", hparams)
-    prepared = call_with(prepare_voxceleb, "prepare", hparams)
-    if "voxblink2" not in hparams:
-        return prepared
-    added = call_with(prepare_voxblink2, "voxblink2", hparams)
-    folder = Path(hparams["output_folder"]) / "mixed"
-    return prepared._replace(train=mix_manifests(prepared.train, added.train, folder))
+def train(
+    run_opts,
+    stage,
+    /,
+    *,
+    output_folder,
+    prepare,
+    train_data,
+    modules,
+    terms,
+    opt_class,
+    lr_schedule,
+    epoch_counter,
+    checkpointer,
+    lora=None,
+    pretrained_folder=None,
+    validation=EERTrials.of,
+    seed=1986,
+    num_workers=8,
+    global_batch=None,
+    precision="bf16",
+    ckpt_interval_minutes=30,
+    max_grad_norm=1.0,
+    **options,
+):
+    """Prepare, train, save. The keyword arguments are the keys of a YAML file.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+    stage : str
+        The YAML file's name, for training.json.
+    output_folder : str
+    prepare : callable
+        → Prepared, the paths of the manifests.
+    train_data : callable
+        Training manifest → TrainingData.
+    modules : dict
+        ``speaker_encoder``: what is trained.
+    terms : list of Term
+        Of the loss.
+    opt_class : callable
+        Parameters → optimiser.
+    lr_schedule : callable
+        Progress in epochs → learning rate.
+    epoch_counter, checkpointer
+        SpeechBrain's.
+    lora : dict, optional
+        Arguments of :func:`~speechbrain_ext.adaptation.inject_lora`.
+    pretrained_folder : str, optional
+        A former stage's folder. Its classifier is handed on where no term trains one.
+    validation : callable
+        (Prepared, batch_seconds) → a validation, or None.
+    seed : int
+        Of crops, order and dropout.
+    num_workers : int
+        Processes that read recordings.
+    global_batch : int, optional
+        Utterances per optimiser step that the settings are meant for; another number
+        is warned of.
+    precision : str
+        Of the encoder on a GPU. The CPU always computes in fp32.
+    ckpt_interval_minutes : float
+        Between checkpoints within an epoch.
+    max_grad_norm : float
+        Of the gradient of each module.
+    **options
+        Other run options of SpeechBrain.
+    """
+    folder = Path(output_folder)
+    prepared = main_process_first(prepare)
+    data = train_data(prepared.train, seed=seed)
+    speaker_encoder = modules["speaker_encoder"]
+    for term in terms:
+        term.setup(speaker_encoder, data)
+    if lora:
+        inject_lora(speaker_encoder.encoder, **lora)
+
+    # from here on (dropout, gates) every rank has random numbers of its own
+    torch.manual_seed(seed + (get_rank() or 0))
+    brain = SpeakerBrain(
+        modules=modules,
+        terms=terms,
+        validation=validation(prepared, data.valid_batch_seconds),
+        step_log=folder / "steps.csv",
+        sampler=data.sampler,
+        opt_class=opt_class,
+        hparams={
+            **options,
+            "lr_schedule": lr_schedule,
+            "epoch_counter": epoch_counter,
+            "train_logger": FileTrainLogger(folder / "train_log.txt"),
+            "global_batch": global_batch,
+            "precision": precision,
+            "ckpt_interval_minutes": ckpt_interval_minutes,
+            "max_grad_norm": max_grad_norm,
+        },
+        run_opts=run_opts,
+        checkpointer=checkpointer,
+    )
+    for name, module in brain.modules.items():
+        trained, total = count_parameters(module)
+        logger.info(
+            "%s: %d parameters trained, %d frozen", name, trained, total - trained
+        )
+    if not checkpointer.list_checkpoints():
+        for term in terms:
+            term.begin(brain, data)
+    brain.fit(epoch_counter, data.loader(num_workers, brain.device_type == "cuda"))
+
+    model, figures = brain.finish()
+    if if_main_process():
+        save(model, figures, terms, pretrained_folder, folder, stage)
+    leave_group()
+
+
+def save(model, figures, terms, pretrained_folder, folder, stage):
+    """Write ``final`` and what the terms report."""
+    trained, total = count_parameters(model)
+    classifier, training = None, {}
+    for term in terms:
+        own, about = term.saved()
+        classifier, training = own or classifier, training | about
+    if classifier is None and pretrained_folder:
+        classifier, training = keep_classifier(pretrained_folder)
+    merge_lora(model.encoder)
+    training |= {
+        "stage": stage,
+        "epoch": figures.get("epoch"),
+        "validation_eer_percent": figures.get("EER"),
+        "trained_parameters": trained,
+        "total_parameters": total,
+    }
+    save_pretrained(folder / "final", model, classifier, training)
+    for term in terms:
+        term.report(folder, model)
+    logger.info(
+        "epoch %s: %d parameters, validation EER %s; model in %s",
+        *(figures.get("epoch"), total, figures.get("EER"), folder / "final"),
+    )
 
 
 @command_line
 def main():
-    """Prepare, train, export."""
-    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], KEYS)
+    """Read the command line and the YAML file, train."""
+    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], train)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    prepared = main_process_first(prepare, hparams)
-
-    manifest = read_training_manifest(hparams, prepared.train)
-    dataset, sampler = make_training_set(hparams, manifest)
-    validation = read_validation(prepared)
-    modules = make_modules(hparams, manifest)
-    log_decisions(modules, manifest, validation)
-
-    brain, loader = make_brain(hparams, run_opts, modules, dataset, sampler, validation)
-    brain.fit(hparams["epoch_counter"], loader)
-    if if_main_process():
-        export(brain, hparams, manifest, Path(hparams_file).stem)
-    leave_group()
+    train(run_opts, Path(hparams_file).stem, **hparams)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
-from voxceleb_prepare import prepare_voxceleb_test
 
+from speechbrain_ext.data.corpora.voxceleb import prepare_voxceleb_test
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.evaluation.backend_plan import plan_backend
 from speechbrain_ext.evaluation.score_lists import read_lists

@@ -181,7 +181,12 @@ class Augmenter:
         without its recordings.
     """
 
-    def __init__(self, chains, musan=None, rirs=None):
+    def __init__(self, chains, musan=None, rirs=None, effects=None, noise_cache_mib=0):
+        if effects:
+            used = {s for n, w in chains.items() if w for s in n.split("+")}
+            musan = effects["noise"]() if "noise" in used else None
+            rirs = effects["reverb"]() if "reverb" in used else None
+            noise_cache_mib = noise_cache_mib or 2048
         for name, weight in chains.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(
@@ -204,6 +209,9 @@ class Augmenter:
                         f"chain {'+'.join(steps)!r}: nothing to draw {step} from, "
                         "expected a folder of MUSAN (noise) or RIRS_NOISES (reverb)"
                     )
+
+        if noise_cache_mib and (musan or rirs):
+            self.hold(noise_cache_mib)
 
     def hold(self, limit_mib):
         """Keep what is drawn from decoded in memory, up to a limit: equal samples.

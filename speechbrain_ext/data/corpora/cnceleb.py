@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_ext.data.prepare.folders import Layout
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
 from speechbrain_ext.scoring.genres import genre_of
 from speechbrain_ext.utils.errors import InputError
 
@@ -160,3 +161,116 @@ def _list(name, path):
             f"{'CN-Celeb2_flac' if path.name == 'spk.lst' else 'CN-Celeb_flac'}"
         )
     return path
+
+
+def prepare_cnceleb(
+    cnceleb1_folder,
+    save_folder,
+    cnceleb2_folder=None,
+    join_seconds=5.0,
+    enrolment=tuple(ENROLMENT),
+    exclude_speakers=(),
+    n_valid_speakers=40,
+    n_valid_trials=4000,
+    max_valid_utterances=10,
+    min_seconds=0.4,
+    max_bad_files=0,
+    seed=1986,
+    num_workers=16,
+):
+    """Prepare CN-Celeb1 dev, CN-Celeb2 and CN-Celeb1's evaluation.
+
+    A second call with the same arguments returns at once, unless a list or a written
+    file has changed. Recordings added to the folders later are not noticed: delete
+    ``prepare.json`` then. Under DDP call it through SpeechBrain's ``run_on_main``.
+
+    Arguments
+    ---------
+    cnceleb1_folder : str or Path
+        ``CN-Celeb_flac``: holds ``data``, ``dev/dev.lst`` and ``eval``.
+    save_folder : str or Path
+        Where the prepared files go.
+    cnceleb2_folder : str, Path or None
+        ``CN-Celeb2_flac``: holds ``data`` and ``spk.lst``. None trains on CN-Celeb1
+        alone.
+    join_seconds : float
+        Recordings of a training speaker and genre are joined until they last so long,
+        those of a session first; 0 joins none. Only what a speaker has too little of
+        in a genre stays shorter.
+    enrolment : str or list of str
+        Protocols whose recordings are wanted: ``average`` (those of enroll.map),
+        ``concatenate`` (those of enroll.lst).
+    exclude_speakers : list of str
+        More speakers never to train on.
+    n_valid_speakers : int
+        How many speakers to hold out of training; 0 for no validation.
+    n_valid_trials : int
+        At most so many validation trials, half of them target.
+    max_valid_utterances : int
+        At most so many recordings of each validation speaker.
+    min_seconds : float
+        Shorter recordings are neither trained on nor joined. Those of the test are
+        all kept.
+    max_bad_files : int
+        So many unusable recordings may be left out; one more is an error.
+    seed : int
+        Of the validation speakers, recordings and trials.
+    num_workers : int
+        Threads. Does not change the result, nor the fingerprint.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    InputError
+        Anything wrong with an argument, a folder, a list or a recording.
+    """
+    training = find_training(cnceleb1_folder, cnceleb2_folder)
+    evaluation = find_evaluation(cnceleb1_folder, enrolment)
+    options = PrepareOptions(
+        train_folders=training.folders,
+        save_folder=save_folder,
+        test_folders=evaluation.folders,
+        trial_lists=evaluation.trials,
+        train_lists=training.lists,
+        exclude_speakers=exclude_speakers,
+        n_valid_speakers=n_valid_speakers,
+        n_valid_trials=n_valid_trials,
+        max_valid_utterances=max_valid_utterances,
+        min_seconds=min_seconds,
+        max_bad_files=max_bad_files,
+        convert_folder=None,
+        seed=seed,
+        enrol_maps=evaluation.enrol_maps.values(),
+        join_seconds=join_seconds,
+    )
+    return prepare_corpus(options, LAYOUT, num_workers)
+
+
+def prepare_cnceleb_test(
+    cnceleb1_folder, save_folder, enrolment=tuple(ENROLMENT), num_workers=16
+):
+    """Prepare ``test.csv`` alone: to verify with a model that was trained elsewhere.
+
+    Arguments
+    ---------
+    cnceleb1_folder, save_folder, enrolment, num_workers
+        As in :func:`prepare_cnceleb`.
+
+    Returns
+    -------
+    Prepared
+        Without training and validation.
+
+    Raises
+    ------
+    InputError
+        Anything wrong with an argument, a folder, a list or a recording.
+    """
+    found = find_evaluation(cnceleb1_folder, enrolment)
+    options = PrepareOptions.for_test(
+        save_folder, found.folders, found.trials, found.enrol_maps.values()
+    )
+    return prepare_corpus(options, LAYOUT, num_workers)

@@ -43,6 +43,7 @@ import soundfile
 from speechbrain_ext.data.arrow_manifest import (
     concatenate,
     encode,
+    mix_manifests,
     read_table,
     write_table,
 )
@@ -539,3 +540,85 @@ def _log_counts(counts):
         "train: %(speakers)d speakers, %(utterances)d utterances, %(hours).2f hours",
         counts["train"],
     )
+
+
+def prepare_voxblink2(
+    folders,
+    save_folder,
+    spk2videos=None,
+    drop_duplicates=False,
+    min_seconds=0.4,
+    max_bad_files=10_000,
+    num_workers=16,
+):
+    """Prepare VoxBlink2.
+
+    A second call with the same arguments returns at once, unless the list or a written
+    file has changed. Recordings added to the folders later are not noticed: delete
+    ``prepare.json`` (and ``parts``, after a run that was stopped) then.
+
+    Arguments
+    ---------
+    folders : str, Path or list of them
+        Where the speakers' folders are, ``FOLDER/id000000`` or
+        ``FOLDER/audio/id000000``.
+    save_folder : str or Path
+        Where the prepared files go.
+    spk2videos : str, Path or None
+        The corpus's list of videos. Others are left out, and what is missing is
+        counted.
+    drop_duplicates : bool
+        Leave out recordings whose samples are those of another one of the speaker.
+    min_seconds : float
+        Shorter recordings are left out.
+    max_bad_files : int
+        So many unusable recordings may be left out; one more is an error.
+    num_workers : int
+        Threads. Does not change the result.
+
+    Returns
+    -------
+    PreparedTraining
+
+    Raises
+    ------
+    InputError
+        Anything wrong with an argument, a folder, the list or too many recordings.
+    """
+    options = VoxBlink2Options(
+        folders=folders,
+        save_folder=save_folder,
+        spk2videos=spk2videos,
+        drop_duplicates=drop_duplicates,
+        min_seconds=min_seconds,
+        max_bad_files=max_bad_files,
+    )
+    return prepare_training(options, num_workers=num_workers)
+
+
+def prepare_voxceleb_voxblink2(voxceleb, voxblink2, mixed_folder):
+    """Prepare two corpora and train on both: the first at all speeds.
+
+    Arguments
+    ---------
+    voxceleb : callable
+        Without arguments → Prepared, such as a partial of ``prepare_voxceleb``. Its
+        validation and test are those of the result.
+    voxblink2 : callable
+        Without arguments → PreparedTraining. Its speakers are played at true speed
+        only.
+    mixed_folder : str or Path
+        Where the manifest of both goes.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    InputError
+        As the two preparations; a speaker or an ID that both have.
+    """
+    prepared, added = voxceleb(), voxblink2()
+    mixed = mix_manifests(prepared.train, added.train, mixed_folder)
+    return prepared._replace(train=mixed)

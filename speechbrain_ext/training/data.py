@@ -1,0 +1,119 @@
+"""What a run trains on: manifest → crops, their order, batches.
+
+    train_data: !name:speechbrain_ext.training.data.TrainingData
+        augmenter: !ref <augmenter>
+        speeds: [1.0, 0.9, 1.1]
+
+and the training script calls it with the prepared manifest.
+"""
+
+import logging
+
+from speechbrain_ext.data.dataset import TrainingSet, make_loader
+from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.data.shards.index import from_shards
+from speechbrain_ext.data.shards.order import ShardOrderSampler
+from speechbrain_ext.utils.distributed import rank_and_world
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingData:
+    """A training set and the sampler of its batches.
+
+    Arguments
+    ---------
+    path : str or Path
+        Manifest of the training recordings.
+    seed : int
+    crop_seconds : [float, float]
+        Each batch draws one length between the two. Shorter recordings are repeated.
+    batch_size : int
+        Per process.
+    speeds : list of float
+        The first is 1.0; each other one makes new speakers of the same voices.
+    augmenter : callable, optional
+        Without arguments → ``(wav [T], generator)`` → wav, as a partial of
+        :class:`~speechbrain_ext.data.augment.Augmenter`. None: clean crops.
+    draws_per_epoch : int, optional
+        None: every utterance once. A number: balanced over speakers.
+    shards : str, optional
+        Folder of ``python -m speechbrain_ext shards`` to read the recordings from.
+    shard_window : int, optional
+        Read shard by shard, mixed within so many utterances. None: in any order.
+    max_bad_recordings : int
+        So many may be unreadable, per process.
+    valid_batch_seconds : float
+        Padded seconds of audio in one batch of whole recordings.
+
+    Raises
+    ------
+    InputError
+        A setting out of range; a manifest, shards or noises that are missing, damaged
+        or do not belong together.
+    """
+
+    def __init__(
+        self,
+        path,
+        seed=1986,
+        crop_seconds=(2.0, 3.0),
+        batch_size=64,
+        speeds=(1.0,),
+        augmenter=None,
+        draws_per_epoch=None,
+        shards=None,
+        shard_window=None,
+        max_bad_recordings=0,
+        valid_batch_seconds=300,
+    ):
+        self.manifest = read_manifest(path)
+        if shards:
+            self.manifest = from_shards(self.manifest, shards)
+        self.crop_seconds = crop_seconds
+        self.valid_batch_seconds = valid_batch_seconds
+        self.n_speeds = len(speeds)
+        augmenter = augmenter and augmenter()
+        self.dataset = TrainingSet(
+            self.manifest, seed, augmenter, speeds, max_bad_recordings
+        )
+        rank, world = rank_and_world()
+        order = (CropBatchSampler,)
+        if shard_window is not None:
+            order = ShardOrderSampler, self.manifest.paths, shard_window
+            logger.info(
+                "the order is that of the shards, mixed within %d utterances: other "
+                "batches than with shard_window: null",
+                shard_window,
+            )
+        sampler, *arguments = order
+        self.sampler = sampler(
+            *(*arguments, self.manifest.labels, batch_size),
+            crop_seconds=crop_seconds,
+            seed=seed,
+            rank=rank,
+            world_size=world,
+            n_speeds=self.n_speeds,
+            draws_per_epoch=draws_per_epoch,
+            n_perturbed=self.n_perturbed,
+        )
+        logger.info(
+            "training on %d speakers, %d utterances, %.1f h",
+            *(len(self.speakers), len(self.manifest)),
+            self.manifest.durations.sum() / 3600,
+        )
+
+    @property
+    def speakers(self):
+        """Names in label order: list of str."""
+        return self.manifest.speaker_names.tolist()
+
+    @property
+    def n_perturbed(self):
+        """So many speakers, the first, are played at all speeds; None: all."""
+        return self.manifest.n_perturbed
+
+    def loader(self, num_workers=0, pin_memory=False):
+        """Batches of the training set in the sampler's order."""
+        return make_loader(self.dataset, self.sampler, num_workers, pin_memory)

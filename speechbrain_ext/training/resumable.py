@@ -1,0 +1,377 @@
+"""What a run is going to do, in steps; and warnings where that is not what was meant.
+
+With more or fewer processes the same file makes other steps: see
+:mod:`speechbrain_ext.data.sampler`. Schedules that count epochs stretch with them;
+those that count optimiser steps do not.
+
+What every exact and unattended training run needs, whatever it trains.
+
+:class:`ResumableBrain` adds to SpeechBrain's Brain:
+
+- gradients clipped module by module, in all parameter groups;
+- gradient accumulation that keeps the tail of an epoch;
+- checkpoints between optimiser steps only, so that a resumed run takes the very steps
+  the unbroken one would have taken; also on SIGTERM and Ctrl-C;
+- a loss or gradient that is not finite stops the run before it spoils the weights.
+"""
+
+import logging
+import math
+import os
+import signal
+import sys
+
+import speechbrain as sb
+import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.checkpoints import ckpt_recency
+from speechbrain.utils.distributed import if_main_process
+from torch.nn.parallel import DistributedDataParallel
+
+from speechbrain_ext.training.checkpoints import RandomState, TrainedState
+from speechbrain_ext.utils.distributed import (
+    batch_norm_explained,
+    max_over_ranks,
+    mean_over_ranks,
+    synchronise_batch_norm,
+)
+from speechbrain_ext.utils.errors import InputError, lost_connection
+
+logger = logging.getLogger(__name__)
+
+
+def log_plan(batches, steps, epochs, wanted=None, warmup=None):
+    """Log global batch and number of steps, on the main process.
+
+    Arguments
+    ---------
+    batches : GlobalBatch
+    steps : int
+        Of an epoch.
+    epochs : int
+        Of the run.
+    wanted : int, optional
+        The global batch that the settings are meant for; another one is warned of.
+    warmup : int, optional
+        Optimiser steps of a schedule that counts those.
+
+    Raises
+    ------
+    InputError
+        A ``wanted`` that is no positive whole number.
+    """
+    if wanted is not None and not (isinstance(wanted, int) and wanted > 0):
+        raise InputError(
+            f"global_batch: {wanted}, expected utterances per optimiser step, or null"
+        )
+    if not if_main_process():
+        return
+    per_epoch = batches.optimiser_steps(steps)
+    total = per_epoch * epochs
+    logger.info(
+        "global batch %s; optimiser steps: %d per epoch, %d in %d epoch(s)",
+        *(batches, per_epoch, total, epochs),
+    )
+    if wanted is not None and wanted != batches.size:
+        logger.warning(
+            "learning rate and epochs are set for a global batch of %d, not %d; %s",
+            *(wanted, batches.size, batches.advice(wanted)),
+        )
+    if warmup is None:
+        return
+    logger.info("warm-up of %d steps: %.2f epochs", warmup, warmup / per_epoch)
+    if warmup > total:
+        logger.warning(
+            "warm-up of %d optimiser steps, but there are %d: its end is not reached",
+            *(warmup, total),
+        )
+
+
+class ResumableBrain(sb.Brain):
+    """A Brain that can be stopped at any moment and continued to the same result.
+
+    Reads from ``hparams``: ``epoch_counter``, and ``global_batch`` where it is there:
+    utterances per optimiser step that the other settings are meant for. A subclass says
+    what a batch is trained on, and ends its ``_fit_valid`` with :meth:`save_epoch`.
+
+    Arguments
+    ---------
+    sampler : CropBatchSampler
+        Of the training loader.
+    **options
+        As for ``speechbrain.Brain``.
+    """
+
+    def __init__(self, *, sampler, **options):
+        super().__init__(**options)
+        if self.grad_accumulation_factor < 1:
+            raise InputError(
+                f"grad_accumulation_factor: {self.grad_accumulation_factor}, expected "
+                "at least 1"
+            )
+        limit = self.hparams.epoch_counter.limit
+        if limit < 1:
+            raise InputError(f"number_of_epochs: {limit}, expected at least 1")
+        self.sampler = self.train_sampler = sampler  # SpeechBrain calls its set_epoch
+        sampler.accumulate(self.grad_accumulation_factor)
+        self.stop_signal = 0  # what reached this process
+        self.stopping = 0  # what all processes have agreed on
+        if self.checkpointer is not None:
+            self._add_recoverables()
+
+    # -- one step ------------------------------------------------------------------
+
+    def fit_batch(self, batch):
+        """Forward, backward, and a step where an accumulation group ends."""
+        group = self._group_size()
+        should_step = self._group_ends()
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                with batch_norm_explained():
+                    outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            self.check_loss_isfinite(loss)
+            self.scaler.scale(loss / group).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach().cpu()
+
+    def progress(self):
+        """Epochs done, counted in optimiser steps."""
+        factor = self.grad_accumulation_factor
+        groups = self.sampler.batches.optimiser_steps(len(self.sampler))
+        done = (self.step - 1) // factor
+        return self.hparams.epoch_counter.current - 1 + done / groups
+
+    def check_loss_isfinite(self, loss):
+        """Stop before the weights are spoilt, in place of SpeechBrain's patience.
+
+        Raises
+        ------
+        InputError
+            With epoch and step.
+        """
+        self._check_finite("loss", loss)
+
+    def _check_finite(self, name, value):
+        if not torch.isfinite(value):
+            raise InputError(
+                f"{name} is {float(value.detach())} in epoch "
+                f"{self.hparams.epoch_counter.current}, step {self.step}, expected a "
+                "finite value; checkpoints are as before"
+            )
+
+    def optimizers_step(self):
+        """Clip every module by its own norm, then step.
+
+        A ``max_grad_norm`` of 0 or below clips nothing.
+
+        Raises
+        ------
+        InputError
+            Where a gradient is not finite, with epoch and step.
+        """
+        self.scaler.unscale_(self.optimizer)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
+        for name, module in self.modules.items():
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
+            if not self.scaler.is_enabled():  # in fp16 it skips such steps by itself
+                self._check_finite(f"gradient of {name}", norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+
+    def parameter_groups(self):
+        """What the optimiser is given: parameters, or groups of them with options."""
+        return [p for p in self.modules.parameters() if p.requires_grad]
+
+    def init_optimizers(self):
+        """One optimiser over what requires a gradient, saved with the checkpoints."""
+        try:
+            self.optimizer = self.opt_class(self.parameter_groups())
+        except (ValueError, TypeError) as error:
+            raise InputError(f"opt_class: {error}") from error
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def warmup_steps(self):
+        """Optimiser steps of a schedule that does not count epochs; None without."""
+        return None
+
+    def _group_ends(self):
+        return self.step % self.grad_accumulation_factor == 0 or self.step == len(
+            self.sampler
+        )
+
+    def _group_size(self):
+        """Batches in this step's accumulation group; the last may be smaller."""
+        factor = self.grad_accumulation_factor
+        tail = len(self.sampler) % factor
+        return tail if self.step > len(self.sampler) - tail else factor
+
+    # -- stopping and resuming -----------------------------------------------------
+
+    def _add_recoverables(self):
+        self.checkpointer.add_recoverable("sampler", self.sampler)
+        self.checkpointer.add_recoverable("epoch_counter", self.hparams.epoch_counter)
+        for name, module in self.modules.items():
+            self.checkpointer.add_recoverable(name, TrainedState(module))
+        self.checkpointer.add_recoverable("random_state", RandomState(self.sampler))
+
+    def on_fit_start(self):
+        """Wrap, build the optimiser, and go on from the latest checkpoint."""
+        steps = len(self.sampler)
+        log_plan(
+            *(self.sampler.batches, steps, self.hparams.epoch_counter.limit),
+            wanted=getattr(self.hparams, "global_batch", None),
+            warmup=self.warmup_steps(),
+        )
+        super().on_fit_start()
+        if self.step:  # in mid-epoch, perhaps with other batches than before
+            self.step = self.sampler.start_step
+        found = self.checkpointer is not None and self.checkpointer.find_checkpoint()
+        if found:
+            epoch, step = self.sampler.epoch, self.sampler.start_step
+            logger.info(
+                "resuming from %s: epoch %d, %d of %d steps done, %d optimiser steps",
+                *(found.path.name, epoch, step, steps, self.optimizer_step),
+            )
+        else:
+            logger.info("starting anew: no checkpoint found")
+
+    def fit(self, epoch_counter, train_set, *args, **kwargs):
+        """As SpeechBrain's; SIGTERM and Ctrl-C save a checkpoint before they stop.
+
+        Raises
+        ------
+        SystemExit
+            With 128 + the signal's number, when stopped so.
+        """
+        before = {
+            number: signal.signal(number, self._remember_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        self.loader = train_set
+        try:
+            super().fit(epoch_counter, train_set, *args, **kwargs)
+        except SystemExit:
+            # here and not where it was raised: the bar would have the last word
+            if self.stopping and if_main_process():
+                print(self._farewell(), file=sys.stderr, flush=True)
+            raise
+        except RuntimeError as error:
+            # torchrun stops all where one has failed: then there is nothing to agree on
+            if not (self.stop_signal and lost_connection(error)):
+                raise
+            name = signal.Signals(self.stop_signal).name
+            line = f"stopped by {name}: another process has ended; checkpoints are as"
+            print(line, "before", file=sys.stderr, flush=True)
+            raise SystemExit(128 + self.stop_signal) from error
+        finally:
+            train_set.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _remember_signal(self, number, frame):
+        if self.stop_signal:  # asked twice: do not wait for the step's end
+            raise KeyboardInterrupt
+        self.stop_signal = number
+        if if_main_process():
+            # not print: it fails where the signal falls into another print
+            os.write(2, b"\nstopping after this step, once a checkpoint is saved\n")
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Between accumulation groups only: gradients are in no checkpoint."""
+        if not self._group_ends():
+            return False
+        self._agree_on_stopping()
+        due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        return due or bool(self.stopping)
+
+    def _save_intra_epoch_ckpt(self):
+        self.sampler.step_done = self.step
+        # so that it does not matter how many processes continue
+        self.avg_train_loss = mean_over_ranks(self.avg_train_loss, self.device)
+        if self.checkpointer is not None:
+            # SpeechBrain's own call makes its list of keys longer every time
+            self.checkpointer.save_and_keep_only(
+                end_of_epoch=False,
+                meta={INTRA_EPOCH_CKPT_FLAG: True},
+                ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+                importance_keys=[ckpt_recency],
+                keep_recent=False,
+                verbosity=logging.DEBUG,
+            )
+        self._stop_if_agreed()
+
+    def _agree_on_stopping(self):
+        # a signal may have reached one process alone, and at any moment
+        self.stopping = max_over_ranks(self.stop_signal, self.device)
+
+    def _stop_if_agreed(self):
+        if self.stopping:
+            raise SystemExit(128 + self.stopping)
+
+    def _farewell(self):
+        done = (
+            f"after step {self.step} of {len(self.sampler)}" if self.step else "ended"
+        )
+        return (
+            f"stopped by {signal.Signals(self.stopping).name}: epoch "
+            f"{self.hparams.epoch_counter.current} {done}; run the same command again "
+            "to continue"
+        )
+
+    # -- epochs and processes ------------------------------------------------------
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """For the log line of the epoch: loss of all processes, share of waiting."""
+        if stage == sb.Stage.TRAIN:
+            self.sampler.step_done = len(self.sampler)
+            self.train_loss = mean_over_ranks(stage_loss, self.device)
+            self.waiting = self.loader.share_waited()
+
+    def save_epoch(self, meta, max_keys=()):
+        """The checkpoint of a finished epoch; stop here where a signal asked for it.
+
+        Arguments
+        ---------
+        meta : dict
+            Plain Python numbers: numpy's are saved, and refused at the next start.
+        max_keys : sequence of str
+            The checkpoint with the highest value of each is kept, and the latest.
+        """
+        self.step = 0
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta=meta,
+                max_keys=list(max_keys),
+                importance_keys=[ckpt_recency],
+                keep_recent=False,
+            )
+        self._agree_on_stopping()
+        self._stop_if_agreed()
+
+    def raw_trained_modules(self):
+        """The modules without their DistributedDataParallel wrappers, by name."""
+        return {name: unwrap(module) for name, module in self.modules.items()}
+
+    def _wrap_distributed(self):
+        """DistributedDataParallel; BatchNorm over the batches of all processes."""
+        if self.distributed_launch and self.device_type == "cpu":
+            # torch's synchronised BatchNorm, which SpeechBrain takes, is for GPUs only
+            for name, module in self.modules.items():
+                if any(p.requires_grad for p in module.parameters()):
+                    module = synchronise_batch_norm(module)
+                    self.modules[name] = DistributedDataParallel(module)
+        else:
+            super()._wrap_distributed()
+
+
+def unwrap(module):
+    """The module without its DistributedDataParallel wrapper."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
