@@ -270,8 +270,8 @@ def test_a_new_speaker_has_no_class_in_stage_3(corpus):
         ("empty", "id07/s0/00002.wav: "),
         ("stereo", "id07/s0/00002.wav: 16000 Hz with 2 channel(s)"),
         ("8 kHz", "id07/s0/00002.wav: 8000 Hz"),
-        ("silent", "id07/s0/00002: silent, expected speech"),
-        ("short", "id07/s0/00002: 500 samples, expected "),
+        ("silent", "id07/s0/00002.wav: silent, expected speech"),
+        ("short", "id07/s0/00002.wav: 500 samples, "),
         ("NaN", "id07/s0/00002.wav: NaN"),
     ],
 )
