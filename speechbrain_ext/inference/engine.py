@@ -194,7 +194,7 @@ class Engine:
         vectors = np.array([*means.values()], dtype=np.float32)
         return (
             np.array([*means], dtype=np.int64),
-            vectors.reshape(len(means), -1 if means else 0),
+            vectors.reshape(len(means), -1 if means else 1),
             errors,
         )
 
