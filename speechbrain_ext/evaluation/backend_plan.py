@@ -59,18 +59,7 @@ class Calibration:
     seed: int = 1986
 
     def draw(self, manifest):
-        """Draw trials of a manifest, and check all that can fail without embeddings.
-
-        Returns
-        -------
-        CalibrationTrials
-
-        Raises
-        ------
-        InputError
-            An option out of range; no trials; another objective; too few speakers for
-            a cross-validation.
-        """
+        """Trials of a manifest, after all checks that need no embeddings."""
         options = self.n_trials, self.boundary, self.shortest, self.seed
         trials = draw_calibration_trials(
             manifest.speakers, manifest.durations, *options
@@ -270,25 +259,9 @@ def plan_backend(
 
 
 def choose_recordings(path, max_utterances, seed):
-    """Some recordings of every speaker of a manifest.
+    """At most ``max_utterances`` recordings of every speaker of a manifest file.
 
-    Arguments
-    ---------
-    path : str
-        The manifest.
-    max_utterances : int or None
-        So many at most of each speaker; None takes all.
-    seed : int
-
-    Returns
-    -------
-    Manifest
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.data.manifest.read_manifest`; a recording that is
-        gone.
+    InputError where one of them is gone.
     """
     check_at_least("seed", seed, 0)
     if max_utterances is not None:

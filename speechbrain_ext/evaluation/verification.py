@@ -162,25 +162,10 @@ def check_files(**files):
 
 
 class Embedder:
-    """The model of a folder, as a function (manifest, file) → embeddings [N, E].
+    """The model of a folder, as a function (manifest, file) → embeddings [N, size].
 
-    Arguments
-    ---------
-    folder : str
-        Pretrained.
-    run_opts : RunOptions
-    window_seconds, hop_seconds : float or None
-        Longer recordings are embedded in windows; None takes those of the folder.
-    eval_precision : str
-        Of the encoder.
-    **options
-        ``max_batch_seconds``, ``max_seconds``, ``num_workers`` of
-        :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
-
-    Attributes
-    ----------
-    size : int
-        E.
+    Windows are those of the folder unless they are given; ``options`` go to
+    :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
     """
 
     def __init__(
@@ -216,21 +201,9 @@ class Embedder:
 
 
 def check_sizes(plan, embed, given, source):
-    """One size of embedding everywhere.
+    """InputError unless model, cohort and the embeddings of ``source`` fit together.
 
-    Arguments
-    ---------
-    plan : BackendPlan
-    embed : Embedder or None
-    given : Embeddings or None
-    source : str or None
-        The file of those.
-
-    Raises
-    ------
-    InputError
-        Embeddings or a cohort of another model; no model for recordings that must be
-        embedded.
+    Recordings of the back-end that must be embedded want a model.
     """
     if embed is not None:
         plan.backend.check_width(embed.size, embed.folder)
@@ -250,27 +223,10 @@ def check_sizes(plan, embed, given, source):
 
 
 def embedded(manifest, embed, path, given=None):
-    """Embed the test recordings, or take what a file of embeddings has of them.
+    """Embed recordings into the file ``path``, or take them from Embeddings of it.
 
-    Arguments
-    ---------
-    manifest : Manifest
-    embed : callable
-        (manifest, path) → float32 [N, E] on the main process.
-    path : Path
-        Where the embeddings go, or where those ``given`` are from.
-    given : Embeddings or None
-        To use instead of ``embed``.
-
-    Returns
-    -------
-    Recordings
-        None on other processes than the main one.
-
-    Raises
-    ------
-    InputError
-        As ``embed``; a recording that is not among those given.
+    ``embed`` is called as an :class:`Embedder`. → Recordings on the main process, None
+    on others.
     """
     if given is not None:
         vectors = select_vectors(given, manifest.ids, path)
@@ -280,31 +236,10 @@ def embedded(manifest, embed, path, given=None):
 
 
 def enrolled(protocol, test, manifest, embed, folder):
-    """The enrol side of the trial lists, by each enrolment.
+    """The enrol side of trial lists: {enrolment: Recordings}, None on other processes.
 
-    Arguments
-    ---------
-    protocol : Protocol
-    test : Recordings
-        All recordings, those of the maps too; None on other processes than the main
-        one.
-    manifest : Manifest
-        The same recordings' files.
-    embed : callable
-        As for :func:`embedded`.
-    folder : Path
-        Where joined recordings and their embeddings go.
-
-    Returns
-    -------
-    dict
-        Enrolment → Recordings: ``test`` where the lists name recordings, else the
-        models. Values are None on other processes than the main one.
-
-    Raises
-    ------
-    InputError
-        As the steps.
+    ``test`` has all recordings, those of enrolment maps too, and ``manifest`` their
+    files; joined recordings and their embeddings go into ``folder``.
     """
     sides = {}
     for name, models in protocol.enrolments.items():
@@ -333,23 +268,8 @@ def score_and_report(
 ):
     """Score every list with every enrolment, write the report, print its table.
 
-    Arguments
-    ---------
-    folder : Path
-    protocol : Protocol
-    lists : dict
-        Name → Trials.
-    backend : Backend
-    test : Recordings
-    sides : dict
-        As :func:`enrolled` returns them.
-    n_resamples : int
-        Of the bootstrap; 0 leaves the intervals out.
-    files : dict
-        Key → file that the results depend on, for the report.
-    model : str or None
-        A pretrained folder: the report tells its weights, so that an export knows
-        whose results these are.
+    ``files`` (key → file) are what the results depend on. Of a pretrained folder
+    ``model`` the report has a hash of the weights: an export asks whose results it has.
     """
     results = []
     for name, trials in lists.items():

@@ -124,20 +124,9 @@ class Chunk(NamedTuple):
 
 
 def chunks_of(row, recording, chunking, max_seconds=None):
-    """Where the windows of one recording lie.
+    """The windows of recording number ``row`` → list of Chunk.
 
-    Arguments
-    ---------
-    row : int
-        Its number.
-    recording : Recording
-    chunking : ChunkingConfig
-    max_seconds : float or None
-        Longer recordings are first cut to this much from their middle.
-
-    Returns
-    -------
-    list of Chunk
+    A recording longer than ``max_seconds`` is first cut to this much from its middle.
     """
     first, frames, rate = 0, recording.frames, recording.sample_rate
     longest = frames if max_seconds is None else round(max_seconds * rate)
@@ -153,20 +142,7 @@ def chunks_of(row, recording, chunking, max_seconds=None):
 
 
 def inspect_files(paths, min_seconds):
-    """Read the headers of many files.
-
-    Arguments
-    ---------
-    paths : list of str
-        N files.
-    min_seconds : float
-        Shorter recordings are bad.
-
-    Returns
-    -------
-    list
-        N times a Recording, or the InputError that says what is wrong.
-    """
+    """Read the headers of N files → N times a Recording or InputError."""
 
     def inspect(path):
         try:
@@ -266,15 +242,7 @@ def check_batch(wavs, wav_lens):
 
 
 def warn_of_conversions(recordings, total):
-    """One warning for all recordings that are converted: the rates found and used.
-
-    Arguments
-    ---------
-    recordings : list of Recording
-        Those that do not fit.
-    total : int
-        How many recordings there are.
-    """
+    """One warning for the recordings that were converted, of ``total``."""
     if not recordings:
         return
     kinds = Counter((r.sample_rate, r.channels) for r in recordings)

@@ -70,14 +70,8 @@ class Comparison(NamedTuple):
 class Decider:
     """Chooses score and threshold.
 
-    Arguments
-    ---------
-    kinds : list of str
-        Scores that the model can make, the best last.
-    thresholds : dict of str to Thresholds
-        Those of the model's folder.
-    source : str
-        The folder, for messages.
+    ``kinds`` are the scores that the model can make, the best last; ``thresholds``
+    those of its folder ``source``, by kind.
     """
 
     def __init__(self, kinds, thresholds, source):
@@ -85,14 +79,7 @@ class Decider:
         self._warned = False
 
     def kind(self, score=None, threshold=None, false_accept_rate=None):
-        """The score to decide by: the one asked for, or the best with a threshold.
-
-        Raises
-        ------
-        InputError
-            A score that does not exist or that the model cannot make; a threshold of
-            no particular score where there are several.
-        """
+        """The score to decide by: the one asked for, or the best with a threshold."""
         if score is not None:
             if score not in KINDS:
                 raise InputError(f"score {score!r}, expected one of {', '.join(KINDS)}")
@@ -118,17 +105,7 @@ class Decider:
 
         It is the one given; else that of the false-accept rate; else where both errors
         were equally frequent; else, of a log-likelihood ratio, Bayes' for the prior.
-
-        Returns
-        -------
-        OperatingPoint
-            Rates are None where nothing was measured.
-
-        Raises
-        ------
-        InputError
-            Both were given; a value out of range; a rate without measured thresholds;
-            an AS-norm score without any threshold.
+        Rates are None where nothing was measured.
         """
         measured = self.thresholds.get(kind)
         if threshold is not None:

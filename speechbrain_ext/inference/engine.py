@@ -43,24 +43,9 @@ def min_samples_of(model):
 
 
 def encode(model, wavs, wav_lens, device, precision=None):
-    """Embed one padded batch: the encoder under autocast, the head in float32.
+    """wavs [B, T] at 16 kHz, wav_lens [B] → float32 [B, 1, E] on the model's device.
 
-    Arguments
-    ---------
-    model : SpeakerEncoder
-    wavs : torch.Tensor
-        [B, T], ±1 at 16 kHz.
-    wav_lens : torch.Tensor
-        [B], relative to T.
-    device : str or torch.device
-        Where ``model`` is.
-    precision : torch.dtype or None
-        Autocast type; None computes everything in float32.
-
-    Returns
-    -------
-    torch.Tensor
-        float32 [B, 1, E] on the device.
+    The encoder computes under autocast to ``precision``, if any, the head in float32.
     """
     wavs, wav_lens = wavs.to(device), wav_lens.to(device)
     if precision is None:
@@ -71,22 +56,10 @@ def encode(model, wavs, wav_lens, device, precision=None):
 
 
 def plan_jobs(seconds, chunking, max_batch_seconds, batch_size=256):
-    """Share out recordings to jobs, the longest recordings first.
+    """Lengths [N] → jobs: arrays of row numbers, the longest recordings first.
 
-    Arguments
-    ---------
-    seconds : np.ndarray
-        [N], their lengths.
-    chunking : ChunkingConfig
-    max_batch_seconds : float
-        Padded seconds in one batch, at most; a longer chunk is a batch of its own.
-    batch_size : int
-        Chunks in one batch, at most.
-
-    Returns
-    -------
-    list of np.ndarray
-        Row numbers, each once.
+    A batch has at most ``batch_size`` chunks and ``max_batch_seconds`` with padding; a
+    longer chunk is a batch of its own.
     """
     window, hop = chunking.window_seconds, chunking.hop_seconds
     long = seconds > window

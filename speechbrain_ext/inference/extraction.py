@@ -75,34 +75,21 @@ def embed_files(
     Arguments
     ---------
     encode : callable
-        (wavs [B, T], wav_lens [B]) → tensor [B, 1, E].
-    width : int
-        E.
+        (wavs [B, T], wav_lens [B]) → tensor [B, 1, ``width``].
     paths : list of str
         N files.
-    chunking : ChunkingConfig
     on_cpu : bool
         Whether ``encode`` computes there.
-    batch_size : int
-        Recordings (or windows) in one batch, at most.
-    max_batch_seconds : float or None
-        Padded seconds in one batch, at most: bounds the memory. As many batches as
-        torch has threads, and two more, are held on a CPU, three else. None takes 12 s
-        on a CPU and 120 s else.
+    batch_size, max_batch_seconds
+        Of chunks and of padded audio in one batch, at most. As many batches as torch
+        has threads, and two more, are held on a CPU, three else. None takes 12 s on a
+        CPU and 120 s else.
     collect : bool
-        Go on after a bad file, and list it; False raises its error.
-    progress : bool
-        Show a bar on terminals.
+        Continue after a bad file, and list it; False raises its error.
 
     Returns
     -------
     Embedded
-
-    Raises
-    ------
-    InputError
-        A file that is missing, not sound, truncated, too short, silent, has samples
-        that are not finite or an embedding that is not; a setting out of range.
     """
     different = list(dict.fromkeys(paths))
     recordings = inspect_files(different, chunking.min_seconds)

@@ -156,24 +156,7 @@ def load_model(folder, overrides=None):
 
 
 def load_encoder(folder, overrides=None):
-    """Read a model's folder without what scores: cohort, calibration, thresholds.
-
-    Arguments
-    ---------
-    folder, overrides
-        As for :func:`load_model`.
-
-    Returns
-    -------
-    hparams : dict
-        Keys of ``hyperparams.yaml``, among them ``speaker_encoder``.
-    chunking : ChunkingConfig
-
-    Raises
-    ------
-    InputError
-        As :func:`load_model`.
-    """
+    """As :func:`load_model`, without what scores: (hparams, ChunkingConfig)."""
     folder = Path(folder)
     hparams = load_hyperparams(folder, overrides)
     with naming(folder / HYPERPARAMS):

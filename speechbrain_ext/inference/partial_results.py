@@ -69,10 +69,7 @@ class PartialResults:
     def add(self, rows, vectors):
         """Keep a batch: rows [B] of the list, vectors [B, E].
 
-        Raises
-        ------
-        InputError
-            A full disk; what was saved before stays.
+        InputError for a full disk; what was saved before stays.
         """
         self._pending.append((rows, vectors))
         if time.monotonic() - self._saved_at >= self.save_every:
@@ -88,18 +85,9 @@ class PartialResults:
         self._saved_at = time.monotonic()
 
     def collect(self):
-        """All vectors, once every rank has saved its own.
+        """All vectors [N, E], once every rank has saved its own; InputError if some lack.
 
-        Returns
-        -------
-        np.ndarray
-            [N, E] float32 on the main process; None on the others, which do not need
-            gigabytes.
-
-        Raises
-        ------
-        InputError
-            Where recordings are missing, with the first ID.
+        None on other processes than the main one, which do not need gigabytes.
         """
         ddp_barrier()
         if not if_main_process():
@@ -118,14 +106,9 @@ class PartialResults:
         return vectors
 
     def gather(self):
-        """The vectors of all parts, on one process.
+        """Vectors [N, E] of all parts, undefined where ``missing``, bool [N], is set.
 
-        Returns
-        -------
-        vectors : np.ndarray or None
-            [N, E] float32, undefined where missing; None where there are no parts.
-        missing : np.ndarray
-            [N] bool.
+        Vectors are None where there are no parts.
         """
         missing = np.ones(len(self.ids), dtype=bool)
         result = None
