@@ -85,7 +85,7 @@ class PartialResults:
         self._saved_at = time.monotonic()
 
     def collect(self):
-        """All vectors [N, E], once every rank has saved its own; InputError if some lack.
+        """All vectors [N, E], once every rank has saved; InputError where some lack.
 
         None on other processes than the main one, which do not need gigabytes.
         """
