@@ -296,7 +296,7 @@ def _recording_of(manifest, row):
 def _bar(total, done=0.0, hidden=None):
     return tqdm(
         desc="embeddings",
-        total=total,
+        total=total * (1 + 1e-9),  # a sum of parts may be larger
         initial=done,
         disable=hidden,
         leave=False,

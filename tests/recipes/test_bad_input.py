@@ -126,7 +126,7 @@ def test_a_recording_that_is_not_finite_is_found_when_it_is_read(corpus, workers
 def test_a_silent_validation_recording_is_named(corpus):
     for path in (corpus / "voices/wav").glob("id0*/s0/00000.wav"):
         spoil(path, "silent")
-    check("train", corpus, STAGE1, "/s0/00000: silent, expected speech")
+    check("train", corpus, STAGE1, "/s0/00000.wav: silent, expected speech")
 
 
 def test_a_recording_cut_after_the_preparation_is_named(corpus):
