@@ -1,1 +1,1 @@
-"""TODO."""
+"""From folders of recordings to manifests: find, convert, choose, split."""
