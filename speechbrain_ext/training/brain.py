@@ -16,6 +16,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 from torch import nn
 
+from speechbrain_ext.adaptation import check_lora_gradients
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.training.resumable import ResumableBrain, unwrap
 from speechbrain_ext.utils.errors import InputError
@@ -102,6 +103,7 @@ class SpeakerBrain(ResumableBrain):
         for term in terms:
             term.to(self.device)
         self.step_log = step_log and StepLog(step_log)
+        self.lora_checked = False
         self.group = []  # loss and columns of each batch in this accumulation group
 
     # -- one step ------------------------------------------------------------------
@@ -160,6 +162,13 @@ class SpeakerBrain(ResumableBrain):
             for term in self.terms:
                 term.check_finite(self._check_finite)
             super().check_loss_isfinite(loss)
+
+    def optimizers_step(self):
+        """As in every Brain; in a start's first step every LoRA layer has a gradient."""
+        if not self.lora_checked:
+            check_lora_gradients(unwrap(self.modules.speaker_encoder).encoder)
+            self.lora_checked = True
+        super().optimizers_step()
 
     def parameter_groups(self):
         """What follows the learning rate of the run, then the groups of the terms."""
