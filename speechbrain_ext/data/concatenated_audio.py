@@ -225,4 +225,6 @@ def _joined_manifest(manifest, lists, frames):
         seconds = sum(lengths) / SAMPLE_RATE
         for column, value in zip(columns, (name, path, seconds, speakers[first])):
             column.append(value)
-    return Manifest(*columns)
+    firsts = [rows[0] for rows in lists]
+    extra = {name: column[firsts] for name, column in manifest.extra.items()}
+    return Manifest(*columns, extra=extra)

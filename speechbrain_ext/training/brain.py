@@ -114,6 +114,7 @@ class SpeakerBrain(ResumableBrain):
         for term in self.terms:
             term.before(batch.wavs, x, lens, encoder)
         embeddings, states = self.modules.speaker_encoder(x, lens)
+        lens = encoder.output_lens(x, lens)
         return Outputs(embeddings, states, lens, batch.labels)
 
     def compute_objectives(self, predictions, batch, stage):

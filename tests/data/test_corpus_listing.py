@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from speechbrain_ext.data.corpora.csv_file import read_listing
+from speechbrain_ext.data.prepare.pipeline import Row
 from speechbrain_ext.utils.errors import InputError
 
 HEADER = "ID,duration,wav,spk_id\n"
@@ -24,8 +25,10 @@ def test_rows_are_as_they_stand(tmp_path):
         + '"d",2,"d,.wav",s',
     )
     a, c, d = read_listing(path)
-    assert a == (f"{path}, line 2", "a/1", f"{tmp_path}/x/a 1.wav", 1.5, "zoë b", "a")
-    assert c == (f"{path}, line 4", "c", "/abs/c.flac", None, "bo", "c")
+    wav = f"{tmp_path}/x/a 1.wav"
+    place = f"{path}, line 2"
+    assert a == Row("a/1", wav, "zoë b", "a", seconds=1.5, place=place)
+    assert c == Row("c", "/abs/c.flac", "bo", "c", place=f"{path}, line 4")
     assert d.path == f"{tmp_path}/d,.wav"
     assert read_listing(path, "/data")[0].path == "/data/x/a 1.wav"
     assert read_listing(path, "/data")[1].path == "/abs/c.flac"
@@ -38,8 +41,8 @@ def test_columns_in_any_order_and_others(tmp_path, caplog):
     path = write(tmp_path, text + b"s,v.wav,m,,b/c.x,8\r\n")
     with caplog.at_level(logging.INFO):
         first, second = read_listing(path)
-    assert first[1:] == ("a", f"{tmp_path}/w.wav", None, "s", "monday")
-    assert second[1:] == ("b/c.x", f"{tmp_path}/v.wav", None, "s", "b")
+    assert first[:4] == ("a", f"{tmp_path}/w.wav", "s", "monday")
+    assert second[:4] == ("b/c.x", f"{tmp_path}/v.wav", "s", "b")
     assert f"{path}: columns that are not read: sex, age" in caplog.text
 
 

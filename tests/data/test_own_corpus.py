@@ -64,7 +64,7 @@ def test_speakers_are_held_out_and_durations_are_those_of_the_files(corpus):
     assert (same == trials.labels).all()
     assert trials.n_target == trials.n_nontarget == 12
     assert prepared.test is None
-    assert prepared.counts["left_out"] == {"bad_files": 0, "too_short": 0}
+    assert not any(prepared.counts["left_out"].values())
 
 
 def test_sessions_decide_which_trials_are_drawn(corpus):
@@ -169,7 +169,7 @@ def test_a_bad_recording_of_a_trial_list_is_never_left_out(corpus):
 @pytest.mark.parametrize(
     ("speakers", "settings", "expected"),
     [
-        (1, {}, r"mine\.csv: 1 speaker\(s\) \('anna'\), expected at least 2 in spk_id"),
+        (1, {}, r"mine\.csv: 1 of 1 speakers .* \('anna'\), expected at least 2"),
         (3, {}, "n_valid_speakers=2 leaves 1 of 3 speakers for training, expected at"),
         (2, {}, "n_valid_speakers=2, expected fewer than the 2 training speakers"),
         (2, {"min_seconds": 0.6}, "0 training speakers are left, expected at least 2"),
@@ -187,7 +187,7 @@ def test_too_little_of_something(corpus, speakers, settings, expected):
 def test_all_but_one_speaker_are_tested(corpus):
     lines = [f"{int(a == b)} {a}0 {b}1\n" for a in SPEAKERS[1:] for b in SPEAKERS[1:]]
     (corpus / "trials.txt").write_text("".join(lines))
-    with pytest.raises(InputError, match=r"\('anna'\) beside 5 of the trial li"):
+    with pytest.raises(InputError, match=r"mine.csv: 1 of 6 .* \('anna'\)"):
         prepare(corpus, trial_lists=corpus / "trials.txt")
 
 

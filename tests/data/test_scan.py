@@ -23,26 +23,26 @@ def touch(*paths):
 def test_every_layout(tmp_path, below):
     folder = tmp_path / "root" / below
     touch(folder / "id1/s/00001.wav", folder / "id2/s.x/00.2.flac")
-    scan = scan_corpus([tmp_path / "root"], LAYOUT)
-    assert scan.paths == {
+    paths, folders, ignored = scan_corpus([tmp_path / "root"], LAYOUT)
+    assert paths == {
         "id1/s/00001": str(folder / "id1/s/00001.wav"),
         "id2/s.x/00.2": str(folder / "id2/s.x/00.2.flac"),
     }
-    assert scan.ignored == 0
-    assert scan.speaker_folders == [folder]
+    assert ignored == 0
+    assert folders == [folder]
 
 
 def test_root_may_be_the_wav_folder_and_several_lie_below_one_root(tmp_path):
     touch(tmp_path / "dev/wav/id1/s/1.wav", tmp_path / "test/aac/id2/s/1.m4a")
-    assert list(scan_corpus([tmp_path / "dev/wav"], LAYOUT).paths) == ["id1/s/1"]
-    assert list(scan_corpus([tmp_path], LAYOUT).paths) == ["id1/s/1", "id2/s/1"]
+    assert list(scan_corpus([tmp_path / "dev/wav"], LAYOUT)[0]) == ["id1/s/1"]
+    assert list(scan_corpus([tmp_path], LAYOUT)[0]) == ["id1/s/1", "id2/s/1"]
 
 
 def test_one_folder_level_for_corpora_without_sessions(tmp_path):
     touch(tmp_path / "data/id1/a.flac", tmp_path / "data/id1/s/b.flac")
-    scan = scan_corpus([tmp_path], Layout(("data",), levels=1))
-    assert list(scan.paths) == ["id1/a"]
-    assert scan.ignored == 1
+    paths, _, ignored = scan_corpus([tmp_path], Layout(("data",), levels=1))
+    assert list(paths) == ["id1/a"]
+    assert ignored == 1
 
 
 def test_what_is_no_recording_of_a_speaker_is_ignored_and_counted(tmp_path):
@@ -59,9 +59,9 @@ def test_what_is_no_recording_of_a_speaker_is_ignored_and_counted(tmp_path):
         tmp_path / "wav/id1/s/1.txt",
         tmp_path / "wav/id1/s/deep/2.wav",
     )
-    scan = scan_corpus([tmp_path], LAYOUT)
-    assert list(scan.paths) == ["id1/s/1"]
-    assert scan.ignored == 8
+    paths, _, ignored = scan_corpus([tmp_path], LAYOUT)
+    assert list(paths) == ["id1/s/1"]
+    assert ignored == 8
 
 
 def test_noise_beside_speakers_is_no_speaker(tmp_path):
@@ -72,9 +72,9 @@ def test_noise_beside_speakers_is_no_speaker(tmp_path):
         tmp_path / "musan/noise/x.wav",
         tmp_path / ".trash/s/1.wav",
     )
-    scan = scan_corpus([tmp_path], LAYOUT)
-    assert list(scan.paths) == ["id1/s/1"]
-    assert scan.ignored == 3
+    paths, _, ignored = scan_corpus([tmp_path], LAYOUT)
+    assert list(paths) == ["id1/s/1"]
+    assert ignored == 3
 
 
 @pytest.mark.parametrize("make", ["absent", "empty", "too flat"])
@@ -107,14 +107,14 @@ def test_one_file_reached_twice_counts_once(tmp_path):
     (tmp_path / "links/id1/s").mkdir(parents=True)
     (tmp_path / "links/id1/s/1.wav").symlink_to(tmp_path / "wav/id1/s/1.wav")
     roots = [tmp_path / "wav", tmp_path / "wav", tmp_path / "links"]
-    scan = scan_corpus([*roots, tmp_path], LAYOUT)
-    assert scan.paths == {"id1/s/1": str(tmp_path / "wav/id1/s/1.wav")}
+    paths, *_ = scan_corpus([*roots, tmp_path], LAYOUT)
+    assert paths == {"id1/s/1": str(tmp_path / "wav/id1/s/1.wav")}
 
 
 def test_converted_copies_below_a_root_are_left_out(tmp_path):
     touch(tmp_path / "aac/id1/s/1.m4a", tmp_path / "flac/id1/s/1.flac")
-    scan = scan_corpus([tmp_path], LAYOUT, leave_out=[tmp_path / "flac"])
-    assert list(scan.paths.values()) == [str(tmp_path / "aac/id1/s/1.m4a")]
+    paths, *_ = scan_corpus([tmp_path], LAYOUT, leave_out=[tmp_path / "flac"])
+    assert list(paths.values()) == [str(tmp_path / "aac/id1/s/1.m4a")]
 
 
 @pytest.mark.parametrize("name", ["a b.wav", "a\nb.wav", "a\tb.wav", b"\xff.wav"])
@@ -128,15 +128,15 @@ def test_names_that_break_lists(tmp_path, name):
 
 def test_spaces_above_the_speakers_do_no_harm(tmp_path):
     touch(tmp_path / "my data/wav/id1/s/1.wav")
-    assert len(scan_corpus([tmp_path / "my data"], LAYOUT).paths) == 1
+    assert len(scan_corpus([tmp_path / "my data"], LAYOUT)[0]) == 1
 
 
 def test_order_and_result_do_not_depend_on_threads(tmp_path):
     names = [f"id{s}/v{v}/{u}" for s in range(40) for v in "ab" for u in range(3)]
     touch(*(tmp_path / "wav" / f"{name}.wav" for name in reversed(names)))
-    scans = [scan_corpus([tmp_path], LAYOUT, num_workers=n) for n in (1, 8)]
-    assert list(scans[0].paths) == sorted(names)
-    assert list(scans[0].paths.items()) == list(scans[1].paths.items())
+    scans = [scan_corpus([tmp_path], LAYOUT, num_workers=n)[0] for n in (1, 8)]
+    assert list(scans[0]) == sorted(names)
+    assert list(scans[0].items()) == list(scans[1].items())
 
 
 def test_output_folders_stay_outside(tmp_path):

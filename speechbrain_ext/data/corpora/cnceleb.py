@@ -17,11 +17,12 @@ Both parts come unpacked as (OpenSLR 82)::
 The lists name wav files whatever the recordings are.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_ext.data.prepare.folders import Layout
-from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
+from speechbrain_ext.data.prepare.folders import Layout, find_rows
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare
 from speechbrain_ext.scoring.genres import genre_of
 from speechbrain_ext.utils.errors import InputError
 
@@ -50,7 +51,9 @@ def session_of(utterance):
     return f"{speaker}/{file[0].rpartition('-')[0]}"
 
 
-LAYOUT = Layout(("data",), levels=1, session_of=session_of, genre_of=genre_of)
+_find = partial(
+    find_rows, Layout(("data",), levels=1), session_of=session_of, genre_of=genre_of
+)
 
 
 class Training(NamedTuple):
@@ -241,12 +244,11 @@ def prepare_cnceleb(
         max_valid_utterances=max_valid_utterances,
         min_seconds=min_seconds,
         max_bad_files=max_bad_files,
-        convert_folder=None,
         seed=seed,
         enrol_maps=evaluation.enrol_maps.values(),
         join_seconds=join_seconds,
     )
-    return prepare_corpus(options, LAYOUT, num_workers)
+    return prepare(options, _find, num_workers)
 
 
 def prepare_cnceleb_test(
@@ -269,8 +271,11 @@ def prepare_cnceleb_test(
     InputError
         Anything wrong with an argument, a folder, a list or a recording.
     """
-    found = find_evaluation(cnceleb1_folder, enrolment)
-    options = PrepareOptions.for_test(
-        save_folder, found.folders, found.trials, found.enrol_maps.values()
+    evaluation = find_evaluation(cnceleb1_folder, enrolment)
+    options = PrepareOptions(
+        save_folder=save_folder,
+        test_folders=evaluation.folders,
+        trial_lists=evaluation.trials,
+        enrol_maps=evaluation.enrol_maps.values(),
     )
-    return prepare_corpus(options, LAYOUT, num_workers)
+    return prepare(options, _find, num_workers)
