@@ -111,8 +111,6 @@ class W2VBertEncoder(Encoder):
     min_samples = MIN_SAMPLES
     lora_targets = ("linear_q", "linear_v")
 
-    title = "w2v-BERT"
-
     def __init__(
         self, source, frozen=False, gradient_checkpointing=False, savedir=None
     ):
