@@ -25,8 +25,8 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml
-from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_folder_atomically, write_json
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
     load_strictly,
@@ -400,20 +400,12 @@ def keep_classifier(folder):
 
 
 def read_training(folder):
-    """``training.json`` of a pretrained folder."""
+    """``training.json`` of a pretrained folder, as ``train.py`` writes it."""
     path = Path(folder) / TRAINING
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values["speakers"], list):
-            raise TypeError
-        if not isinstance(values["n_speeds"], int):
-            raise TypeError
+    schema = {"speakers": [str], "n_speeds": int, "n_perturbed?": (int, None)}
+    values = read_json(path, schema, what="the speakers of a training")
+    with naming(path):
         _ = _classes(values).count  # checks n_perturbed
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        raise InputError(
-            f"{path}: expected JSON with a list 'speakers' and a number 'n_speeds', as "
-            "train.py writes"
-        ) from error
     return values
 
 

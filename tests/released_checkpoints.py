@@ -65,11 +65,11 @@ def random_model(config_file, head="adapter_mfa", seed=0):
     encoder = W2VBertEncoder(read_config(config_file))
     model = SpeakerEncoder(encoder, HEADS[head](encoder.hidden_size, encoder.n_states))
     randomise(model, seed)
-    for number, module in enumerate(model.modules()):
-        if isinstance(module, torch.nn.BatchNorm1d):
-            module.running_mean.copy_(0.1 * noise(module.num_features, seed=number))
-            module.running_var.copy_(1 + noise(module.num_features, seed=number).abs())
-            module.num_batches_tracked.fill_(5)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    for number, module in enumerate(norms):
+        module.running_mean.copy_(0.1 * noise(module.num_features, seed=number))
+        module.running_var.copy_(1 + noise(module.num_features, seed=number).abs())
+        module.num_batches_tracked.fill_(5)
     return model.eval()
 
 

@@ -84,6 +84,8 @@ class Encoder(_Rebuildable):
 
     Attributes
     ----------
+    title : str
+        What a model card calls it; None: the name of the class.
     sample_rate : int
         Hz of the input.
     min_samples : int
@@ -99,6 +101,7 @@ class Encoder(_Rebuildable):
         Last parts of the names of the linear layers that LoRA adapts by default.
     """
 
+    title = None
     sample_rate = 16000
     min_samples = 400
     hidden_size: int
