@@ -23,7 +23,6 @@ from speechbrain_ext.evaluation.score_lists import (
     report_list,
     score_list,
 )
-from speechbrain_ext.inference.engine import min_samples_of
 from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.inference.folder import load_encoder
 from speechbrain_ext.pretrained import weights_file
@@ -187,7 +186,7 @@ class Embedder:
         self.options = {
             **options,
             "device": device,
-            "chunking": chunking.checked(min_samples_of(self.model)),
+            "chunking": chunking.checked(self.model.encoder.min_samples),
             "precision": autocast_type(eval_precision),
             "progress": not run_opts.noprogressbar,
         }

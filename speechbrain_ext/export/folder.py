@@ -27,7 +27,6 @@ from speechbrain_ext.export.thresholds import (
     read_results,
 )
 from speechbrain_ext.inference.audio_input import ChunkingConfig
-from speechbrain_ext.inference.engine import min_samples_of
 from speechbrain_ext.inference.folder import CALIBRATION_FILE, COHORT_FILE
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, save_thresholds
 from speechbrain_ext.losses import ArcFace
@@ -96,7 +95,7 @@ def _read_source(folder, with_classifier):
     hparams = load_hyperparams(folder)
     inference = {key: hparams.get(key, value) for key, value in INFERENCE.items()}
     with naming(folder / HYPERPARAMS):
-        shortest = min_samples_of(hparams["speaker_encoder"])
+        shortest = hparams["speaker_encoder"].encoder.min_samples
         ChunkingConfig.of(inference).checked(shortest)
     classifier = None
     if with_classifier:

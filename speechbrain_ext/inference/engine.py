@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from speechbrain_ext.data.dataset import length_batches
-from speechbrain_ext.features import MIN_SAMPLES
 from speechbrain_ext.inference.audio_input import (
     SILENT,
     chunks_of,
@@ -35,11 +34,6 @@ from speechbrain_ext.inference.audio_input import (
 from speechbrain_ext.utils.errors import InputError
 
 AHEAD = 2  # batches that are read while others are computed
-
-
-def min_samples_of(model):
-    """The fewest samples that a speaker encoder takes."""
-    return getattr(getattr(model, "encoder", None), "min_samples", MIN_SAMPLES)
 
 
 def encode(model, wavs, wav_lens, device, precision=None):

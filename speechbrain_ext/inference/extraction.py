@@ -25,7 +25,7 @@ from speechbrain_ext.inference.audio_input import (
     Recording,
     inspect_files,
 )
-from speechbrain_ext.inference.engine import Engine, encode, min_samples_of, plan_jobs
+from speechbrain_ext.inference.engine import Engine, encode, plan_jobs
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.scoring.embeddings import check_ids, check_suffix
 from speechbrain_ext.utils.distributed import rank_and_world
@@ -193,7 +193,7 @@ def extract_embeddings(
     number = isinstance(max_seconds, (int, float)) and max_seconds > 0
     if max_seconds is not None and not number:
         raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
-    shortest = min_samples_of(model)
+    shortest = model.encoder.min_samples
     chunking = (chunking or ChunkingConfig())._replace(
         min_seconds=shortest / SAMPLE_RATE
     )

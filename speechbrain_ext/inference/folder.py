@@ -21,7 +21,6 @@ import torch
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.inference.audio_input import ChunkingConfig
-from speechbrain_ext.inference.engine import min_samples_of
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, load_thresholds
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
@@ -168,7 +167,7 @@ def load_encoder(folder, overrides=None):
             )
         if (rate := hparams.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
-        chunking = ChunkingConfig.of(hparams).checked(min_samples_of(model))
+        chunking = ChunkingConfig.of(hparams).checked(model.encoder.min_samples)
     return hparams, chunking
 
 

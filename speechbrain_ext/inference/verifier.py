@@ -31,7 +31,7 @@ from speechbrain_ext.inference.decisions import (
     log_odds,
     probability,
 )
-from speechbrain_ext.inference.engine import encode, min_samples_of
+from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
 from speechbrain_ext.scoring.backend import Side
@@ -223,7 +223,7 @@ class SpeakerVerifier(SpeakerRecognition):
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
         chunking = self.chunking.changed(window_seconds, hop_seconds)
-        chunking.checked(min_samples_of(self.mods.speaker_encoder))
+        chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
         result = self._embed(paths, chunking, collect=collect, **options)
