@@ -236,7 +236,10 @@ def test_two_lists_without_calibration_and_intervals(corpus, tmp_path):
         read_score_table(tmp_path / f"out/scores_{name}_as_norm.npz")[1]
         for name in ("half", "trials")
     ]
-    assert np.array_equal(scores[0], scores[1][::2])
+    # another number of trials and embeddings: float32 products of other shapes, right
+    # to 1e-6, over deviations of cohort scores, of 0.01 or more
+    assert scores[1].std() > 0.1
+    np.testing.assert_allclose(scores[0], scores[1][::2], rtol=1e-5, atol=1e-4)
     names = {f"det_{name}.png" for name in ("half", "trials")}
     assert names <= set(files_of(tmp_path / "out"))
 
