@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.conditions import by_condition, plot_conditions
 from speechbrain_ext.scoring.enrolment import (
     average_enrolment,
     check_speakers,
     speakers_of,
 )
-from speechbrain_ext.scoring.genres import by_genre, plot_genres
 from speechbrain_ext.scoring.intervals import FEWEST_SPEAKERS
 from speechbrain_ext.scoring.report import System, draw_pictures, evaluate
 from speechbrain_ext.scoring.score_files import write_score_table, write_scores
@@ -192,15 +192,16 @@ def report_list(name, trials, systems, folder, n_resamples, speakers=None, genre
     dict
         As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures`` and,
         where genres are given, ``genres``: those of the last system, as
-        :func:`~speechbrain_ext.scoring.genres.by_genre` has them.
+        :func:`~speechbrain_ext.scoring.conditions.by_condition` has them.
     """
     codes = _speakers(trials, speakers) if n_resamples else None
     result = evaluate(trials, systems, codes, n_resamples)
     pictures = draw_pictures(folder, name, trials, systems)
     if genres is not None:
-        result["genres"] = table = by_genre(trials, systems[-1].scores, genres)
+        table = by_condition(trials, systems[-1].scores, genres, "genre")
+        result["genres"] = table
         pictures["genres"] = str(folder / f"genres_{name}.png")
-        plot_genres(pictures["genres"], table)
+        plot_conditions(pictures["genres"], table)
     return {**result, "pictures": pictures}
 
 

@@ -23,6 +23,7 @@ from cnceleb_lists import (
     write_lists,
 )
 
+from speechbrain_ext.data.corpora.cnceleb import genres_of
 from speechbrain_ext.evaluation.score_lists import (
     Recordings,
     averaged,
@@ -32,7 +33,6 @@ from speechbrain_ext.evaluation.score_lists import (
 )
 from speechbrain_ext.scoring.backend import Backend, Side
 from speechbrain_ext.scoring.enrolment import read_enrol_map, speakers_of, utterances_of
-from speechbrain_ext.scoring.genres import genres_of
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.trials import rows_of
 

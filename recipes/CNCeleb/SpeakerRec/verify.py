@@ -26,7 +26,11 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.data.corpora.cnceleb import find_evaluation, prepare_cnceleb_test
+from speechbrain_ext.data.corpora.cnceleb import (
+    find_evaluation,
+    genres_of,
+    prepare_cnceleb_test,
+)
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.evaluation.backend_plan import plan_backend
 from speechbrain_ext.evaluation.score_lists import averaged, read_lists
@@ -42,7 +46,6 @@ from speechbrain_ext.evaluation.verification import (
 )
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.scoring.genres import genres_of
 from speechbrain_ext.utils.config import call_with, load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import command_line
