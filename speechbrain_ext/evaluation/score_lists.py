@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.scoring.conditions import by_condition, plot_conditions
 from speechbrain_ext.scoring.enrolment import (
     average_enrolment,
@@ -35,7 +35,7 @@ class Recordings(NamedTuple):
     """
 
     ids: np.ndarray
-    side: Side
+    side: TrialSide
     speakers: dict
     source: str
 
@@ -99,7 +99,9 @@ def recordings_of(manifest, vectors, source):
     """
     ids = np.array(manifest.ids.tolist())
     speakers = dict(zip(ids.tolist(), manifest.speakers.tolist()))
-    return Recordings(ids, Side(vectors, manifest.durations), speakers, str(source))
+    return Recordings(
+        ids, TrialSide(vectors, manifest.durations), speakers, str(source)
+    )
 
 
 def averaged(enrol_map, recordings):
@@ -127,7 +129,7 @@ def averaged(enrol_map, recordings):
         rows = enrol_map.rows(ids, source)
         seconds = np.array([side.durations[row].sum() for row in rows])
     known = enrol_map.speakers(speakers)
-    return Recordings(models, Side(vectors, seconds), known, str(enrol_map.path))
+    return Recordings(models, TrialSide(vectors, seconds), known, str(enrol_map.path))
 
 
 def score_list(name, trials, backend, enrol, test, folder):

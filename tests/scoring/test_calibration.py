@@ -316,7 +316,7 @@ def test_damaged_files_refused(tmp_path):
             QualityCalibrator.load(path)
     for foreign in (b"[1]", b"3", b"{}"):
         path.write_bytes(foreign)
-        with pytest.raises(InputError, match="expected names and values|no format, expected"):
+        with pytest.raises(InputError, match=r"expected names and|no format,"):
             QualityCalibrator.load(path)
 
 
