@@ -15,7 +15,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain_ext.data.audio import parts_of
 from speechbrain_ext.data.manifest import Manifest, read_manifest
 from speechbrain_ext.data.prepare.pipeline import check_at_least
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
+from speechbrain_ext.scoring.backend import (
+    Backend,
+    TrialSide,
+    fit_calibrator,
+    input_names,
+)
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration.cross_validation import deal_trials
 from speechbrain_ext.scoring.calibration.trials import (
@@ -169,7 +174,7 @@ class BackendPlan:
             logger.info("cohort: %d speakers", len(cohort.speakers))
             backend = replace(backend, cohort=cohort)
         if self.trials is not None:
-            side = Side(calibration, self.calibration.durations)
+            side = TrialSide(calibration, self.calibration.durations)
             fitting = self.settings.objective, self.settings.l2
             with naming("calibration"):
                 backend = fit_calibrator(

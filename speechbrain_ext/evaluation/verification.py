@@ -15,7 +15,7 @@ from typing import NamedTuple
 from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ext.data.concatenated_audio import concatenate_enrolment
-from speechbrain_ext.data.corpora.cnceleb import find_evaluation
+from speechbrain_ext.data.corpora.cnceleb import find_evaluation, genres_of
 from speechbrain_ext.evaluation.score_lists import (
     averaged,
     read_lists,
@@ -29,7 +29,6 @@ from speechbrain_ext.pretrained import weights_file
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.scoring.embeddings import select_vectors
 from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.scoring.genres import genres_of
 from speechbrain_ext.scoring.report import write_report
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.distributed import main_process_first

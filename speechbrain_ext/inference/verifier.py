@@ -34,7 +34,7 @@ from speechbrain_ext.inference.decisions import (
 from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import autocast_type
@@ -411,7 +411,9 @@ class SpeakerVerifier(SpeakerRecognition):
         calibrator = self.backend.calibrator
         timed = calibrator is not None and "duration_min" in calibrator.names
         sides = [
-            Side(voice.embedding[None], np.array([voice.seconds]) if timed else None)
+            TrialSide(
+                voice.embedding[None], np.array([voice.seconds]) if timed else None
+            )
             for voice in (enrol, test)
         ]
         scores = self.backend.scores(*sides, np.array([[0, 0]]))

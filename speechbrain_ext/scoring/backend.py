@@ -37,7 +37,7 @@ from speechbrain_ext.utils.errors import InputError
 BLOCK = 262_144  # trials per step of the calibration: 26 MiB of features
 
 
-class Side(NamedTuple):
+class TrialSide(NamedTuple):
     """What stands on one side of trials, row by row.
 
     Attributes
@@ -124,7 +124,7 @@ class Backend:
 
         Arguments
         ---------
-        enrol, test : Side
+        enrol, test : TrialSide
             N and M embeddings; pass the same object twice where trials share them.
         trials : np.ndarray
             int [T, 2], a row of ``enrol`` and one of ``test``.
@@ -243,7 +243,7 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     ---------
     backend : Backend
         With or without a cohort; a calibrator that it has is not used.
-    side : Side
+    side : TrialSide
         N utterances with their durations; ``own`` is found here.
     speakers : np.ndarray
         str [N], whose each is.

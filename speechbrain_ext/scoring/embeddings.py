@@ -1,13 +1,9 @@
-"""Files of named arrays, whole or absent: npz (numpy) or safetensors.
+"""Embeddings: their files, and cosine scores between their rows.
 
-The suffix chooses the format. safetensors stores numbers only, so a text array becomes
-the UTF-8 bytes of one value per line. Neither format can carry code: pickled arrays are
-refused.
-
-Files of embeddings, and cosine scores between their rows.
-
-A file (:mod:`~speechbrain_ext.scoring.embeddings`) holds ``ids``, U utterance IDs, and
-``vectors``, float32 [U, E].
+A file holds ``ids``, U utterance IDs, and ``vectors``, float32 [U, E]. It is one of
+named arrays, npz (numpy) or safetensors by its suffix, as files of cohorts and scores
+are. safetensors stores numbers only, so a text array becomes the UTF-8 bytes of one
+value per line. Neither format can carry code: pickled arrays are refused.
 
 The score of a trial is the cosine of its two embeddings, a·b / (|a| |b|).
 """
@@ -32,6 +28,9 @@ SUFFIXES = (".npz", ".safetensors")
 DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 DAMAGE += (MemoryError, tokenize.TokenError)
 DAMAGE += (safetensors.SafetensorError,)
+BLOCK = 4096  # rows or trials per step: 4 MiB of float32 at E = 256, in the cache
+NORM_BLOCK = 512  # in float64, beside such a block
+SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
 def write_arrays(path, **arrays):
@@ -104,11 +103,6 @@ def _read_safetensors(path, text, numbers):
         raise ValueError(f"{text} of type {lines.dtype}, expected UTF-8 bytes")
     lines = np.array(lines.tobytes().decode().split("\n"))
     return [lines, *(arrays[name] for name in numbers)]
-
-
-BLOCK = 4096  # rows or trials per step: 4 MiB of float32 at E = 256, in the cache
-NORM_BLOCK = 512  # in float64, beside such a block
-SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
 class Embeddings(NamedTuple):

@@ -1,4 +1,4 @@
-"""Who speaks in the recordings of a trial list, told by their names.
+"""Who speaks in the recordings of a trial list, and how speakers are enrolled.
 
 Trials that share a speaker are not independent: intervals for an error rate come from
 drawing speakers, not trials. A list tells no speakers, but the corpora write them into
@@ -11,21 +11,18 @@ their names:
     ``test/id00800-singing-01-001``         CN-Celeb, below ``eval``
     ======================================  ==============================
 
-The rule: leading folders that name a part of a corpus (eval, enroll, test) are passed
-over. The speaker is then the first folder or, where no folder is left, the file name up
-to its first hyphen. A manifest, where it knows the recording, goes before the rule.
+Leading folders that name a part of a corpus (eval, enroll, test) are passed over. The
+speaker is then the first folder or, without one, the file name up to its first hyphen.
+A manifest that knows the recording is preferred to this rule. No rule fits every
+corpus, so :func:`check_speakers` compares it with the labels: a trial is a target
+exactly where both sides have one speaker.
 
-No rule fits every corpus, so :func:`check_speakers` holds it against the labels: a
-trial is a target exactly where both sides have one speaker.
-
-Speakers enrolled from several recordings.
-
-A map has one line per model, ``model utterance [utterance ...]``; CN-Celeb's
+An enrolment map has one line per model, ``model utterance [utterance ...]``; CN-Celeb's
 ``enroll.map`` and ``enroll.lst`` are such files (Fan et al., "CN-Celeb: a challenging
 Chinese speaker recognition dataset", ICASSP 2020). A trial list then names models on
 its enrol side. Two protocols follow, whose error rates differ:
 
-* averaging: the model is the mean of its K embeddings, :math:`m = \frac1K \\sum_k e_k`
+* averaging: the model is the mean of its K embeddings, :math:`m = \\frac1K \\sum_k e_k`
   (:func:`average_enrolment`);
 * concatenating: the model is the embedding of its recordings joined into one
   (:func:`speechbrain_ext.data.concatenated_audio.concatenate_enrolment`).
@@ -40,6 +37,7 @@ from speechbrain_ext.scoring.trials import read_rows, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 PARTS = frozenset({"eval", "enrol", "enroll", "test"})
+_EXPECTED = "'model utterance [utterance ...]'"
 
 
 def speaker_of(name):
@@ -103,9 +101,6 @@ def check_speakers(trials, speakers):
         )
 
 
-_EXPECTED = "'model utterance [utterance ...]'"
-
-
 @dataclass(frozen=True, eq=False)
 class EnrolMap:
     """M models and the recordings that each is enrolled from.
@@ -130,24 +125,10 @@ class EnrolMap:
         return np.array(list(self.utterances))
 
     def rows(self, ids, source):
-        """Find the recordings of every model in a manifest or embedding file.
+        """Rows of each model's recordings in ``ids``: M times int64 [K].
 
-        Arguments
-        ---------
-        ids : sequence of str
-            Utterance IDs of ``source``.
-        source : str or Path
-            Its name, for the message.
-
-        Returns
-        -------
-        list of np.ndarray
-            M times int64 [K], rows of ``ids``.
-
-        Raises
-        ------
-        InputError
-            Names the map, the line and the utterance that is unknown.
+        ``source`` names the manifest or file that the IDs are from. InputError for an
+        unknown utterance names the map, the line and the utterance.
         """
         known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
         for line, (model, names) in enumerate(self.utterances.items(), 1):
@@ -161,25 +142,16 @@ class EnrolMap:
         return [np.array([known[n] for n in k]) for k in self.utterances.values()]
 
     def speakers(self, speaker_by_id):
-        """Say who each model is: whoever speaks in all its recordings.
+        """Utterance ID → speaker, as in a manifest, to model → speaker.
 
-        Arguments
-        ---------
-        speaker_by_id : dict of str to str
-            Utterance ID → speaker, as in a manifest.
-
-        Returns
-        -------
-        dict of str to str
-            Model → speaker; without the models whose recordings are unknown, or of
-            several speakers.
+        Models whose recordings are unknown, or of several speakers, are left out.
         """
-        found = {}
+        speaker_of_model = {}
         for model, names in self.utterances.items():
             speakers = {speaker_by_id.get(name) for name in names}
             if len(speakers) == 1 and None not in speakers:
-                found[model] = speakers.pop()
-        return found
+                speaker_of_model[model] = speakers.pop()
+        return speaker_of_model
 
 
 def read_enrol_map(path):

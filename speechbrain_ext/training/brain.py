@@ -164,7 +164,7 @@ class SpeakerBrain(ResumableBrain):
             super().check_loss_isfinite(loss)
 
     def optimizers_step(self):
-        """As in every Brain; in a start's first step every LoRA layer has a gradient."""
+        """As in every Brain; at first, every LoRA layer must have a gradient."""
         if not self.lora_checked:
             check_lora_gradients(unwrap(self.modules.speaker_encoder).encoder)
             self.lora_checked = True

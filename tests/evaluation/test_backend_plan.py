@@ -12,7 +12,7 @@ from speechbrain_ext.evaluation.backend_plan import (
     choose_recordings,
     plan_backend,
 )
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
+from speechbrain_ext.scoring.backend import Backend, TrialSide, fit_calibrator
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
@@ -160,7 +160,7 @@ def test_a_cohort_and_a_calibrator(files, valid, caplog):
     manifest = plan.calibration
     assert len(manifest.speaker_names) == (6 if valid else 8)
     trials = draw_calibration_trials(manifest.speakers, manifest.durations, **DRAWN)
-    side = Side(vectors_of(manifest), manifest.durations)
+    side = TrialSide(vectors_of(manifest), manifest.durations)
     plain = Backend(backend.cohort, top_n=4)
     expected = fit_calibrator(plain, side, manifest.speakers, trials).calibrator
     for found in (

@@ -22,7 +22,7 @@ from speechbrain_ext.pretrained import (
     save_pretrained,
 )
 from speechbrain_ext.pruning import Budget, add_gates, harden, prune
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.scoring.score_files import read_score_table
@@ -93,7 +93,7 @@ def test_the_back_end_scores_as_in_the_verification(results, whole):
     assert np.array_equal(backend.calibrator.weights, calibrator.weights)
     cohort = load_cohort(results / "cohort.npz")
     assert np.array_equal(backend.cohort.vectors, cohort.vectors)
-    side = Side(np.eye(8, dtype=np.float32), np.full(8, 3.0))
+    side = TrialSide(np.eye(8, dtype=np.float32), np.full(8, 3.0))
     scores = backend.scores(side, side, np.array([[0, 1]]))
     assert list(scores) == ["cosine", "as_norm", "llr"]
 

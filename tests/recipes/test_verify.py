@@ -20,7 +20,7 @@ from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import save_pretrained
-from speechbrain_ext.scoring.backend import Backend, Side
+from speechbrain_ext.scoring.backend import Backend, TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort, speaker_means
 from speechbrain_ext.scoring.embeddings import load_embeddings
@@ -167,7 +167,7 @@ def test_as_norm_and_calibration(corpus, tmp_path):
     assert calibrator.n_target + calibrator.n_nontarget <= 60
     assert calibrator.n_target == calibrator.n_nontarget > 0
     ids, vectors = load_embeddings(out / "embeddings.npz")
-    side = Side(vectors, read_manifest(out / "prepared/test.csv").durations)
+    side = TrialSide(vectors, read_manifest(out / "prepared/test.csv").durations)
     trials, _ = read_score_table(out / "scores_trials_llr.npz")
     rows = rows_of(trials, ids, "embeddings")
     rows = np.stack([rows[trials.enrol], rows[trials.test]], axis=1)

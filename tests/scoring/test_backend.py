@@ -6,7 +6,7 @@ import pytest
 from speechbrain_ext.scoring import backend as module
 from speechbrain_ext.scoring.backend import (
     Backend,
-    Side,
+    TrialSide,
     fit_calibrator,
     input_names,
 )
@@ -70,7 +70,7 @@ def voices(seed, n_speakers=N_SPEAKERS, each=6, prefix="s"):
     noise = random.standard_normal((len(speakers), SIZE))
     vectors = (centres[speakers] + 0.5 * noise + 1).astype(np.float32)
     durations = random.uniform(2, 12, len(speakers))
-    return Side(vectors, durations), np.array([f"{prefix}{s}" for s in speakers])
+    return TrialSide(vectors, durations), np.array([f"{prefix}{s}" for s in speakers])
 
 
 def some_trials(n_enrol, n_test, size=200):
@@ -148,7 +148,7 @@ def test_one_side_for_both_is_as_two_equal_ones(cohort):
     side = voices(2)[0]
     trials = some_trials(*[len(side.vectors)] * 2)
     backend = Backend(cohort, top_n=TOP_N)
-    other = Side(side.vectors.copy(), side.durations.copy())
+    other = TrialSide(side.vectors.copy(), side.durations.copy())
     one, two = (backend.scores(side, x, trials) for x in (side, other))
     assert_close(one, two)
     assert_close(*(backend.features(side, x, trials) for x in (side, other)))
@@ -343,10 +343,10 @@ def test_a_calibrator_of_other_inputs_is_refused_before_any_work(sides, cohort):
     calibrator = QualityCalibrator(names).fit(values, np.arange(200) % 5 == 0)
     nothing = np.full_like(enrol.vectors, np.nan)  # would be refused otherwise
     with pytest.raises(InputError, match=r"here are .*cohort_mean_ratio, expected the"):
-        Backend(cohort, calibrator, TOP_N).scores(Side(nothing), test, trials)
+        Backend(cohort, calibrator, TOP_N).scores(TrialSide(nothing), test, trials)
     message = r"takes cosine, duration_min.*; here are cosine, magnitude_min"
     with pytest.raises(InputError, match=message):
-        Backend(None, calibrator).scores(Side(nothing), test, trials)
+        Backend(None, calibrator).scores(TrialSide(nothing), test, trials)
 
 
 @pytest.mark.parametrize("other", [TOP_N + 1, None])
@@ -364,4 +364,4 @@ def test_an_embedding_without_direction_is_named_by_its_row(sides):
     vectors = enrol.vectors.copy()
     vectors[trials[0, 0]] = 0
     with pytest.raises(InputError, match=f"enrolment embedding in row {trials[0, 0]} "):
-        Backend().scores(Side(vectors), test, trials)
+        Backend().scores(TrialSide(vectors), test, trials)

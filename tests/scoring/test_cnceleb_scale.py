@@ -23,6 +23,7 @@ from cnceleb_lists import (
     write_lists,
 )
 
+from speechbrain_ext.data.corpora.cnceleb import genres_of
 from speechbrain_ext.evaluation.score_lists import (
     Recordings,
     averaged,
@@ -30,9 +31,8 @@ from speechbrain_ext.evaluation.score_lists import (
     report_list,
     score_list,
 )
-from speechbrain_ext.scoring.backend import Backend, Side
+from speechbrain_ext.scoring.backend import Backend, TrialSide
 from speechbrain_ext.scoring.enrolment import read_enrol_map, speakers_of, utterances_of
-from speechbrain_ext.scoring.genres import genres_of
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.trials import rows_of
 
@@ -52,7 +52,7 @@ def run(folder):
     }
     needed = {protocol: utterances_of(trials, m) for protocol, m in maps.items()}
     ids = np.array(sorted(set.union(*needed.values())))
-    recordings = Recordings(ids, Side(random_vectors(ids)), {}, "made up")
+    recordings = Recordings(ids, TrialSide(random_vectors(ids)), {}, "made up")
     genres = genres_of(trials.names, maps["average"])
     enrol = averaged(maps["average"], recordings)
     systems = score_list("trials", trials, Backend(), enrol, recordings, folder)

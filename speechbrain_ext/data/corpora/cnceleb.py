@@ -17,13 +17,14 @@ Both parts come unpacked as (OpenSLR 82)::
 The lists name wav files whatever the recordings are.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_ext.data.prepare.folders import Layout, find_rows
 from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare
-from speechbrain_ext.scoring.genres import genre_of
+from speechbrain_ext.scoring.conditions import conditions_of
 from speechbrain_ext.utils.errors import InputError
 
 TRIALS = "eval/lists/trials.lst"
@@ -32,6 +33,25 @@ ENROLMENT = {
     "average": "eval/lists/enroll.map",
     "concatenate": "eval/lists/enroll.lst",
 }
+
+# SPEAKER/GENRE-SESSION-NUMBER, below eval/test SPEAKER-GENRE-SESSION-NUMBER; +3 is the
+# number of recordings that preparation joined to it
+_NAME = re.compile(r"(?:^|/)(?:[^-/]+-)?([^-/]+)-\d+-\d+(?:\+\d+)?$")
+
+
+def genre_of(name):
+    """The genre that an utterance ID tells; None where it tells none."""
+    match = _NAME.search(name)
+    return match[1] if match else None
+
+
+def genres_of(names, enrol_map=None):
+    """Names of a trial list [U] → genre of each, str [U].
+
+    A model has the genre of the recordings that ``enrol_map`` names, see
+    :func:`~speechbrain_ext.scoring.conditions.conditions_of`.
+    """
+    return conditions_of(names, genre_of, enrol_map)
 
 
 def session_of(utterance):

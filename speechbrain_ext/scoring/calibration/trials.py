@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.scoring.backend import Side, of_speakers
+from speechbrain_ext.scoring.backend import TrialSide, of_speakers
 from speechbrain_ext.scoring.score_files import write_score_table
 from speechbrain_ext.scoring.trials import Trials
 from speechbrain_ext.utils.errors import InputError
@@ -272,7 +272,9 @@ def write_calibration_scores(folder, backend, manifest, vectors, trials):
     InputError
         As :meth:`~speechbrain_ext.scoring.backend.Backend.scores`.
     """
-    side = of_speakers(Side(vectors, manifest.durations), manifest.speakers, backend)
+    side = of_speakers(
+        TrialSide(vectors, manifest.durations), manifest.speakers, backend
+    )
     rows = np.stack([trials.enrol, trials.test], axis=1)
     ids = np.array(manifest.ids.tolist())
     for system, scores in backend.scores(side, side, rows).items():

@@ -1,4 +1,4 @@
-"""Error rates by genre: each cell is the metric of its own trials."""
+"""Error rates by condition: each cell is the metric of its own trials."""
 
 import json
 from pathlib import Path
@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speechbrain_ext.data.corpora.cnceleb import genre_of, genres_of
 from speechbrain_ext.evaluation.score_lists import report_list
+from speechbrain_ext.scoring.conditions import by_condition, plot_conditions
 from speechbrain_ext.scoring.enrolment import EnrolMap
-from speechbrain_ext.scoring.genres import (
-    by_genre,
-    genre_of,
-    genres_as_markdown,
-    genres_of,
-    plot_genres,
-)
 from speechbrain_ext.scoring.metrics import equal_error_rate
-from speechbrain_ext.scoring.report import System, write_report
+from speechbrain_ext.scoring.report import (
+    System,
+    conditions_as_markdown,
+    write_report,
+)
 from speechbrain_ext.scoring.trials import Trials
 from speechbrain_ext.utils.errors import InputError
 
@@ -89,7 +88,7 @@ def test_models_have_the_genre_of_their_recordings():
 
 def test_every_cell_is_the_metric_of_its_trials(case):
     trials, scores, genres = case
-    table = by_genre(trials, scores, genres)
+    table = by_condition(trials, scores, genres, "genre")
     assert table["enrol"] == ["interview", "singing", "vlog", "all"]
     assert table["test"] == ["drama", "interview", "singing", "vlog", "all"]
     enrol, test = genres[trials.enrol], genres[trials.test]
@@ -119,36 +118,38 @@ def test_the_rule_of_thirty(n, enough):
     labels = np.repeat([1, 0], [100, 1000])
     scores = np.concatenate([np.arange(100) < n, np.arange(1000) >= 10 * n])
     trials = trials_of([0] * 1100, [1] * 1100, labels, ["a/x-1-1", "b/x-1-1"])
-    table = by_genre(trials, -scores.astype(float), np.array(["x", "x"]))
+    table = by_condition(trials, -scores.astype(float), np.array(["x", "x"]))
     assert table["eer_percent"][0][0] == pytest.approx(n)
     assert table["enough"][0][0] is enough
-    assert ("*" in genres_as_markdown(table, "t").splitlines()[4]) is not enough
+    assert ("*" in conditions_as_markdown(table, "t").splitlines()[4]) is not enough
 
 
 def test_cells_without_rates():
     """Targets only, non-targets only, and no trial at all."""
     trials = trials_of([0, 0, 0, 1], [2, 2, 3, 3], [1, 1, 0, 0], list("abcd"))
-    table = by_genre(trials, -np.arange(4.0), np.array(["x", "y", "z", "w"]))
+    table = by_condition(
+        trials, -np.arange(4.0), np.array(["x", "y", "z", "w"]), "codec"
+    )
     assert table["eer_percent"][0] == [None, None, 0.0]
     assert table["targets"][1] == [0, 0, 0]
     assert table["nontargets"][1] == [1, 0, 1]
-    assert table["same_genre"]["eer_percent"] is None
-    lines = genres_as_markdown(table, "t").splitlines()
+    assert table["same_codec"]["eer_percent"] is None
+    lines = conditions_as_markdown(table, "t").splitlines()
     assert lines[2] == "| enrolment \\ test | w | z | all |"
     assert lines[4] == "| x | – | – (2) | 0.00* (2) |"
     assert lines[5] == "| y | – | – | – |"
-    assert "of the same genre –, another 0.00* (2)." in lines[-1]
+    assert "of the same codec –, another 0.00* (2)." in lines[-1]
 
 
 def test_what_cannot_be_split(case):
     trials, scores, genres = case
-    with pytest.raises(InputError, match="59 genres and 20000 scores, expected 60 and"):
-        by_genre(trials, scores, genres[1:])
-    with pytest.raises(InputError, match="60 genres and 19999 scores"):
-        by_genre(trials, scores[1:], genres)
+    with pytest.raises(InputError, match="59 conditions and 20000 scores"):
+        by_condition(trials, scores, genres[1:])
+    with pytest.raises(InputError, match="60 conditions and 19999 scores"):
+        by_condition(trials, scores[1:], genres)
     unlabelled = trials_of([0], [1], None, ["a", "b"])
     with pytest.raises(InputError, match=r"trials\.lst: no labels"):
-        by_genre(unlabelled, scores[:1], genres[:2])
+        by_condition(unlabelled, scores[:1], genres[:2])
 
 
 # ---- report --------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def test_the_report_has_the_last_systems_table_and_picture(case, tmp_path):
         System("as_norm", "AS-norm", scores),
     ]
     result = report_list("t", trials, systems, tmp_path, 0, genres=genres)
-    assert result["genres"] == by_genre(trials, scores, genres)
+    assert result["genres"] == by_condition(trials, scores, genres, "genre")
     result["enrolment"] = "average"
     write_report(tmp_path, [result], {})
     page = (tmp_path / "results.md").read_text()
@@ -179,5 +180,7 @@ def test_the_report_has_the_last_systems_table_and_picture(case, tmp_path):
 
 def test_a_picture_of_nothing(tmp_path):
     trials = trials_of([0], [1], [1], ["a", "b"])
-    plot_genres(tmp_path / "g.png", by_genre(trials, [0.5], np.array(["x", "y"])))
+    plot_conditions(
+        tmp_path / "g.png", by_condition(trials, [0.5], np.array(["x", "y"]))
+    )
     assert (tmp_path / "g.png").stat().st_size > 1000
