@@ -38,7 +38,7 @@ from speechbrain_ext.data.prepare.pipeline import (
 )
 from speechbrain_ext.data.prepare.selection import read_trial_lists
 from speechbrain_ext.data.prepare.splits import TEST, add_counts, prepare_once, split
-from speechbrain_ext.data.shards.places import MARK
+from speechbrain_ext.data.shards.members import MARK
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
 
