@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from speechbrain_ext.data.shards.places import is_place, open_place
+from speechbrain_ext.data.shards.members import is_member, open_member
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.parallel import parallel_map
@@ -273,7 +273,7 @@ def _decoded(file, path, start, frames, check):
 
 def _check_whole(path):
     """A wav file of half its size is read without complaint, as half the speech."""
-    with open_place(path) if is_place(path) else open(path, "rb") as file:
+    with open_member(path) if is_member(path) else open(path, "rb") as file:
         start = file.read(8)
         size = file.seek(0, os.SEEK_END)
     said = int.from_bytes(start[4:], "little") + 8
@@ -306,8 +306,8 @@ def _open(path):
 
 def _source(path):
     """What soundfile opens; OSError with the reason where it is no file to be read."""
-    if is_place(path):
-        return open_place(path)
+    if is_member(path):
+        return open_member(path)
     # a name may be any bytes; libsndfile says "System error" of files that are missing
     # and waits for ever for somebody to write into a pipe
     name = str(path) if os.name == "nt" else os.fsencode(path)

@@ -18,7 +18,7 @@ from speechbrain_ext.data.audio import JOINT
 from speechbrain_ext.data.manifest import read_csv
 from speechbrain_ext.data.prepare.folders import session_of
 from speechbrain_ext.data.prepare.pipeline import PrepareOptions, Row, prepare, resolve
-from speechbrain_ext.data.shards.places import MARK
+from speechbrain_ext.data.shards.members import MARK
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
 

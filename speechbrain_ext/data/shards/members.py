@@ -1,13 +1,13 @@
-"""Recordings inside tar shards, named by the place where their bytes lie.
+"""Recordings inside tar files, named by the bytes they occupy.
 
-A path of a manifest may be such a place::
+A path of a manifest may name a member of a shard::
 
     /data/shards/000012.tar!id10001/1zcIwhmdeo4/00001@1536+48044
 
-the recording of this utterance, 48,044 bytes from byte 1,536 of the tar on. A place is
-read as a file of its own would be: only the bytes that the wanted samples are in, at
-any position and in any order. What a network disk charges most for, opening a file, is
-done once per shard instead of once per recording.
+the recording of this utterance, 48,044 bytes from byte 1,536 of the tar on. It is read
+like a file: only the bytes of the wanted samples, at any position and in any order.
+What a network disk charges most for, opening a file, happens once per shard instead of
+once per recording.
 """
 
 import functools
@@ -19,24 +19,14 @@ from typing import NamedTuple
 from speechbrain_ext.utils.errors import InputError
 
 MARK = ".tar!"
-_PLACE = re.compile(
+_MEMBER = re.compile(
     r"(?s)(?P<shard>.+?\.tar)!(?P<id>.+)@(?P<offset>\d+)\+(?P<size>\d+)"
 )
 _SHARDS_OPEN = 128  # a process may usually have 1,024 open files
 
 
-class Place(NamedTuple):
-    """Where the bytes of one recording are.
-
-    Attributes
-    ----------
-    shard : str
-        The tar file.
-    id : str
-        The utterance.
-    offset, size : int
-        In bytes.
-    """
+class TarMember(NamedTuple):
+    """Bytes of a tar file ``shard`` that are the recording of the utterance ``id``."""
 
     shard: str
     id: str
@@ -47,72 +37,55 @@ class Place(NamedTuple):
         return f"{self.shard}!{self.id}@{self.offset}+{self.size}"
 
 
-def is_place(path):
-    """Whether a path of a manifest is a place in a shard."""
+def is_member(path):
+    """Whether a path of a manifest names a member of a shard."""
     return MARK in str(path)
 
 
-def parse_place(path):
-    """Path of a manifest → Place.
-
-    Raises
-    ------
-    InputError
-        Where it is none.
-    """
-    match = _PLACE.fullmatch(str(path))
+def parse_member(path):
+    """Path of a manifest → TarMember; InputError where it names none."""
+    match = _MEMBER.fullmatch(str(path))
     if not match:
-        raise InputError(f"{path}: expected a place SHARD.tar!ID@OFFSET+SIZE")
-    return Place(match["shard"], match["id"], int(match["offset"]), int(match["size"]))
+        raise InputError(f"{path}: expected SHARD.tar!ID@OFFSET+SIZE")
+    return TarMember(
+        match["shard"], match["id"], int(match["offset"]), int(match["size"])
+    )
 
 
-def open_place(path):
-    """Open a recording inside a shard.
+def open_member(path):
+    """Path of a member → its bytes as an io.RawIOBase, for reading.
 
-    Arguments
-    ---------
-    path : str
-        A place.
-
-    Returns
-    -------
-    ByteRange
-
-    Raises
-    ------
-    InputError
-        The shard is missing, or ends before the recording does; names both.
+    InputError where the shard is missing, or ends before the recording does; names
+    both.
     """
-    place = parse_place(path)
+    member = parse_member(path)
     try:
-        shard = _open_shard(place.shard)
+        shard = _open_shard(member.shard)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a shard") from error
-    if shard.size < place.offset + place.size:
+    end = member.offset + member.size
+    if shard.size < end:
         raise InputError(
-            f"{path}: the shard has {shard.size} bytes, expected at least "
-            f"{place.offset + place.size}: truncated"
+            f"{path}: the shard has {shard.size} bytes, expected at least {end}: "
+            "truncated"
         )
-    return ByteRange(shard, place.offset, place.size)
+    return _ByteRange(shard, member.offset, member.size)
 
 
-class ByteRange(io.RawIOBase):
-    """Some bytes of an open file as a file of their own, for reading."""
+class _ByteRange(io.RawIOBase):
+    """Some bytes of an open file as a file of their own."""
 
     def __init__(self, shard, offset, size):
         self._shard = shard  # keeps the file open
         self._offset, self._size, self._position = offset, size, 0
 
     def readable(self):
-        """True."""
         return True
 
     def seekable(self):
-        """True."""
         return True
 
     def seek(self, position, whence=os.SEEK_SET):
-        """Go to a byte of the range."""
         if whence == os.SEEK_CUR:
             position += self._position
         elif whence == os.SEEK_END:
@@ -121,11 +94,9 @@ class ByteRange(io.RawIOBase):
         return self._position
 
     def tell(self):
-        """The position in the range."""
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer; fewer bytes where the range ends."""
         wanted = min(len(buffer), self._size - self._position)
         if wanted <= 0:
             return 0
@@ -137,7 +108,7 @@ class ByteRange(io.RawIOBase):
 
 
 class _OpenShard:
-    """A file descriptor that is closed when nobody reads from it any longer."""
+    """A file descriptor that is closed when nothing refers to it any longer."""
 
     def __init__(self, path):
         self.descriptor = None
