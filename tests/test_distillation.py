@@ -95,7 +95,8 @@ def test_through_an_encoder_every_weight_gets_the_same_gradient():
         encoder.zero_grad()
         loss(encoder.encode_features(features), teacher).backward()
         found.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]))
-    assert_close(*found)
+    # through float32's products of a layer and back, each with some eps of its size
+    assert_close(*found, tolerance=5e-5)
 
 
 def test_equal_states_cost_minus_one_and_move_nothing():

@@ -183,6 +183,8 @@ class W2VBertEncoder(nn.Module):
     (3, torch.Size([2, 49, 32]))
     """
 
+    title = "w2v-BERT"
+
     def __init__(
         self, source, frozen=False, gradient_checkpointing=False, savedir=None
     ):

@@ -88,6 +88,6 @@ def test_run_options_that_this_machine_has_not(whole, options, expected):
 @pytest.mark.parametrize("name", ["meta", "mps", "xpu", "hpu", "vulkan"])
 def test_a_device_that_torch_knows_by_name_alone(whole, name):
     if name != "meta" and getattr(getattr(torch, name, None), "is_available", bool)():
-        pytest.skip(f"{name} is there")
+        pytest.skip(f"a GPU of this kind is there: {name}")
     with pytest.raises(InputError, match=f"^device '{name}', .*expected cpu or cuda$"):
         SpeakerVerifier.from_hparams(whole, run_opts={"device": name})

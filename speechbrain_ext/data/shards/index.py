@@ -7,8 +7,10 @@
 
 A manifest stays what says who speaks where and in which order; the shards only say
 where the bytes of an utterance lie. So a run that reads from shards takes the same
-steps, to the bit, as one that reads the files they were made from, and one folder of
-shards serves any selection of its utterances.
+steps as one that reads the files they were made from: the samples are equal on any
+machine, the weights to the bit where the steps are computed alike
+(:mod:`speechbrain_ext.brains.exact`). One folder of shards serves any selection of its
+utterances.
 
 ``index.npy`` holds int64 ``[5, P]``: key of the utterance, shard, offset, size (bytes)
 and length (samples) of each of P recordings, sorted by key; an utterance that was
