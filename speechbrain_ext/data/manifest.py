@@ -406,6 +406,7 @@ def _read_plain(path):
         types = dict.fromkeys(header, pa.string())
         table = pa_csv.read_csv(
             path,
+            read_options=pa_csv.ReadOptions(use_threads=False),  # workers are forked
             parse_options=pa_csv.ParseOptions(quote_char=False),
             convert_options=pa_csv.ConvertOptions(column_types=types),
         )
