@@ -202,7 +202,7 @@ def read_enrol_map(path):
         utterance that comes twice within one model; each names the file and line.
     """
     utterances, lines = {}, {}
-    for line, (name, *recordings) in read_rows(path, _EXPECTED, 2):
+    for line, (name, *recordings) in enumerate(read_rows(path, _EXPECTED, 2), 1):
         model, ids = utterance_id(name), tuple(map(utterance_id, recordings))
         if model in utterances:
             raise InputError(

@@ -52,7 +52,9 @@ class FromFrontEnd(nn.Module):
     def forward(self, x, lens=None):
         """Front end's output, lengths → (embeddings, states), each None if unused."""
         states = self.encoder.encode(x, lens)
-        embeddings = None if self.head is None else self.head(states, lens)
+        embeddings = None
+        if self.head is not None:
+            embeddings = self.head(states, self.encoder.output_lens(x, lens))
         return embeddings, states if self.gives_states else None
 
 
@@ -112,6 +114,7 @@ class SpeakerBrain(ResumableBrain):
         for term in self.terms:
             term.before(batch.wavs, x, lens, encoder)
         embeddings, states = self.modules.speaker_encoder(x, lens)
+        lens = encoder.output_lens(x, lens)
         return Outputs(embeddings, states, lens, batch.labels)
 
     def compute_objectives(self, predictions, batch, stage):

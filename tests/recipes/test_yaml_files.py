@@ -375,13 +375,14 @@ def test_gradient_checkpointing_is_the_one_override_of_later_stages(load):
 def test_verification(load):
     hparams = load("verify")
     assert hparams["eval_precision"] == "fp32"
-    assert hparams["allow_duplicates"] is False
-    assert hparams["backend"]["top_n"] == 300
-    assert hparams["enrolment"] == ["average"]
+    assert hparams["window_seconds"] is None  # the model's own
+    assert hparams["trials"].keywords["allow_duplicates"] is False
+    assert hparams["trials"].keywords["enrolment"] == ["average"]
+    assert hparams["backend"].top_n == 300
     calibration = hparams["calibration"]
-    assert calibration["n_trials"] == 30000
-    assert calibration["shortest"] == 2
-    assert calibration["boundary"] == 6
+    assert calibration.n_trials == 30000
+    assert calibration.shortest == 2
+    assert calibration.boundary == 6
 
 
 @pytest.mark.parametrize("name", HEADS)

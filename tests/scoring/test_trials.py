@@ -217,10 +217,11 @@ def test_rows_of_one_side(write):
         rows_of(trials, ["m", "a"], "test.csv", side="test")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """A few lines at a time, as if the lists below were long."""
-    monkeypatch.setattr(lines, "BLOCK", 20)
+@pytest.fixture(params=[20, 400])
+def small_blocks(monkeypatch, request):
+    """A line or some lines at a time, as if the lists below were long."""
+    monkeypatch.setattr(lines, "BLOCK", request.param)
+    monkeypatch.setattr(lines, "LINES", 3)
 
 
 LONG = [f"id{i % 7}/s/{i}.wav id{i % 5}/s/{i % 3}.wav {i % 2}" for i in range(100)]
@@ -231,8 +232,10 @@ LONG = [f"id{i % 7}/s/{i}.wav id{i % 5}/s/{i % 3}.wav {i % 2}" for i in range(10
     [
         lambda text: text,
         lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace(" ", "\t"),  # no block can be split at once
-        lambda text: text.replace("id3", "ïd3"),  # some can
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace(" ", "\t"),
+        lambda text: text.replace(" ", "  ", 200),
+        lambda text: text.replace("id3", "ïd3"),
         lambda text: "\ufeff" + text + "\n\n" * 20,
         lambda text: text.removesuffix("\n"),
     ],
