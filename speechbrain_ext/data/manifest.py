@@ -394,8 +394,10 @@ def _read_plain(path):
     What is wrong with a file is then found, and named by its line, row by row.
     """
     try:
-        with open(path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             if content.find(b'"') >= 0:
                 return None
             header = content.readline().decode("utf-8-sig").rstrip("\r\n").split(",")
@@ -404,6 +406,7 @@ def _read_plain(path):
         types = dict.fromkeys(header, pa.string())
         table = pa_csv.read_csv(
             path,
+            read_options=pa_csv.ReadOptions(use_threads=False),  # workers are forked
             parse_options=pa_csv.ParseOptions(quote_char=False),
             convert_options=pa_csv.ConvertOptions(column_types=types),
         )

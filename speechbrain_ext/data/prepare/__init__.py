@@ -1,1 +1,1 @@
-"""From folders of recordings to manifests: find, convert, choose, split."""
+"""Preparing a corpus: finding, choosing, checking and splitting its recordings."""

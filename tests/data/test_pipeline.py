@@ -1,13 +1,11 @@
 """Options in every form users give them, and the parallel machinery."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from speechbrain_ext.data.prepare.pipeline import PrepareOptions
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.parallel import parallel_map
 
 GIVEN = {
     "train_folders": "train",
@@ -64,23 +62,3 @@ def test_one_form_whatever_is_given(tmp_path, monkeypatch):
 def test_wrong_values_are_named(name, value, expected):
     with pytest.raises(InputError, match=f"^{name}.*expected {expected}"):
         PrepareOptions(**GIVEN | {name: value})
-
-
-@pytest.mark.parametrize("n_items", [0, 1, 7, 200])
-def test_results_come_in_order(n_items):
-    results = parallel_map(lambda x: x * x, range(n_items), 5, "", "item", chunk=3)
-    assert results == [x * x for x in range(n_items)]
-
-
-def test_the_first_error_stops_the_rest():
-    done = []
-
-    def work(item):
-        if item == 5:
-            raise InputError("item 5")
-        time.sleep(0.001)
-        done.append(item)
-
-    with pytest.raises(InputError, match="item 5"):
-        parallel_map(work, range(2_000), 2, "", "item", chunk=1)
-    assert len(done) < 1_000
