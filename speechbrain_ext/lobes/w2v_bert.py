@@ -107,6 +107,7 @@ class W2VBertEncoder(Encoder):
     (3, torch.Size([2, 49, 32]))
     """
 
+    title = "w2v-BERT"
     min_samples = MIN_SAMPLES
     lora_targets = ("linear_q", "linear_v")
 

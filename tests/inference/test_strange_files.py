@@ -11,7 +11,7 @@ import soundfile
 from tiny_verifier import load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli.models import embed_inputs
+from speechbrain_ext.inference.folders import embed_inputs
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.utils.errors import InputError
 
@@ -134,9 +134,9 @@ STOPPED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli import models as embed_command
+from speechbrain_ext.inference import folders
 from speechbrain_ext.inference import verifier as embedder
-embed_command.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
+folders.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
 def encode(self, *args):
     calls.append(1)
     if len(calls) == 6:

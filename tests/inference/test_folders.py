@@ -2,7 +2,7 @@
 
 import pytest
 
-from speechbrain_ext.cli.models import list_inputs
+from speechbrain_ext.inference.folders import list_inputs
 from speechbrain_ext.utils.errors import InputError
 
 
