@@ -283,10 +283,10 @@ def _normalise_valid(log_mel, valid, frames, variance_too):
 class GraphFeatures(W2VBertFeatures):
     """The same features in steps that one fixed graph can hold.
 
-    All frames are taken in one product, x_f · P. The steps up to the spectrum are linear
-    in the 400 samples x_f of a frame: removal of the mean, pre-emphasis, window, 2^15
-    and the transform are one matrix P. It is float64 as they are, so that a quiet mel
-    bin beside a loud tone comes out the same.
+    All frames are taken in one product, x_f · P. The steps up to the spectrum are
+    linear in the 400 samples x_f of a frame: removal of the mean, pre-emphasis, window,
+    2^15 and the transform are one matrix P. It is float64 as they are, so that a quiet
+    mel bin beside a loud tone comes out the same.
     """
 
     def __init__(self, normalise_variance=True):

@@ -29,8 +29,8 @@ from speechbrain_ext.evaluation.score_lists import (
     score_list,
 )
 from speechbrain_ext.inference.extraction import embed_to_file
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import load_pretrained, weights_file
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.scoring.embeddings import select_vectors
 from speechbrain_ext.scoring.report import write_report
 from speechbrain_ext.utils.allocator import keep_freed_memory

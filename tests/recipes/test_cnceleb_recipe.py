@@ -8,7 +8,6 @@ import recipe_scripts
 import torch
 from cnceleb_corpus import JOIN_SECONDS, RECIPE, write_cnceleb, write_lines
 from recipe_scripts import SMALL, run_script
-from speechbrain_ext.training.build import KEYS
 from tiny_training import start, tiny_config, write_musan, write_rirs
 
 from speechbrain_ext.data.manifest import read_manifest
@@ -20,6 +19,7 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.score_files import read_score_table
+from speechbrain_ext.training.build import KEYS
 from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
 
 TRAINING = ("stage1_adapter_mfa", "stage1_lora_adapter_mfa", "stage2_joint")

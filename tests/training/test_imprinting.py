@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from speechbrain_ext.training.build import first_of_each, imprint
 from tiny_training import manifest_of, tiny_config, write_voices
 
 from speechbrain_ext.data.audio import read_audio
@@ -12,6 +11,7 @@ from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
+from speechbrain_ext.training.build import first_of_each, imprint
 
 
 @pytest.fixture(scope="module")
