@@ -18,6 +18,7 @@ the modules that a group names (:mod:`speechbrain_ext.pruning.gates`), so no for
 knows of them, and modules of transformers may be pruned as they are.
 """
 
+import copy
 import functools
 import inspect
 from typing import NamedTuple
@@ -287,6 +288,13 @@ class Head(_Rebuildable):
         """What may be removed → list of :class:`PrunableGroup`; here nothing."""
         return []
 
+    def graph_form(self):
+        """This head as an ONNX graph needs it, sharing its weights; here itself.
+
+        Its steps are the same whatever the values, the batch and the lengths are.
+        """
+        return self
+
 
 class PrunableGroup(NamedTuple):
     """Like units of one module, and the tensors that belong to them.
@@ -361,6 +369,28 @@ class PrunableGroup(NamedTuple):
     def goes_with_last(self, tensor):
         """Whether the tensor of that name is removed with the last unit."""
         return tensor.startswith(tuple(f"{name}." for name in self.removed_with_last))
+
+
+class ParameterCount(NamedTuple):
+    """Trained parameters and all of them."""
+
+    trained: int
+    total: int
+
+
+def count_parameters(module):
+    """Parameters of a module → ParameterCount."""
+    parameters = list(module.parameters())
+    return ParameterCount(
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+    )
+
+
+def shared_copy(module):
+    """New modules around the same tensors: no weight is held twice."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def padding_mask(frames, lens):

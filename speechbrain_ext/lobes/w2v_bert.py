@@ -15,6 +15,7 @@ format: ``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] an
 """
 
 import copy
+import functools
 from pathlib import Path
 
 from torch import nn
@@ -26,6 +27,7 @@ from speechbrain_ext.features import (
     MIN_SAMPLES,
     SAMPLE_RATE,
     STACK,
+    GraphFeatures,
     W2VBertFeatures,
 )
 from speechbrain_ext.lobes.conformer import (
@@ -35,7 +37,8 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     RelativeKeyAttention,
 )
-from speechbrain_ext.lobes.encoder import Encoder, padding_mask
+from speechbrain_ext.lobes.encoder import Encoder, padding_mask, shared_copy
+from speechbrain_ext.lobes.relative_attention import fused
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.weights import (
     load_strictly,
@@ -170,6 +173,16 @@ class W2VBertEncoder(Encoder):
             "attention": RelativeKeyAttention,
             "convolution": ConvolutionModule,
         }
+
+    def graph_form(self):
+        """All frames in one product, all queries in one block, always a mask."""
+        form = shared_copy(self)
+        form.features = GraphFeatures(self.features.normalise_variance)
+        for module in form.modules():
+            if isinstance(module, RelativeKeyAttention):
+                # the number of blocks would be that of the example
+                module.attend = functools.partial(fused, block=None)
+        return form
 
     def prunable_groups(self):
         """What may be removed → list of PrunableGroup, for ``pruning``."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny_distillation import STEPS, distill_run, steps_of, tiny_model
 from tiny_training import assert_same, train
 
-from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pruning import remaining_parameters
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.training.brain import SpeakerBrain
