@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make quickstart  set up, then train and verify on a demonstration corpus (10 min)"
 	@echo "make test        set up, then run all tests"
-	@echo "make test-kernels  the numerical tests again, with a plain CPU's kernels"
+	@echo "make test-kernels   the numerical tests again, with the kernels of an old CPU"
 	@echo "make lint        ruff: check and format"
 	@echo "make bench       all benchmarks against their peers: benchmarks/RESULTS.md"
 	@echo "make format      let ruff mend what it can"
@@ -37,11 +37,12 @@ test: $(READY)
 # for no more than the arithmetic gives.
 KERNELS := OPENBLAS_CORETYPE=Prescott MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
-NUMERICAL := tests/scoring tests/lobes tests/pruning tests/inference/test_verifier*.py
+NUMERICAL := tests/scoring tests/lobes tests/pruning tests/test_features.py \
+	tests/test_losses.py
 
 test-kernels: $(READY)
 	$(KERNELS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 \
-		--dist loadfile $(NUMERICAL)
+		--dist loadfile -m "not slow" $(NUMERICAL)
 
 lint: $(READY)
 	$(BIN)/ruff check .

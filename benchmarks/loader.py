@@ -33,7 +33,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
@@ -94,12 +94,11 @@ def check(loader):
 
 def our_loader(folder, manifest, batch, noise_cache_mib=0):
     """As train.py builds it."""
-    musan = Musan(folder / "musan", {"noise": SNR_DB})
-    augmenter = Augmenter(
-        {"noise": 1, "reverb": 1}, musan, RoomResponses(folder / "rirs")
-    )
-    if noise_cache_mib:
-        augmenter.hold(noise_cache_mib)
+    effects = {
+        "noise": Musan(folder / "musan", {"noise": SNR_DB}),
+        "reverb": RoomResponses(folder / "rirs"),
+    }
+    augmenter = Augmenter({"noise": 1, "reverb": 1}, effects, noise_cache_mib)
     dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
     sampler = CropBatchSampler(
         manifest.labels, batch, (SECONDS, SECONDS), n_speeds=len(SPEEDS)

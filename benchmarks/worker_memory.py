@@ -148,10 +148,10 @@ def noise_row(folder, n_noises):
 
 def held_stage(folder):
     """Noises in the memory that the processes of a machine share."""
-    from speechbrain_ext.data.augment.noises import HeldSounds
+    from speechbrain_ext.data.augment.noises import CachedNoiseFiles
 
     paths = noises_of(folder)
-    sounds = HeldSounds(paths, [], 4096)
+    sounds = CachedNoiseFiles(paths, [], 4096)
     return memory_in_workers(paths, sounds)
 
 

@@ -218,7 +218,7 @@ def filterbank(device):
         )
 
 
-def sample_counts(wavs, wav_lens=None):
+def sample_counts(wavs, wav_lens=None, minimum=MIN_SAMPLES):
     """Valid samples of each row of a padded batch, checked.
 
     Arguments
@@ -227,6 +227,8 @@ def sample_counts(wavs, wav_lens=None):
         [B, T].
     wav_lens : torch.Tensor
         [B], relative to T, or None.
+    minimum : int
+        Samples that a row needs.
 
     Returns
     -------
@@ -236,7 +238,7 @@ def sample_counts(wavs, wav_lens=None):
     Raises
     ------
     InputError
-        Where the shapes are wrong or a row is too short for two frames.
+        Where the shapes are wrong or a row is too short.
     """
     if wavs.dim() != 2:
         raise InputError(f"wavs: shape {tuple(wavs.shape)}, expected [batch, samples]")
@@ -248,10 +250,10 @@ def sample_counts(wavs, wav_lens=None):
         )
     samples = torch.round(wav_lens.double() * wavs.shape[1]).long()
     shortest = int(samples.min()) if len(samples) else 0
-    if shortest < MIN_SAMPLES or int(samples.max()) > wavs.shape[1]:
+    if shortest < minimum or int(samples.max()) > wavs.shape[1]:
         raise InputError(
             f"wavs: a row of {shortest} samples ({shortest / SAMPLE_RATE:.3f} s) in a "
-            f"batch of {wavs.shape[1]}, expected {MIN_SAMPLES} ({MIN_SAMPLES / 16:.0f} "
+            f"batch of {wavs.shape[1]}, expected {minimum} ({minimum / 16:.0f} "
             "ms) to all of it"
         )
     return samples.to(wavs.device)

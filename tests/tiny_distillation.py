@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,15 +12,16 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from tiny_training import all_pairs, manifest_of, tiny_config
 
-from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext import pruning
+from speechbrain_ext.data.manifest import write_manifest
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.pruning import Budget, add_gates
 from speechbrain_ext.schedules import Constant
+from speechbrain_ext.training.brain import SpeakerBrain, read_steps
 from speechbrain_ext.training.checkpoints import AtomicCheckpointer
-from speechbrain_ext.training.terms import DistillPruneBrain, read_steps
+from speechbrain_ext.training.data import TrainingData
+from speechbrain_ext.training.terms import Budget, Distillation
 
 STEPS = 7  # of an epoch of the tiny corpus
 
@@ -41,7 +43,7 @@ def distill_run(
     corpus,
     folder,
     *,
-    brain=DistillPruneBrain,
+    brain=SpeakerBrain,
     factor=1,
     batch_size=4,
     epochs=2,
@@ -59,30 +61,28 @@ def distill_run(
 
     28 recordings of 4 speakers train, 14 of 2 others validate.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     teacher, student = tiny_model(dropout), tiny_model(dropout)
     student.train()
-    budget = None
+    rates = {
+        n: hparams.pop(n, v) for n, v in (("gate_lr", 0.1), ("multiplier_lr", 0.2))
+    }
+    terms = [Distillation(teacher)]
     if sparsity is not None:
-        add_gates(student.encoder)
-        budget = Budget(student.encoder, sparsity, warmup_steps=warmup_steps)
-    manifest = manifest_of(corpus, range(4))
-    sampler = CropBatchSampler(
-        *(manifest.labels, batch_size, crops),
-        seed=seed,
-        rank=rank,
-        world_size=world,
-    )
+        budget = partial(pruning.Budget, sparsity=sparsity, warmup_steps=warmup_steps)
+        terms.append(Budget(budget, **rates))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / f"train{rank}.csv"
+    write_manifest(manifest, manifest_of(corpus, range(4)))
+    data = TrainingData(manifest, seed, crop_seconds=crops, batch_size=batch_size)
+    for term in terms:
+        term.setup(student, data)
     torch.manual_seed(seed + rank)
     values = {
         "epoch_counter": EpochCounter(epochs),
         "lr_schedule": Constant(0.01),
-        "gate_lr": 0.1,
-        "multiplier_lr": 0.2,
         "train_logger": FileTrainLogger(folder / "train_log.txt"),
-        "valid_batch_seconds": 3.0,
         "max_grad_norm": 1.0,
         "grad_accumulation_factor": factor,
         "ckpt_interval_steps": steps_between_checkpoints,
@@ -93,21 +93,20 @@ def distill_run(
         "opt_class", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0)
     )
     made = brain(
-        teacher=teacher.encoder,
-        student=student,
-        budget=budget,
+        modules={"speaker_encoder": student},
+        terms=terms,
         step_log=folder / "steps.csv",
-        sampler=sampler,
+        sampler=data.sampler,
         validation=all_pairs(manifest_of(corpus, (4, 5))) if validate else None,
         opt_class=opt_class,
         hparams=values,
         run_opts={"device": "cpu", "distributed_backend": "gloo"},
         checkpointer=AtomicCheckpointer(folder / "save"),
     )
-    return made, make_loader(TrainingSet(manifest, seed), sampler, workers)
+    return made, data.loader(workers)
 
 
-class StoppedBrain(DistillPruneBrain):
+class StoppedBrain(SpeakerBrain):
     """Gets SIGTERM in the middle of (epoch, step), or in an epoch's validation."""
 
     stop_at = None

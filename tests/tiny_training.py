@@ -4,10 +4,12 @@
 processes of its own, as torchrun would, without the seconds that importing takes.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,18 +21,19 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
-from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.sampler import CropBatchSampler
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.schedules import Constant, LinearRamp, WarmupStepDecay
 from speechbrain_ext.scoring.trials import Trials
+from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.checkpoints import AtomicCheckpointer
-from speechbrain_ext.training.terms import SpeakerBrain
+from speechbrain_ext.training.data import TrainingData
+from speechbrain_ext.training.terms import Classification
+from speechbrain_ext.training.validation import EERTrials
 
 SPEEDS = (1.0, 0.9, 1.1)
 
@@ -109,7 +112,7 @@ def manifest_of(folder, speakers, n_utterances=7):
 
 
 def all_pairs(manifest):
-    """Every pair of recordings as a trial: what a Brain validates on."""
+    """Every pair of recordings as a trial, to validate on."""
     enrol, test = np.triu_indices(len(manifest), 1)
     same = manifest.labels[enrol] == manifest.labels[test]
     trials = Trials(
@@ -119,7 +122,7 @@ def all_pairs(manifest):
         test.astype(np.int32),
         same.astype(np.int8),
     )
-    return manifest, trials, np.arange(len(manifest))
+    return EERTrials(manifest, trials, 3.0)
 
 
 def tiny_run(
@@ -145,60 +148,59 @@ def tiny_run(
     28 recordings of 4 speakers train, 14 of 2 others validate. ``random_data`` False:
     one crop length, one speed, no augmentation.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
     torch.manual_seed(seed)
-    manifest = manifest_of(corpus, range(4))
-    speeds = SPEEDS if random_data else (1.0,)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     encoder = W2VBertEncoder(tiny_config(dropout), frozen=lora)
     head = head or AdapterMFA(16, encoder.n_states, 8, 16)
+    effects = {
+        "noise": partial(Musan, corpus / "musan"),
+        "reverb": partial(RoomResponses, corpus / "rirs"),
+    }
+    chains = {"none": 1, "noise": 1, "reverb": 1}
+    random = {
+        "crop_seconds": (0.4, 0.6),
+        "speeds": SPEEDS,
+        "augmenter": partial(Augmenter, chains, effects=effects),
+    }
+    manifest = folder / f"train{rank}.csv"
+    write_manifest(manifest, manifest_of(corpus, range(4)))
+    data = TrainingData(
+        manifest,
+        seed,
+        batch_size=batch_size,
+        valid_batch_seconds=3.0,
+        **(random if random_data else {"crop_seconds": (0.5, 0.5)}),
+    )
+    model = SpeakerEncoder(encoder, head)
+    margins = hparams.pop("margin_schedule", LinearRamp(0.0, 0.2, 0.0, 2.0))
+    term = Classification(ArcFace, margins)
+    term.setup(model, data)
     if lora:
         inject_lora(encoder, r=2, alpha=4, dropout=dropout)
-    sampler = CropBatchSampler(
-        manifest.labels,
-        batch_size,
-        (0.4, 0.6) if random_data else (0.5, 0.5),
-        seed=seed,
-        rank=rank,
-        world_size=world,
-        n_speeds=len(speeds),
-    )
-    augmenter = None
-    if random_data:
-        augmenter = Augmenter(
-            {"none": 1, "noise": 1, "reverb": 1},
-            Musan(corpus / "musan"),
-            RoomResponses(corpus / "rirs"),
-        )
-    dataset = TrainingSet(manifest, seed, augmenter, speeds)
-    folder = Path(folder)
     values = {
         "epoch_counter": EpochCounter(epochs),
         "lr_schedule": WarmupStepDecay(0.01, 1.0, 1.0, 0.5),
-        "margin_schedule": LinearRamp(0.0, 0.2, 0.0, 2.0),
         "train_logger": FileTrainLogger(folder / "train_log.txt"),
-        "valid_batch_seconds": 3.0,
         "max_grad_norm": 1.0,
         "grad_accumulation_factor": factor,
         "ckpt_interval_steps": steps_between_checkpoints,
         "noprogressbar": True,
         **hparams,
     }
-    modules = {
-        "speaker_encoder": SpeakerEncoder(encoder, head),
-        "classifier": ArcFace(16, dataset.n_classes),
-    }
     torch.manual_seed(seed + rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    brain = brain(
-        sampler=sampler,
+    made = brain(
+        modules={"speaker_encoder": model},
+        terms=[term],
         validation=all_pairs(manifest_of(corpus, (4, 5))) if validate else None,
-        modules=modules,
+        sampler=data.sampler,
         opt_class=values.pop("opt_class", torch.optim.AdamW),
         hparams=values,
         run_opts={"device": "cpu", "distributed_backend": "gloo"},
         checkpointer=AtomicCheckpointer(folder / "save"),
     )
-    return brain, make_loader(dataset, sampler, workers)
+    return made, data.loader(workers)
 
 
 class StoppedBrain(SpeakerBrain):
@@ -254,9 +256,10 @@ def assert_same(found, expected):
 # ---- processes -----------------------------------------------------------------------
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PACKAGE = ("adaptation", "brains.speaker", "data.augment", "data.prepare", "hyper")
-_PACKAGE += ("lobes.heads", "pretrained", "profiling", "backend_plan", "verification")
-_PACKAGE += ("extraction", "scoring.report")
+_PACKAGE = ("training.brain", "training.terms", "training.data", "utils.config")
+_PACKAGE += ("data.corpora.voxceleb", "data.corpora.cnceleb", "data.corpora.voxblink2")
+_PACKAGE += ("data.corpora.csv_file", "evaluation.verification", "export.folder")
+_PACKAGE += ("evaluation.backend_plan", "scoring.report")
 _CONTEXT.set_forkserver_preload(
     [
         *("pytest", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -304,6 +307,7 @@ def in_processes(function, world_size, *arguments, seconds=120):
 
 
 def _child(function, arguments, stderr, environment):
+    gc.freeze()  # what the server of forks has imported is no garbage
     os.environ.update({name: str(value) for name, value in environment.items()})
     if stderr is not None:
         descriptor = os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

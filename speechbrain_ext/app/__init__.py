@@ -10,7 +10,7 @@ from pathlib import Path
 
 from speechbrain_ext.app.page import CSS, problem_html, result_html
 from speechbrain_ext.data.audio import read_header
-from speechbrain_ext.inference.report import comparison_report
+from speechbrain_ext.inference.decisions import comparison_report
 from speechbrain_ext.utils.errors import InputError
 
 LARGEST_UPLOAD = "50mb"
@@ -41,7 +41,7 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
         False returns at once, while a thread serves.
     **decision
         ``threshold``, ``false_accept_rate``, ``score``, as for
-        :func:`~speechbrain_ext.inference.report.comparison_report`.
+        :func:`~speechbrain_ext.inference.decisions.comparison_report`.
 
     Returns
     -------

@@ -36,7 +36,7 @@ CSS = """
 def result_html(comparison, clips):
     """The whole answer to two clips, as HTML.
 
-    ``comparison``: of :func:`~speechbrain_ext.inference.report.comparison_report`;
+    ``comparison``: of :func:`~speechbrain_ext.inference.decisions.comparison_report`;
     ``clips``: title and waveform [T] at 16 kHz of each, as the model heard it.
     """
     same, kind = comparison["same_speaker"], comparison["score_kind"]

@@ -92,7 +92,7 @@ def _add_decision(parser):
 
 def run_verify(arguments):
     """Print whether recordings are of one speaker."""
-    from speechbrain_ext.inference.report import comparison_report
+    from speechbrain_ext.inference.decisions import comparison_report
 
     enrol, test = _sides(arguments.recordings, arguments.enrol, arguments.test)
     verifier = _load(arguments)

@@ -1,7 +1,6 @@
 """Arguments of ``python -m speechbrain_ext shards``.
 
-What runs is in :mod:`speechbrain_ext.data.shards.writer` and
-:mod:`speechbrain_ext.data.shards.check`, imported only then.
+:mod:`speechbrain_ext.data.shards.writer` runs; it is imported only then.
 """
 
 import sys
@@ -43,14 +42,12 @@ def run_shards(arguments):
         raise InputError(
             "shards: expected --manifest and --output to make them, or --check DIR"
         )
-    if arguments.check:
-        from speechbrain_ext.data.shards.check import check_shards
+    from speechbrain_ext.data.shards.writer import check_shards, make_shards
 
+    if arguments.check:
         folder = arguments.check
         counts = check_shards(folder, arguments.max_bad_files, arguments.num_workers)
     else:
-        from speechbrain_ext.data.shards.writer import make_shards
-
         folder = arguments.output
         counts = make_shards(
             arguments.manifest,

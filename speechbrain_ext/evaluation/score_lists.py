@@ -83,20 +83,7 @@ def read_lists(paths, allow_duplicates=False):
 
 
 def recordings_of(manifest, vectors, source):
-    """Recordings with the durations and speakers of a manifest.
-
-    Arguments
-    ---------
-    manifest : Manifest
-        N recordings.
-    vectors : np.ndarray
-        float [N, E], their embeddings.
-    source : str or Path
-
-    Returns
-    -------
-    Recordings
-    """
+    """Recordings of a manifest, with their embeddings [N, E] and where these are."""
     ids = np.array(manifest.ids.tolist())
     speakers = dict(zip(ids.tolist(), manifest.speakers.tolist()))
     return Recordings(
@@ -105,22 +92,9 @@ def recordings_of(manifest, vectors, source):
 
 
 def averaged(enrol_map, recordings):
-    """Models as the mean embedding of their recordings, as long as all of these.
+    """Models of an EnrolMap: the mean embedding and total length of their recordings.
 
-    Arguments
-    ---------
-    enrol_map : EnrolMap
-    recordings : Recordings
-        Among them those of the map.
-
-    Returns
-    -------
-    Recordings
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.scoring.enrolment.average_enrolment`.
+    Raises as :func:`~speechbrain_ext.scoring.enrolment.average_enrolment`.
     """
     ids, side, speakers, source = recordings
     models, vectors = average_enrolment(enrol_map, ids, side.vectors, source)

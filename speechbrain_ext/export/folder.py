@@ -26,12 +26,8 @@ from speechbrain_ext.export.thresholds import (
     from_files,
     read_results,
 )
-from speechbrain_ext.inference.folder import (
-    CALIBRATION_FILE,
-    COHORT_FILE,
-    Rules,
-    checked_rules,
-)
+from speechbrain_ext.inference.audio_input import ChunkingConfig
+from speechbrain_ext.inference.folder import CALIBRATION_FILE, COHORT_FILE
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, save_thresholds
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
@@ -99,7 +95,8 @@ def _read_source(folder, with_classifier):
     hparams = load_hyperparams(folder)
     inference = {key: hparams.get(key, value) for key, value in INFERENCE.items()}
     with naming(folder / HYPERPARAMS):
-        checked_rules(Rules(*(inference[name] for name in Rules._fields)))
+        shortest = hparams["speaker_encoder"].encoder.min_samples
+        ChunkingConfig.of(inference).checked(shortest)
     classifier = None
     if with_classifier:
         classifier, _ = keep_classifier(folder)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
-from speechbrain_ext.inference.extraction import Parts
+from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
@@ -189,7 +189,7 @@ def _write_failures(path, failures):
 def _embed(verifier, listing, out, batch_seconds, save_every):
     """Write the embeddings of a listing → [(path, reason)] of those that failed."""
     ids = np.array(listing.ids)
-    parts = Parts(out, _fingerprint(verifier, listing), ids, save_every)
+    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
     if parts.finished() is not None:
         return []
     failures = []
@@ -233,7 +233,7 @@ def _fingerprint(verifier, listing):
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
-    settings = {"rules": str(verifier.rules), "precision": verifier.precision}
+    settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 

@@ -378,7 +378,7 @@ class Budget(Term):
         self.values = {}
         logger.info(
             "to leave: %d of %d %s, sparsity %.4f after %d steps",
-            *(budget.target_cost, budget.ledger.full, budget.ledger.what),
+            *(budget.target_cost, budget.costs.full, budget.costs.measure),
             *(budget.target, budget.warmup_steps),
         )
 

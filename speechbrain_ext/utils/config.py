@@ -114,7 +114,7 @@ def load_run(argv, function):
     parameters = _keywords(function)
     overrides = parse_overrides(path, tree, texts, parameters)
     _check_keys(path, text, tree, overrides, parameters)
-    hparams = load_yaml(path, overrides)
+    hparams = load_yaml(path, overrides, new_keys=True)
     _settle_options(run_opts, hparams, parameters)
     wanted = set(parameters)
     if inspect.getfullargspec(function).varkw:
@@ -122,8 +122,10 @@ def load_run(argv, function):
     return path, run_opts, overrides, {k: v for k, v in hparams.items() if k in wanted}
 
 
-def load_yaml(path, overrides=None):
+def load_yaml(path, overrides=None, new_keys=False):
     """``load_hyperpyyaml`` whose complaints are one line.
+
+    With ``new_keys``, overrides may have keys that the file has not.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def load_yaml(path, overrides=None):
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return load_hyperpyyaml(file, overrides, overrides_must_match=False)
+            return load_hyperpyyaml(file, overrides, not new_keys)
     except InputError:
         raise
     except OSError as error:

@@ -1,12 +1,16 @@
 """Where augmentation draws from: which files, which of them, how often."""
 
 import shutil
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.noises import NoiseFiles
 from speechbrain_ext.utils.errors import InputError
 
 VOICES = [500 * k for k in range(1, 11)]  # Hz
@@ -62,16 +66,14 @@ def rirs_folder(tmp_path):
 
 
 def test_a_draw_depends_on_its_generator_alone(musan_folder, rirs_folder):
-    augment = Augmenter(
-        {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1},
-        Musan(musan_folder),
-        RoomResponses(rirs_folder),
-    )
-    again = Augmenter(
-        {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1},
-        Musan(musan_folder),
-        RoomResponses(rirs_folder),
-    )
+    chains = {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1}
+    effects = {"noise": Musan(musan_folder), "reverb": RoomResponses(rirs_folder)}
+    augment = Augmenter(chains, effects)
+    effects = {
+        "noise": partial(Musan, musan_folder),
+        "reverb": lambda: RoomResponses(rirs_folder),
+    }
+    again = Augmenter(chains, effects, noise_cache_mib=0)
     wav = tone(440, 8000)
     first = [augment(wav, g) for g in generators(30)]
     # In another order, and with files already known.
@@ -211,13 +213,12 @@ def test_chains_are_drawn_by_weight_and_applied_in_order():
         return wav * 2
 
     augment = Augmenter(
-        {"none": 1, "noise": 2, "reverb": 0, "reverb+noise": 3, "noise+reverb": 2},
-        musan=plus,
-        rirs=double,
+        {"none": 1, "plus": 2, "double": 0, "double+plus": 3, "plus+double": 2},
+        {"plus": plus, "double": double},
     )
     wav = np.ones(1, dtype=np.float32)
     results = [float(augment(wav, g)[0]) for g in generators(4000)]
-    # none 1; noise 1 + 1; reverb+noise 1·2 + 1; noise+reverb (1 + 1)·2.
+    # none 1; plus 1 + 1; double+plus 1·2 + 1; plus+double (1 + 1)·2.
     shares = np.bincount(np.array(results, dtype=int), minlength=5) / 4000
     assert np.abs(shares - np.array([0, 1, 2, 3, 2]) / 8).max() < 0.04
 
@@ -225,27 +226,96 @@ def test_chains_are_drawn_by_weight_and_applied_in_order():
 @pytest.mark.parametrize(
     ("chains", "expected"),
     [
-        ({"echo": 1}, "chain 'echo': unknown"),
-        ({"none": 1, "noise+echo": 0}, r"chain 'noise\+echo': unknown"),
+        ({"echo": 1}, "chain 'echo': no effect 'echo', .* noise, reverb$"),
+        ({"none": 1, "noise+echo": 0}, r"chain 'noise\+echo': no effect 'echo'"),
+        ({"none+noise": 1}, r"chain 'none\+noise': no effect 'none'"),
         ({"none": 0, "noise": 0}, "chains: weights"),
         ({"none": 2, "noise": -1}, "chains: weights"),
         ({"none": float("nan")}, "chains: weights"),
         ({"none:1": None}, "None for 'none:1', expected a weight"),
         ({"none": "2"}, "2 for 'none', expected a weight"),
         ({}, "chains: weights"),
-        ({"none": 1, "noise": 1}, "chain 'noise': nothing to draw noise from"),
-        ({"none": 1, "reverb": 1}, "chain 'reverb': nothing to draw reverb from"),
     ],
 )
 def test_chains_that_cannot_be(chains, expected):
     with pytest.raises(InputError, match=expected):
-        Augmenter(chains)
+        Augmenter(chains, {"noise": Musan, "reverb": RoomResponses})
 
 
-def test_a_chain_of_weight_zero_needs_no_folder():
+def test_a_folder_is_opened_only_where_a_chain_needs_it(tmp_path):
     wav = tone(100, 100)
-    augment = Augmenter({"none": 1, "noise": 0, "reverb": 0})
+    absent = partial(Musan, folder=tmp_path / "absent")
+    augment = Augmenter({"none": 1, "noise": 0}, {"noise": absent, "unused": absent})
     assert np.array_equal(augment(wav, np.random.default_rng(0)), wav)
+    with pytest.raises(InputError, match=r"absent/.*: no wav file"):
+        Augmenter({"none": 1, "noise": 0.1}, {"noise": absent})
+
+
+class Loudness:
+    """An effect of one's own: a drawn gain, and a hum from a sound file."""
+
+    def __init__(self, hum, gains=(0.1, 0.5)):
+        self.hum, self.gains = str(hum), gains
+        self.sounds = NoiseFiles(noises=[self.hum])
+
+    def __call__(self, wav, generator):
+        hum = self.sounds.crop(self.hum, len(wav), generator)
+        return np.float32(generator.uniform(*self.gains)) * wav + hum
+
+
+OWN_EFFECT = """
+augmenter: !name:speechbrain_ext.data.augment.Augmenter
+    chains: {loudness: 1}
+    effects:
+        loudness: !name:test_augment.Loudness {hum: HUM, gains: [2, 2]}
+        flip: !name:test_augment.no_such_thing
+"""
+
+
+@pytest.mark.parametrize("noise_cache_mib", [0, 1])
+def test_an_effect_of_ones_own_is_a_class_and_a_line_of_yaml(
+    tmp_path, monkeypatch, noise_cache_mib
+):
+    write(tmp_path / "hum.wav", tone(1000, 4000))
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    text = OWN_EFFECT.replace("HUM", str(tmp_path / "hum.wav"))
+    text = text.replace("no_such_thing", "Loudness")  # unused: made without its file
+    augment = load_hyperpyyaml(text)["augmenter"](noise_cache_mib=noise_cache_mib)
+    if noise_cache_mib:  # in memory: the file is not needed again
+        (tmp_path / "hum.wav").unlink()
+    wav = tone(440, 4000)
+    hum = augment(wav, np.random.default_rng(1)) - 2 * wav
+    assert np.abs(np.fft.rfft(hum)).argmax() * 4 == 1000
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        (lambda wav, generator: wav + 1, 1),
+        (lambda: lambda wav, generator: wav + 1, 1),
+        (partial(lambda wav, generator, by: wav + by, by=2), 2),
+        (lambda *arguments: arguments[0] + 3, 3),
+    ],
+)
+def test_an_effect_is_a_callable_or_what_a_factory_makes(effect, expected):
+    augment = Augmenter({"own": 1}, {"own": effect})
+    wav = augment(np.zeros(4, dtype=np.float32), np.random.default_rng(0))
+    assert (wav == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        (None, "effects: None for 'own', expected a callable"),
+        ("musan", "effects: 'musan' for 'own', expected a callable"),
+        (dict, "effects: {} for 'own', expected a callable"),
+        (Musan, "effects: 'own', Musan: missing a required argument: 'folder'"),
+        (partial(Musan, snr_db={}), "effects: 'own', Musan: missing .* 'folder'"),
+    ],
+)
+def test_an_effect_that_is_none_is_named(effect, expected):
+    with pytest.raises(InputError, match=expected):
+        Augmenter({"own": 1}, {"own": effect})
 
 
 def test_real_folders(shared):

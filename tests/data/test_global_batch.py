@@ -3,7 +3,7 @@
 import pytest
 
 from speechbrain_ext.data.sampler import GlobalBatch, Place, go_on
-from speechbrain_ext.training.brain import log_plan
+from speechbrain_ext.training.resumable import log_plan
 from speechbrain_ext.utils.errors import InputError
 
 PUBLISHED = GlobalBatch(64, 8, 1)

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 from tiny_training import in_processes
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
-from speechbrain_ext.data.augment.noises import HeldSounds, Sounds
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.utils.errors import InputError
 
 CHAINS = {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1}
@@ -45,13 +45,17 @@ def folder(tmp_path_factory):
     return folder
 
 
-def augmenter_of(folder):
-    return Augmenter(CHAINS, Musan(folder / "musan"), RoomResponses(folder / "rirs"))
+def augmenter_of(folder, noise_cache_mib=0):
+    effects = {
+        "noise": Musan(folder / "musan"),
+        "reverb": RoomResponses(folder / "rirs"),
+    }
+    return Augmenter(CHAINS, effects, noise_cache_mib)
 
 
 def files_of(augmenter):
-    noises = {f for files in augmenter.effects["noise"].files.values() for f in files}
-    return sorted(noises), augmenter.effects["reverb"].files
+    effects = augmenter.effects
+    return effects["noise"].sounds.noises, effects["reverb"].sounds.responses
 
 
 def augmented(augmenter, count=60, n=5000):
@@ -61,58 +65,58 @@ def augmented(augmenter, count=60, n=5000):
 
 @pytest.mark.parametrize("limit_mib", [0, 0.05, 0.3, 100])
 def test_samples_are_those_of_the_files(folder, limit_mib):
-    plain, held = augmenter_of(folder), augmenter_of(folder)
-    held.hold(limit_mib)
-    n_held = len(held.effects["noise"].sounds)
-    assert held.effects["reverb"].sounds is held.effects["noise"].sounds
-    noises, responses = files_of(held)
-    everything = len(noises) + len(responses)
-    assert n_held == {0: 0, 100: everything}.get(limit_mib, n_held)
-    assert (0 < n_held < everything) == (0 < limit_mib < 100)
-    found = augmented(held)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, augmented(plain))
+    plain, cached = augmenter_of(folder), augmenter_of(folder, limit_mib)
+    sounds = cached.effects["noise"].sounds
+    if limit_mib:
+        assert cached.effects["reverb"].sounds is sounds
+        everything = sum(map(len, files_of(plain)))
+        assert (len(sounds) < everything) == (limit_mib < 100)
+        assert len(sounds) > 0
+    else:
+        assert type(sounds) is NoiseFiles
+    wavs = augmented(cached)
+    assert wavs.dtype == np.float32
+    assert np.array_equal(wavs, augmented(plain))
 
 
-def test_the_shortest_are_held_within_the_limit(folder, caplog):
+def test_the_shortest_are_cached_within_the_limit(folder, caplog):
     noises, responses = files_of(augmenter_of(folder))
     limit = 100_000
     with caplog.at_level(logging.INFO):
-        held = HeldSounds(noises, responses, limit / 2**20)
-    assert len(held._memory) <= limit
+        cached = CachedNoiseFiles(noises, responses, limit / 2**20)
+    assert len(cached._memory) <= limit
     frames = {p: soundfile.info(p).frames for p in [*noises, *responses]}
-    longest = max(frames[path] for path in held._slots)
-    left_out = min(frames[path] for path in frames if path not in held._slots)
-    assert longest <= left_out
+    types = {path: slot.dtype for (path, _), slot in cached._slots.items()}
+    longest = max(frames[path] for path in types)
+    assert longest <= min(frames[path] for path in frames if path not in types)
     # 16 bit stay 16 bit, unless channels are averaged
-    kinds = {os.path.basename(p): slot.dtype for p, slot in held._slots.items()}
-    rooms = {p: held._slots[p].dtype for p in responses}
+    kinds = {os.path.basename(path): dtype for path, dtype in types.items()}
+    rooms = {path: types[path] for path in responses}
     assert kinds["flac.wav"] == "int16"
     assert [rooms[p] for p in sorted(rooms)] == [
         {"deep": "float32", "float": "float32"}.get(os.path.basename(p)[:-4], "int16")
         for p in sorted(rooms)
     ]
-    assert f"{len(held)} files decoded in 0 MiB of memory, once for" in caplog.text
-    assert f"; {len(frames) - len(held)} files of 0 MiB stay on" in caplog.text
+    assert f"{len(cached)} files decoded in 0 MiB of memory, once for" in caplog.text
+    assert f"; {len(frames) - len(cached)} files of 0 MiB stay on" in caplog.text
 
 
-def test_nothing_is_opened_once_it_is_held(folder, tmp_path):
+def test_nothing_is_opened_once_it_is_cached(folder, tmp_path):
     write(tmp_path / "a.wav", 4000, np.random.default_rng(1))
     path = str(tmp_path / "a.wav")
-    expected = Sounds().crop(path, 1000, np.random.default_rng(2))
-    held = HeldSounds([path], [], 1)
+    expected = NoiseFiles().crop(path, 1000, np.random.default_rng(2))
+    cached = CachedNoiseFiles([path], [], 1)
     os.unlink(path)
-    found = held.crop(path, 1000, np.random.default_rng(2))
-    assert np.array_equal(found, expected)
-    found[:] = 0  # a copy: the memory is as before
-    assert np.array_equal(held.crop(path, 1000, np.random.default_rng(2)), expected)
+    crop = cached.crop(path, 1000, np.random.default_rng(2))
+    assert np.array_equal(crop, expected)
+    crop[:] = 0  # a copy: the memory is as before
+    assert np.array_equal(cached.crop(path, 1000, np.random.default_rng(2)), expected)
     # a process that is not forked has the disk only
-    assert type(pickle.loads(pickle.dumps(held))) is Sounds
+    assert type(pickle.loads(pickle.dumps(cached))) is NoiseFiles
 
 
 def _in_rank(folder, out):
-    augmenter = augmenter_of(folder)
-    augmenter.hold(100)
+    augmenter = augmenter_of(folder, 100)
     rank = int(os.environ["RANK"])
     with open("/proc/self/maps") as file:
         maps = [line.split() for line in file if "memfd:speechbrain_ext" in line]
@@ -151,6 +155,19 @@ def test_a_bad_file_is_named(tmp_path, rate, content, expected):
     else:
         soundfile.write(path, np.full(100, content), rate)
     with pytest.raises(InputError, match=rf"a\.wav: {expected}"):
-        HeldSounds([], [str(path)], 1)
+        CachedNoiseFiles([], [str(path)], 1)
+
+
+def test_a_negative_limit_is_refused(folder):
     with pytest.raises(InputError, match="noise_cache_mib: -1"):
-        HeldSounds([], [], -1)
+        augmenter_of(folder, -1)
+
+
+def test_a_file_is_a_noise_and_a_response(tmp_path):
+    write(tmp_path / "a.wav", 400, np.random.default_rng(1), "two")
+    path = str(tmp_path / "a.wav")
+    cached, plain = CachedNoiseFiles([path], [path], 1), NoiseFiles([path], [path])
+    assert len(cached) == 2
+    for draw in (lambda s, g: s.crop(path, 100, g), lambda s, g: s.response(path, g)):
+        wavs = [draw(sounds, np.random.default_rng(3)) for sounds in (cached, plain)]
+        assert np.array_equal(*wavs)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from safetensors.torch import load_file
 from tiny_encoder import noise
 
 from speechbrain_ext.__main__ import main
+from speechbrain_ext.export import published
 from speechbrain_ext.export.published import w2v_bert
 from speechbrain_ext.export.published.checkpoint import Checkpoint
 from speechbrain_ext.inference import SpeakerVerifier, convert_released
 from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -271,6 +274,51 @@ def test_tensors_are_not_copied(tmp_path):
     model = w2v_bert.convert(Checkpoint("names", names, {})).model
     for name, tensor in model.encoder.state_dict().items():
         assert tensor.data_ptr() == names[f"front.encoder.{name}"].data_ptr()
+
+
+TOY = """
+from released_checkpoints import random_model
+from speechbrain_ext.export.published.checkpoint import Converted
+
+TITLE, LICENCE = "toy models", "free"
+
+def detect(tensors):
+    return "toy.weight" in tensors
+
+def convert(checkpoint):
+    assert checkpoint.values == {"config.name": "tiny"}
+    model = random_model(checkpoint.path.with_name("encoder_config.json"))
+    return Converted(model, 3, {"not needed": ["toy.weight"]}, {}, ["a toy"])
+"""
+
+
+def test_a_format_is_one_module(tmp_path, monkeypatch, caplog):
+    """It is found beside the others, and a file says by its tensors which it is."""
+    caplog.set_level("INFO")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "toy.py").write_text(TOY)
+    folders = [*published.__path__, str(tmp_path / "more")]
+    monkeypatch.setattr(published, "__path__", folders)
+    monkeypatch.delitem(sys.modules, f"{published.__name__}.toy", raising=False)
+    config = write_config(tmp_path)
+    content = {"toy": {"weight": noise(3)}, "config": {"name": "tiny"}}
+    path = save(content, tmp_path / "toy.pt")
+    folder = convert_released(path, tmp_path / "out")
+    assert_same(load_pretrained(folder), random_model(config))
+    kept = json.loads((folder / "training.json").read_text())
+    assert (kept["epoch"], kept["converted_from"]["kind"]) == (3, "toy")
+    assert kept["converted_from"]["licence"] == "free"
+    assert "toy.pt: a toy" in caplog.text
+    for options, culprit in (
+        ({"encoder_config": config}, "encoder_config: no option of toy"),
+        ({"kind": "w2v_bert"}, "not of w2v_bert"),
+    ):
+        with pytest.raises(InputError, match=culprit):
+            convert_released(path, tmp_path / "other", **options)
+    both = {**published_names(random_model(config)), "toy.weight": noise(3)}
+    with pytest.raises(InputError, match="w2v_bert and toy; choose by kind"):
+        convert_released(save(both, path), tmp_path / "other")
+    monkeypatch.delitem(sys.modules, f"{published.__name__}.toy")
 
 
 # -- the folder and the command --------------------------------------------------------

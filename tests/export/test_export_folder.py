@@ -278,7 +278,7 @@ def test_settings_of_recordings_are_kept(final, tmp_path):
     model = load_pretrained(final)
     folder = save_pretrained(tmp_path / "f", model, inference=windows)
     export_model(folder, tmp_path / "m")
-    rules = SpeakerVerifier.from_hparams(tmp_path / "m").rules
+    rules = SpeakerVerifier.from_hparams(tmp_path / "m").chunking
     assert (rules.window_seconds, rules.hop_seconds) == (20.0, 10.0)
     folder = save_pretrained(folder, model, inference={"window_seconds": 20.0})
     with pytest.raises(InputError, match=r"f/hyperparams\.yaml: hop_seconds is 60"):

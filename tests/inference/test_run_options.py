@@ -51,22 +51,6 @@ def test_half_precision_on_a_cpu_becomes_single_with_a_warning(whole, caplog):
     assert options == {"device": "cpu", "precision": "bf16"}  # the caller's own
 
 
-def test_half_precision_is_of_the_encoder_alone(whole, monkeypatch):
-    verifier, seen = load(whole), []
-    verifier._half = torch.bfloat16  # as on a GPU
-    head = verifier.mods.speaker_encoder.head
-    head.register_forward_pre_hook(
-        lambda module, inputs: seen.append(
-            ({state.dtype for state in inputs[0]}, torch.is_autocast_enabled("cpu"))
-        )
-    )
-    found = verifier.encode_batch(wavs())
-    exact = load(whole).encode_batch(wavs())
-    assert seen == [({torch.float32}, False)]
-    assert found.dtype == torch.float32
-    assert 1e-6 < (found - exact).abs().max() < 0.2 * exact.abs().max()
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

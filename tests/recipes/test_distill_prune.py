@@ -26,7 +26,7 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning.groups import gated_groups
-from speechbrain_ext.training.terms import read_steps
+from speechbrain_ext.training.brain import read_steps
 from speechbrain_ext.utils.weights import read_weights
 
 PRUNE1, PRUNE2 = "hparams/prune1_distill.yaml", "hparams/prune2_distill.yaml"
@@ -187,13 +187,13 @@ def _run_until(place, ending, *words):
     """Run, but a signal comes in the middle of (epoch, step)."""
     module = script("distill_prune")
 
-    class Stopped(module.DistillPruneBrain):
+    class Stopped(module.SpeakerBrain):
         def compute_objectives(self, *arguments):
             if place == (self.hparams.epoch_counter.current, self.step):
                 os.kill(os.getpid(), ending)
             return super().compute_objectives(*arguments)
 
-    module.DistillPruneBrain = Stopped
+    module.SpeakerBrain = Stopped
     run_script("distill_prune", *words)
 
 
@@ -265,7 +265,7 @@ def _run_keeping_noise(name, *words):
     module = script(name)
     draws = []
 
-    class Watched(module.DistillPruneBrain):
+    class Watched(module.SpeakerBrain):
         def on_fit_start(self):
             super().on_fit_start()
             _, gate = gated_groups(self.embedder().encoder)[0]
@@ -275,7 +275,7 @@ def _run_keeping_noise(name, *words):
             if gate.training:
                 draws.append(values.units.detach())
 
-    module.DistillPruneBrain = Watched
+    module.SpeakerBrain = Watched
     run_script(name, *words)
     folder = next(word for word in words if "output_folder" in word).split("=")[1]
     torch.save(draws, f"{folder}/noise{os.environ['RANK']}")

@@ -13,7 +13,7 @@ from tiny_training import tiny_config
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.data.augment.augmenter import Musan, RoomResponses
+from speechbrain_ext.data.augment import Musan, RoomResponses
 from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
 from speechbrain_ext.export import card
 from speechbrain_ext.export.card import SECTIONS

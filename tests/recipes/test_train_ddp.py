@@ -33,7 +33,7 @@ from torch import nn
 
 from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.pretrained import load_pretrained
-from speechbrain_ext.training.terms import SpeakerBrain
+from speechbrain_ext.training.brain import SpeakerBrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ from tiny_training import in_processes, saved, tiny_run
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from speechbrain_ext.training.terms import SpeakerBrain
+from speechbrain_ext.training.brain import SpeakerBrain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

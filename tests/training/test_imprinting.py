@@ -1,5 +1,7 @@
 """A new classifier begins at the mean embeddings of its speakers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.training.build import first_of_each, imprint
+from speechbrain_ext.training.terms import Classification, first_of_each
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +23,23 @@ def voices(tmp_path_factory):
     return folder
 
 
-def modules_of(n_classes):
+def imprint(manifest, n_speeds, seconds):
+    """A new classifier of a run that begins → (its rows before, it, the model)."""
     torch.manual_seed(0)
     model = SpeakerEncoder(W2VBertEncoder(tiny_config()), AdapterMFA(16, 2, 8, 16))
-    return {"speaker_encoder": model.train(), "classifier": ArcFace(16, n_classes)}
+    data = SimpleNamespace(
+        manifest=manifest,
+        speakers=manifest.speaker_names.tolist(),
+        n_speeds=n_speeds,
+        n_perturbed=manifest.n_perturbed,
+        crop_seconds=(seconds, seconds),
+        valid_batch_seconds=1.5,
+    )
+    term = Classification(ArcFace, new_classifier=True)
+    term.setup(model.train(), data)
+    before = term.classifier.weight.detach().clone()
+    term.begin(SimpleNamespace(embedder=lambda: model, device="cpu"), data)
+    return before, term.classifier, model
 
 
 def mean_of(model, manifest, speaker):
@@ -46,24 +61,26 @@ def test_rows_are_the_means_of_their_speakers(voices, n_speeds, n_perturbed):
     manifest = Manifest(*columns, n_perturbed)
     speakers = {(1, None): [0, 1, 2], (3, None): [0, 1, 2] * 3, (3, 1): [0, 0, 0, 1, 2]}
     speakers = speakers[n_speeds, n_perturbed]
-    modules = modules_of(len(speakers))
-    lengths = modules["classifier"].weight.detach().norm(dim=1)
-    imprint(modules, manifest, n_speeds, "cpu", 1.5, None)
-    weight = modules["classifier"].weight.detach()
+    before, classifier, model = imprint(manifest, n_speeds, None)
+    weight = classifier.weight.detach()
+    assert len(weight) == len(speakers)
     for row, speaker in enumerate(speakers):
-        expected = mean_of(modules["speaker_encoder"], manifest, speaker)
+        expected = mean_of(model, manifest, speaker)
         cosine = torch.dot(expected, weight[row] / weight[row].norm())
         assert cosine == pytest.approx(1, abs=1e-5)
-    torch.testing.assert_close(weight.norm(dim=1), lengths)
-    assert modules["classifier"].weight.requires_grad
-    assert modules["speaker_encoder"].training
+    torch.testing.assert_close(weight.norm(dim=1), before.norm(dim=1))
+    assert classifier.weight.requires_grad
+    assert model.training
 
 
 def test_training_has_the_random_numbers_it_had(voices):
-    modules = modules_of(3)
-    before = torch.get_rng_state()
-    imprint(modules, manifest_of(voices, range(3), 3), 1, "cpu", 1.5, 0.5)
-    assert torch.equal(torch.get_rng_state(), before)
+    manifest = manifest_of(voices, range(3), 3)
+    imprint(manifest, 1, 0.5)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    SpeakerEncoder(W2VBertEncoder(tiny_config()), AdapterMFA(16, 2, 8, 16))
+    ArcFace(16, 3)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_the_first_recordings_of_each_speaker():

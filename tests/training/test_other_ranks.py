@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_training import assert_same, in_processes, saved, state_of, tiny_run
 
-from speechbrain_ext.training.terms import SpeakerBrain
+from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.utils import errors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,7 +137,8 @@ def test_another_global_batch_leaves_no_utterance_out(corpus, tmp_path, factor, 
         f"epoch 1, left after 5 of 7 steps, goes on after {first // 6} of 4: "
         f"{20 - first} utterance(s) come again"
     )
-    assert f"optimiser steps: {4 // factor} per epoch" in after[0].messages[0]
+    plan = [m for m in after[0].messages if "optimiser steps" in m]
+    assert f"optimiser steps: {4 // factor} per epoch" in plan[0]
 
 
 def test_new_ranks_have_noise_of_their_own_and_always_the_same(corpus, tmp_path):

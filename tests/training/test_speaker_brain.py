@@ -20,8 +20,7 @@ from tiny_training import (
 from torch import nn
 
 from speechbrain_ext.scoring.metrics import equal_error_rate
-from speechbrain_ext.training.terms import SpeakerBrain
-from speechbrain_ext.training.validation import standard_error
+from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.utils.distributed import batch_norm_explained
 from speechbrain_ext.utils.errors import InputError
 
@@ -85,7 +84,7 @@ def test_the_tail_of_an_epoch_is_a_group_of_its_own_size(corpus, tmp_path):
         brain.zero_grad(set_to_none=True)
         losses = [
             brain.modules.classifier(
-                brain.modules.speaker_encoder(batches[i].wavs), batches[i].labels
+                brain.embedder()(batches[i].wavs), batches[i].labels
             )
             for i in group
         ]
@@ -102,7 +101,7 @@ def _epoch(loader, brain, epoch):
 
 def test_every_module_is_clipped_by_its_own_norm_in_all_groups(corpus, tmp_path):
     def two_groups(parameters):
-        parameters = list(parameters)
+        parameters = parameters[0]["params"]
         return Recorder([{"params": parameters[:3]}, {"params": parameters[3:]}], 0.0)
 
     _, _, plain = recorded(corpus, tmp_path / "a", rate=0.0, opt_class=two_groups)
@@ -253,10 +252,11 @@ def test_best_and_latest_checkpoint_stay_and_nothing_else(corpus, tmp_path):
 
 
 def test_an_epoch_within_one_standard_error_of_the_lowest_is_the_best(corpus, tmp_path):
-    _, trials, _ = all_pairs(manifest_of(corpus, (4, 5)))
+    validation = all_pairs(manifest_of(corpus, (4, 5)))
+    trials = validation.trials
     n = min(trials.n_target, trials.n_nontarget)
     error = 100 * math.sqrt(0.1 * 0.9 / n)
-    assert standard_error(10.0, n) == pytest.approx(error)
+    assert validation.standard_error(10.0) == pytest.approx(error)
     within, beyond = 10 + 0.99 * error, 10 + 1.01 * error
     # the lowest comes second; what came within reach of the first does not count
     for rates, best in (
@@ -307,14 +307,13 @@ def test_validation_is_the_plain_computation_one_by_one(corpus, tmp_path):
     assert torch.equal(torch.get_rng_state(), generator)
     assert brain.modules.training
     brain.modules.eval()
-    manifest, trials, _ = all_pairs(manifest_of(corpus, (4, 5)))
+    validation = all_pairs(manifest_of(corpus, (4, 5)))
+    manifest, trials = validation.manifest, validation.trials
+    embedder = brain.embedder()
     scores = []
     with torch.no_grad():
         for a, b in zip(trials.enrol, trials.test):
-            x, y = (
-                brain.modules.speaker_encoder(_read(manifest.paths[i]))[0, 0]
-                for i in (a, b)
-            )
+            x, y = (embedder(_read(manifest.paths[i]))[0, 0] for i in (a, b))
             scores.append(float(nn.functional.cosine_similarity(x, y, dim=0)))
     expected = 100 * equal_error_rate(np.array(scores), trials.labels).eer
     assert stats["EER"] == pytest.approx(expected, abs=1e-6)

@@ -1,30 +1,37 @@
-"""Noise, reverberation and speed for training crops, drawn anew for every utterance.
+"""Chains of effects for training crops, drawn anew for every utterance.
 
 Noise, music and babble come from MUSAN (Snyder et al. 2015), room responses from
-RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``.
+RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``. Samples beyond ±1
+stay: clipping would distort, and the encoder's features are normalised in level.
 
-Everything here takes and returns float32 at 16 kHz, [T], and draws from the generator
-it is given. Recordings are only ever read. Samples beyond ±1 are left as they are:
-clipping would distort, and the encoder's features are normalised in level.
+An effect is any callable ``(wav, generator)`` → wav: float32 [T] at 16 kHz both, never
+changed in place, all random numbers from the ``np.random.Generator`` it gets. One of
+your own is a class, or a function, and a line of YAML, with a chain that names it::
+
+    augmenter: !name:speechbrain_ext.data.augment.Augmenter
+        chains: {none: 1, noise: 1, codec+noise: 1}
+        effects:
+            noise: !name:speechbrain_ext.data.augment.Musan {folder: /data/musan}
+            codec: !name:my_effects.Codec {kbps: [8, 64]}
+
+Optionally it has an attribute ``sounds``, the
+:class:`~speechbrain_ext.data.augment.noises.NoiseFiles` that it draws from. The
+Augmenter replaces it by a cache of the same files in memory: equal samples, sooner.
 """
 
+import functools
+import inspect
 from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.data.augment.noises import HeldSounds, Sounds
-from speechbrain_ext.data.augment.waveform import (
-    SpeedPerturb,
-    add_noise,
-    mean_power,
-    reverb,
-)
+from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
+from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
 from speechbrain_ext.utils.errors import InputError
 
-__all__ = ["Augmenter", "Musan", "RoomResponses", "SpeedPerturb"]
+__all__ = ["Augmenter", "Musan", "RoomResponses"]
 
 SNR_DB = {"noise": (5, 20), "music": (5, 20), "babble": (15, 25)}
-STEPS = ("noise", "reverb")
 
 
 class Musan:
@@ -71,7 +78,7 @@ class Musan:
             category: _wavs_below(Path(folder) / self.folders[category])
             for category in self.categories
         }
-        self.sounds = Sounds()
+        self.sounds = NoiseFiles({f for files in self.files.values() for f in files})
 
     def __call__(self, wav, generator):
         """Add one drawn noise at one drawn ratio: [T] → [T]."""
@@ -149,7 +156,7 @@ class RoomResponses:
                 "simulated_rirs/**/*.wav"
             )
         self.files = sorted(paths)
-        self.sounds = Sounds()
+        self.sounds = NoiseFiles(responses=self.files)
 
     def __call__(self, wav, generator):
         """Put the utterance into one drawn room: [T] → [T]."""
@@ -162,31 +169,29 @@ class RoomResponses:
 
 
 class Augmenter:
-    """Draw one chain of augmentations per utterance and apply its steps in order.
+    """Draw one chain of effects per utterance and apply its steps in order.
 
     Arguments
     ---------
     chains : dict
         Weight of each chain: ``none``, or steps joined by ``+`` such as ``noise``,
         ``reverb``, ``reverb+noise`` (a dry noise on a wet voice).
-    musan : Musan, optional
-        Needed for ``noise``.
-    rirs : RoomResponses, optional
-        Needed for ``reverb``.
+    effects : dict
+        Of each step: a callable ``(wav, generator)`` → wav, or a factory, which is
+        called without arguments and returns one. A factory is called only where a
+        chain of non-zero weight has the step, so only then are its folders read.
+    noise_cache_mib : float
+        Memory of each machine for sound files that effects draw from, the shortest
+        first; its processes share it. Samples are equal. 0: all from the disk.
 
     Raises
     ------
     InputError
-        For a chain of unknown steps, weights that cannot be drawn by, or a step
-        without its recordings.
+        For a chain with an unknown step, weights that cannot be drawn by, or an
+        effect that is none.
     """
 
-    def __init__(self, chains, musan=None, rirs=None, effects=None, noise_cache_mib=0):
-        if effects:
-            used = {s for n, w in chains.items() if w for s in n.split("+")}
-            musan = effects["noise"]() if "noise" in used else None
-            rirs = effects["reverb"]() if "reverb" in used else None
-            noise_cache_mib = noise_cache_mib or 2048
+    def __init__(self, chains, effects, noise_cache_mib=2048):
         for name, weight in chains.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(
@@ -199,37 +204,12 @@ class Augmenter:
                 f"chains: weights {dict(chains)}, expected at least one above 0 and "
                 "none below"
             )
-        self.chains = [_steps(name) for name in chains]
+        self.chains = [_steps(name, effects) for name in chains]
         self.probabilities = weights / weights.sum()
-        self.effects = {"noise": musan, "reverb": rirs}
-        for steps, weight in zip(self.chains, weights):
-            for step in steps:
-                if weight > 0 and self.effects[step] is None:
-                    raise InputError(
-                        f"chain {'+'.join(steps)!r}: nothing to draw {step} from, "
-                        "expected a folder of MUSAN (noise) or RIRS_NOISES (reverb)"
-                    )
-
-        if noise_cache_mib and (musan or rirs):
-            self.hold(noise_cache_mib)
-
-    def hold(self, limit_mib):
-        """Keep what is drawn from decoded in memory, up to a limit: equal samples.
-
-        Arguments
-        ---------
-        limit_mib : float
-            See :class:`~speechbrain_ext.data.augment.noises.HeldSounds`.
-        """
-        musan, rirs = self.effects["noise"], self.effects["reverb"]
-        noises = sorted(
-            {f for files in musan.files.values() for f in files} if musan else ()
-        )
-        responses = rirs.files if rirs else []
-        held = HeldSounds(noises, responses, limit_mib)
-        for source in (musan, rirs):
-            if source is not None:
-                source.sounds = held
+        used = {s for steps, w in zip(self.chains, weights) if w > 0 for s in steps}
+        self.effects = {s: _make(s, effects[s]) for s in effects if s in used}
+        if noise_cache_mib:
+            self._cache(noise_cache_mib)
 
     def __call__(self, wav, generator):
         """Augment one utterance: float32 [T] → float32 [T]."""
@@ -238,15 +218,62 @@ class Augmenter:
             wav = self.effects[step](wav, generator)
         return wav
 
+    def _cache(self, limit_mib):
+        """Decode into memory what the effects draw from, up to a limit."""
+        drawing = [
+            effect
+            for effect in self.effects.values()
+            if isinstance(getattr(effect, "sounds", None), NoiseFiles)
+        ]
+        if not drawing:
+            return
+        noises = sorted({path for e in drawing for path in e.sounds.noises})
+        responses = sorted({path for e in drawing for path in e.sounds.responses})
+        cached = CachedNoiseFiles(noises, responses, limit_mib)
+        for effect in drawing:
+            effect.sounds = cached
 
-def _steps(name):
+
+def _steps(name, effects):
     steps = () if name == "none" else tuple(name.split("+"))
-    if set(steps) - set(STEPS):
+    unknown = [step for step in steps if step not in effects]
+    if unknown:
         raise InputError(
-            f"chain {name!r}: unknown, expected none, or {' and '.join(STEPS)} "
-            "joined by +"
+            f"chain {name!r}: no effect {unknown[0]!r}, expected none, or steps joined "
+            f"by +, of {', '.join(effects) or 'no effects'}"
         )
     return steps
+
+
+def _make(step, effect):
+    """The effect of a step: itself, or what its factory returns."""
+    maker = effect.func if isinstance(effect, functools.partial) else effect
+    missing, variadic = _signature(effect)
+    if isinstance(maker, type):  # a class, or !name: of one
+        if missing:
+            raise InputError(f"effects: {step!r}, {maker.__name__}: {missing}")
+        effect = effect()
+    elif missing is None and not variadic:
+        effect = effect()
+    if not callable(effect):
+        raise InputError(
+            f"effects: {effect!r} for {step!r}, expected a callable (wav, generator), "
+            "or a factory (!name:) that returns one"
+        )
+    return effect
+
+
+def _signature(function):
+    """(why it cannot be called without arguments, or None; whether it has *args)."""
+    try:
+        signature = inspect.signature(function)
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        signature.bind()
+    except ValueError:  # of a builtin: unknown
+        return None, True
+    except TypeError as error:
+        return str(error), False
+    return None, inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _wavs_below(folder):

@@ -1,143 +1,138 @@
-"""A folder of shards, and manifests whose recordings are read from it.
+"""Where the recordings of a folder of tar files lie.
 
-    000000.tar, 000001.tar, …   the recordings: tar files as WebDataset has them
-    000000.json, …              of each shard: SHA-256, and of each recording its
-                                place, length and CRC-32; written after the tar
-    index.npy, shards.json      of all together; written last
+Any folder of WebDataset tars will do: recordings KEY.flac, KEY.wav, KEY.ogg or KEY.mp3,
+with whatever else is beside them. The key is the ID of the utterance; a dot in its last
+part, where WebDataset would cut it, is written ``%2E``. An utterance that was joined of
+several recordings has KEY.0.flac, KEY.1.flac, …
 
-A manifest stays what says who speaks where and in which order; the shards only say
-where the bytes of an utterance lie. So a run that reads from shards takes the same
-steps as one that reads the files they were made from: the samples are equal on any
-machine, the weights to the bit where the steps are computed alike
-(:mod:`speechbrain_ext.brains.exact`). One folder of shards serves any selection of its
-utterances.
+A manifest states who speaks where and in which order; the index only states where the
+bytes of an utterance are. So a run that reads from shards takes the same steps as one
+that reads the files: the samples are equal on any machine, the weights to the bit where
+the steps are computed alike (:mod:`speechbrain_ext.training.resumable`). One folder
+serves any selection of its utterances.
 
-``index.npy`` holds int64 ``[5, P]``: key of the utterance, shard, offset, size (bytes)
-and length (samples) of each of P recordings, sorted by key; an utterance that was
-joined of several has several, in their order. It is mapped into memory: the processes
-of a machine share one copy. The key is a 64-bit hash of the ID; writing checks that no
-two are equal.
+``index.arrow`` beside the tars has a row for each of P recordings, sorted by key: key
+of the utterance (a 64-bit hash of its ID), shard, offset and size (bytes), length
+(samples; -1 where its header cannot be read), int64 each. It is mapped into memory: the
+processes of a machine share one copy. It is made anew where a tar was changed.
 """
 
 import hashlib
 import json
 import logging
+import re
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
 
-from speechbrain_ext.data.audio import JOINT, LENGTH, SAMPLE_RATE
+from speechbrain_ext.data.audio import (
+    BAD_FILES,
+    JOINT,
+    LENGTH,
+    SAMPLE_RATE,
+    SOUND_FILES,
+    read_header,
+)
 from speechbrain_ext.data.manifest import TextColumn
-from speechbrain_ext.data.shards.places import Place
+from speechbrain_ext.data.shards.members import TarMember
+from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.parallel import in_processes
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-SHARDS, INDEX = "shards.json", "index.npy"
-KEY, SHARD, OFFSET, SIZE, FRAMES = range(5)
+INDEX, COMMENT = "index.arrow", "__shard__"
+_COLUMNS = ("key", "shard", "offset", "size", "frames")
 _ROWS_AT_ONCE = 100_000
+_NAME = re.compile(r"(?:\./)?(?P<key>(?:.*/)?[^./]+)\.(?P<field>[^/]+)")
+_SOUND = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(s[1:] for s in SOUND_FILES)})")
 
 
 class ShardIndex:
-    """Where the recordings of a folder of shards lie.
+    """Where the recordings of a folder of tar files lie.
 
     Arguments
     ---------
     folder : str or Path
-        What ``python -m speechbrain_ext shards`` has finished.
+        Holds ``*.tar``.
+    num_workers : int, optional
+        Processes that read the tars where there is no index; None: one for each core.
 
     Attributes
     ----------
-    names : list of str
-        The tar files.
-    parts : np.ndarray
-        [5, P], see above; memory-mapped.
-    bad : set of str
-        IDs of the utterances that were left out because they could not be read.
+    shards : list of Path
+        The tar files, sorted by name.
+    key, shard, offset, size, frames : np.ndarray
+        [P] int64 each; memory-mapped.
 
     Raises
     ------
     InputError
-        Unfinished or damaged; a shard that is missing or of another size.
+        No tar with a recording; a tar that is damaged or truncated, or an utterance
+        that is in two of them: names shard and utterance.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, num_workers=None):
         self.folder = Path(folder).resolve()
-        known = read_marker(self.folder)
-        self.names = [shard["name"] for shard in known["shards"]]
-        self.bad = {name for name, _ in known["bad"]}
-        self.parts = self._map(known["recordings"])
-        for shard in known["shards"]:
-            _check_size(self.folder / shard["name"], shard["bytes"])
+        self.shards = shards_in(self.folder)
+        stats = [(path.name, path.stat()) for path in self.shards]
+        tars = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        fields = [(name, pa.int64()) for name in _COLUMNS]
+        schema = pa.schema(fields, {"version": "1", "shards": json.dumps(tars)})
+        columns = _load(self.folder / INDEX, schema)
+        if columns is None:
+            columns = _build(self.folder, self.shards, schema, num_workers)
+        self.key, self.shard, self.offset, self.size, self.frames = columns
 
-    def _map(self, n_parts):
-        path = self.folder / INDEX
-        try:
-            parts = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{path}: {reason}; expected the index") from error
-        if parts.shape != (5, n_parts) or parts.dtype != np.int64:
-            raise InputError(
-                f"{path}: {parts.dtype} {list(parts.shape)}, expected int64 "
-                f"{[5, n_parts]}"
-            )
-        return np.asarray(parts)  # a plain view: np.memmap is slow to index
+    def __len__(self):
+        return len(self.key)
 
     def find(self, ids):
-        """The first part of each utterance.
+        """IDs [N] → first row of each utterance, or -1; samples of it, or -1."""
+        first = np.empty(len(ids), dtype=np.int32 if len(self) < 2**31 else np.int64)
+        frames = np.empty(len(ids), dtype=np.int64)
+        for part in slices(len(ids)):
+            keys = keys_of(ids[part].tolist())
+            start, stop = (
+                np.searchsorted(self.key, keys, s) for s in ("left", "right")
+            )
+            first[part] = np.where(start < stop, start, -1)
+            lengths = self.frames[np.minimum(start, len(self) - 1)]
+            for row in np.flatnonzero(stop - start > 1):
+                several = self.frames[start[row] : stop[row]]
+                lengths[row] = several.sum() if several.min() >= 0 else -1
+            frames[part] = lengths
+        return first, frames
 
-        Arguments
-        ---------
-        ids : column of str
-            [N].
-
-        Returns
-        -------
-        np.ndarray
-            [N] int32 or int64, columns of ``parts``; -1 where there is none.
-        """
-        small = self.parts.shape[1] < 2**31
-        first = np.empty(len(ids), dtype=np.int32 if small else np.int64)
-        keys = self.parts[KEY]
-        for part in _slices(len(ids)):
-            wanted = keys_of(ids[part].tolist())
-            found = np.searchsorted(keys, wanted)
-            inside = np.minimum(found, len(keys) - 1)
-            first[part] = np.where(keys[inside] == wanted, inside, -1)
-        return first
-
-    def parts_from(self, first):
-        """All parts of one utterance: [5, n], from its first on."""
+    def path_of(self, name, first):
+        """Path of the utterance ``name`` whose first recording is row ``first``."""
         last = first + 1
-        keys = self.parts[KEY]
-        while last < len(keys) and keys[last] == keys[first]:
+        while last < len(self) and self.key[last] == self.key[first]:
             last += 1
-        return self.parts[:, first:last]
-
-    def frames_from(self, first):
-        """Length of the utterances whose first parts are ``first``: [N] samples."""
-        keys, frames = self.parts[KEY], self.parts[FRAMES]
-        total = frames[first]
-        rows, part = np.arange(len(first)), first + 1
-        while len(rows):
-            within = part < len(keys)
-            rows, part = rows[within], part[within]
-            same = keys[part] == keys[first[rows]]
-            rows, part = rows[same], part[same]
-            total[rows] += frames[part]
-            part = part + 1
-        return total
+        paths = []
+        for row in range(first, last):
+            shard, place = (
+                self.shards[self.shard[row]],
+                (self.offset[row], self.size[row]),
+            )
+            paths.append(str(TarMember(shard, name, *place)))
+        if len(paths) == 1:
+            return paths[0]
+        lengths = self.frames[first:last]
+        return JOINT.join(f"{path}{LENGTH}{n}" for path, n in zip(paths, lengths))
 
     def __reduce__(self):
         # a process that is not forked maps the file anew
         return ShardIndex, (self.folder,)
 
 
-class PlaceColumn(TextColumn):
-    """Paths of N utterances that lie in shards, made when they are looked at.
+class ShardPaths(TextColumn):
+    """Paths of N utterances in shards, made when they are looked at.
 
     Arguments
     ---------
@@ -145,7 +140,7 @@ class PlaceColumn(TextColumn):
     ids : column of str
         [N].
     first : np.ndarray
-        [N], as from :meth:`ShardIndex.find`.
+        [N], their first rows in the index.
     """
 
     def __init__(self, index, ids, first):
@@ -157,29 +152,16 @@ class PlaceColumn(TextColumn):
     def __getitem__(self, rows):
         first = self.first[rows]
         if isinstance(first, np.ndarray):
-            return PlaceColumn(self.index, self.ids[rows], first)
-        return self._path(self.ids[rows], int(first))
+            return ShardPaths(self.index, self.ids[rows], first)
+        return self.index.path_of(self.ids[rows], int(first))
 
     def positions(self):
         """Number of the shard, int64 [N], and offset in it, int64 [N]."""
-        return self.index.parts[SHARD][self.first], self.index.parts[OFFSET][self.first]
+        return self.index.shard[self.first], self.index.offset[self.first]
 
     def tolist(self):
         """All paths: [N] str."""
-        return list(map(self._path, self.ids.tolist(), self.first.tolist()))
-
-    def _path(self, name, first):
-        _, *parts = self.index.parts_from(first).tolist()
-        places = [
-            (f"{Place(self._shard(shard), name, offset, size)}", frames)
-            for shard, offset, size, frames in zip(*parts)
-        ]
-        if len(places) == 1:
-            return places[0][0]
-        return JOINT.join(f"{place}{LENGTH}{frames}" for place, frames in places)
-
-    def _shard(self, number):
-        return f"{self.index.folder}/{self.index.names[number]}"
+        return list(map(self.index.path_of, self.ids.tolist(), self.first.tolist()))
 
 
 def from_shards(manifest, folder):
@@ -190,43 +172,127 @@ def from_shards(manifest, folder):
     manifest : Manifest
         N utterances; there may be others in the shards.
     folder : str or Path
-        Of shards, made from this manifest or a larger one.
+        Of tar files whose keys are the IDs.
 
     Returns
     -------
     Manifest
-        In the same order, and the same but for ``paths``; without those utterances
-        that the making of the shards left out as bad, which is logged.
+        In the same order, with other ``paths``. Utterances that could not be read when
+        the shards were made (``bad_files.txt`` in the folder) are left out, and logged.
 
     Raises
     ------
     InputError
         As for :class:`ShardIndex`; an utterance that is not in the shards, or is
-        shorter there than the manifest says.
+        shorter there than the manifest states.
     """
-    index = ShardIndex(folder)
-    if index.bad:
-        good = np.ones(len(manifest), dtype=bool)
-        for part in _slices(len(manifest)):
-            good[part] = [name not in index.bad for name in manifest.ids[part].tolist()]
-        if not good.all():
-            manifest = manifest.select(good)
-            logger.warning(
-                "%s: %d utterances were left out when these shards were made",
-                *(index.folder, np.sum(~good)),
-            )
-    first = index.find(manifest.ids)
+    index = main_process_first(ShardIndex, folder)
+    first, frames = index.find(manifest.ids)
     missing = np.flatnonzero(first < 0)
     if len(missing):
-        raise InputError(
-            f"{index.folder}: no utterance '{manifest.ids[int(missing[0])]}', expected "
-            f"all {len(manifest)} of the manifest ({len(missing)} are missing): make "
-            "the shards from this manifest"
+        listing = index.folder / BAD_FILES
+        lines = listing.read_text().splitlines() if listing.exists() else ()
+        bad = {line.split("\t")[0] for line in lines}
+        names = [n for n in manifest.ids[missing].tolist() if n not in bad]
+        if names:
+            raise InputError(
+                f"{index.folder}: no utterance '{names[0]}', expected all "
+                f"{len(manifest)} of the manifest ({len(names)} are missing): make the "
+                "shards from this manifest"
+            )
+        manifest = manifest.select(first >= 0)
+        first, frames = first[first >= 0], frames[first >= 0]
+        logger.warning(
+            "%s: %d utterances were left out when these shards were made",
+            *(index.folder, len(missing)),
         )
-    _check_lengths(index, manifest, first)
-    paths = PlaceColumn(index, manifest.ids, first)
+    expected = np.round(manifest.durations * SAMPLE_RATE).astype(np.int64)
+    for row in np.flatnonzero((frames >= 0) & (frames < expected)):
+        raise InputError(
+            f"{index.folder}: '{manifest.ids[int(row)]}' has {frames[row]} samples, "
+            f"the manifest states {expected[row]}: made from other recordings"
+        )
     logger.info("%d utterances are read from %s", len(manifest), index.folder)
-    return replace(manifest, paths=paths)
+    return replace(manifest, paths=ShardPaths(index, manifest.ids, first))
+
+
+# -- tar files -------------------------------------------------------------------------
+
+
+def shards_in(folder):
+    """Tar files of a folder, sorted by name; InputError where there is none."""
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise InputError(f"{folder}: no *.tar file, expected a folder of them")
+    return shards
+
+
+def read_shard(path):
+    """Tar file → {ID: {field: (offset, size)}} of its members; its comment.
+
+    InputError where it is missing, damaged or truncated; names the last good utterance.
+    """
+    utterances, name, comment = {}, None, ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                comment = comment or comment_in(tar, member)
+                match = _NAME.fullmatch(member.name)
+                if match and member.isreg():
+                    name = _id_of(match["key"])
+                    place = member.offset_data, member.size
+                    utterances.setdefault(name, {})[match["field"].lower()] = place
+            # tarfile takes a damaged header for the end, where blocks are empty
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("damaged or truncated")
+            return utterances, comment
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a tar file") from error
+    except tarfile.TarError as error:
+        culprit = path if name is None else f"{path}!{name}"
+        raise InputError(
+            f"{culprit}: {error}, here or behind it; expected a whole tar file"
+        ) from error
+
+
+def comment_in(tar, member):
+    """What a shard of ours states in its first member; "" for other members."""
+    if member is None or member.name != COMMENT:
+        return ""
+    return tar.extractfile(member).read().decode(errors="replace")
+
+
+def recordings_of(path, name, fields):
+    """(offset, size) of the recordings of one utterance, in their order."""
+    matches = [(_SOUND.fullmatch(field), place) for field, place in fields.items()]
+    numbered = sorted((int(match[1] or 0), place) for match, place in matches if match)
+    if [number for number, _ in numbered] != list(range(len(numbered))):
+        raise InputError(
+            f"{path}!{name}: {', '.join(sorted(fields))}, expected one recording, or "
+            "several numbered from 0"
+        )
+    return [place for _, place in numbered]
+
+
+def member_key(name):
+    """ID → key of a sample in WebDataset's sense; InputError where it can be none."""
+    folder, slash, base = name.rpartition("/")
+    words = name.split("/")
+    if "|" in name or ".." in words or "" in words or not name.isprintable():
+        raise InputError(
+            f"ID {name!r}: expected one that can be a file name, without '|', '..', "
+            "empty folders and unprintable characters"
+        )
+    return folder + slash + base.replace("%", "%25").replace(".", "%2E")
+
+
+def _id_of(key):
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + base.replace("%2E", ".").replace("%25", "%")
+
+
+# -- the index -------------------------------------------------------------------------
 
 
 def keys_of(ids):
@@ -235,59 +301,67 @@ def keys_of(ids):
     return np.frombuffer(b"".join(hashed), dtype="<i8").astype(np.int64)
 
 
-def read_marker(folder):
-    """``shards.json``: the list of shards, and what is bad.
-
-    Raises
-    ------
-    InputError
-        Missing, damaged, or of another version.
-    """
-    path = folder / SHARDS
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file, expected a folder that 'python -m speechbrain_ext "
-            "shards' has finished"
-        )
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        version = known["format_version"]
-        whole = isinstance(known["recordings"], int)
-        for shard in known["shards"]:
-            numbers = (shard[name] for name in ("bytes", "utterances"))
-            whole &= all(isinstance(number, int) for number in numbers)
-            whole &= isinstance(shard["name"] + shard["sha256"], str)
-        for name, reason in known["bad"]:
-            whole &= isinstance(name + reason, str)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error})") from error
-    if version != FORMAT_VERSION or not whole:
-        raise InputError(
-            f"{path}: version {version}, expected {FORMAT_VERSION} in its own form"
-        )
-    return known
-
-
-def _check_size(path, size):
-    found = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-    if found != f"{size} bytes":
-        raise InputError(f"{path}: {found}, expected a shard of {size} bytes")
-
-
-def _slices(n):
+def slices(n):
     """Some rows at a time: all IDs as Python texts would take more than the rest."""
     starts = range(0, n, _ROWS_AT_ONCE)
     return [slice(start, start + _ROWS_AT_ONCE) for start in starts]
 
 
-def _check_lengths(index, manifest, first):
-    for part in _slices(len(first)):
-        there = index.frames_from(first[part])
-        said = np.round(manifest.durations[part] * SAMPLE_RATE).astype(np.int64)
-        shorter = np.flatnonzero(there < said)
-        if len(shorter):
-            at = int(shorter[0])
-            raise InputError(
-                f"{index.folder}: '{manifest.ids[part.start + at]}' has {there[at]} "
-                f"samples, the manifest says {said[at]}: made from other recordings"
-            )
+def _load(path, schema):
+    """The columns, or None where there is no index of these tars."""
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_file(file) as reader:
+            if reader.schema.equals(schema, check_metadata=True):
+                return [column.to_numpy() for column in reader.get_batch(0)]
+    except (OSError, pa.ArrowException):  # absent, damaged
+        pass
+    return None
+
+
+def _build(folder, shards, schema, num_workers):
+    """Read all tars and write the index → its columns."""
+    parts = []
+    with tqdm(total=len(shards), desc="indexing", unit="shard", disable=None) as bar:
+        for number, rows in enumerate(in_processes(_rows_of, shards, num_workers)):
+            rows[1] = number
+            parts.append(rows)
+            bar.update(1)
+    columns = np.concatenate(parts, axis=1)
+    if not columns.size:
+        raise InputError(f"{folder}: no recording KEY.flac, KEY.wav, … in its tars")
+    columns = columns[:, np.argsort(columns[0], kind="stable")]
+    _check_unique(shards, *columns[:2])
+    batch = pa.record_batch(list(map(pa.array, columns)), schema=schema)
+    try:
+        with (
+            write_atomically(folder / INDEX, "wb") as file,
+            pa.ipc.new_file(file, schema) as writer,
+        ):
+            writer.write_batch(batch)
+    except OSError as error:  # a folder that is only to be read
+        logger.warning("%s: %s; not kept", folder / INDEX, error.strerror)
+        return columns
+    return _load(folder / INDEX, schema)
+
+
+def _rows_of(path):
+    """Rows of one tar: [5, P] int64, without the shard's number."""
+    names, rows = [], []
+    for name, fields in read_shard(path)[0].items():
+        for place in recordings_of(path, name, fields):
+            try:
+                frames = read_header(TarMember(path, name, *place)).frames
+            except InputError as error:  # named again where it is read
+                logger.warning("%s", error)
+                frames = -1
+            names.append(name)
+            rows.append((0, *place, frames))
+    return np.vstack([keys_of(names), np.array(rows, np.int64).reshape(-1, 4).T])
+
+
+def _check_unique(shards, key, shard):
+    """Refuse an utterance that is in two shards; names it."""
+    for row in np.flatnonzero((key[1:] == key[:-1]) & (shard[1:] != shard[:-1])):
+        first, second = shards[shard[row]], shards[shard[row + 1]]
+        names = [n for n in read_shard(second)[0] if keys_of([n])[0] == key[row]]
+        raise InputError(f"{second}!{names[0]}: also in {first}, expected each ID once")

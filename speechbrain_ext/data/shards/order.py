@@ -1,26 +1,26 @@
-"""Shard after shard: an order of training for disks that are slow at jumping about.
+"""Training shard after shard, for disks that are slow at random access.
 
-The shards of an epoch come in random order, one after the other, and the utterances in
-each as they lie there: a stream. Rank r of W takes the r-th of W equal parts of it. In
-its part utterance i is drawn at the time
+An epoch visits the shards in random order, and the utterances of each in the order of
+the tar: a stream. Rank r of W takes the r-th of W equal parts of it. It draws utterance
+i of its part at the time
 
     t(i) = i + u(i),    u(i) uniform among 0, 1, …, w − 1,
 
-ties in their order: never more than w places from where it lies. So what is being read
-at any time lies within w utterances of each other, which the machine's cache of files
-holds, and each shard is read once an epoch, more or less from its beginning to its end.
+ties in their order, hence less than w positions from where it lies. At any time all
+reads are within w utterances of each other, which the machine's file cache holds, and
+an epoch reads each shard once, roughly from beginning to end.
 
-All follows from (seed, epoch, number of ranks): as in
+The order is a function of (seed, epoch, number of ranks): as in
 :mod:`speechbrain_ext.data.sampler`, neither the number of workers nor an interruption
-changes it. An epoch keeps the parts that it was begun with: where more or fewer ranks
-continue it they share those, and take parts of their own in the next epoch. The batches
-are other ones than without shards, and less mixed.
+changes it. An epoch keeps the parts that it began with: more or fewer ranks that
+continue it share them, and cut the next epoch anew. The batches differ from those
+without shards, and are less mixed.
 """
 
 import numpy as np
 
 from speechbrain_ext.data.sampler import CropBatchSampler
-from speechbrain_ext.data.shards.index import PlaceColumn
+from speechbrain_ext.data.shards.index import ShardPaths
 from speechbrain_ext.utils.errors import InputError
 
 
@@ -29,22 +29,24 @@ class ShardOrderSampler(CropBatchSampler):
 
     Arguments
     ---------
-    paths : PlaceColumn
+    paths : ShardPaths
         [N], of a manifest from
         :func:`~speechbrain_ext.data.shards.index.from_shards`.
     window : int
         w, utterances of one rank.
     labels, batch_size, **settings
-        As there, without ``draws_per_epoch``: an epoch has every utterance once.
+        Of a CropBatchSampler, without ``draws_per_epoch``: an epoch has every utterance
+        once.
 
     Raises
     ------
     InputError
-        As there; recordings that are not in shards, balanced draws, no window.
+        A setting out of range; recordings that are not in shards, balanced draws, no
+        window.
     """
 
     def __init__(self, paths, window, labels, batch_size, **settings):
-        if not isinstance(paths, PlaceColumn):
+        if not isinstance(paths, ShardPaths):
             raise InputError(
                 f"shard_window: {window} without shards, expected the folder of some"
             )
@@ -61,17 +63,17 @@ class ShardOrderSampler(CropBatchSampler):
         self._parts = self._own_parts()
 
     def set_epoch(self, epoch):
-        """As there; another epoch is cut into parts for the ranks of now."""
+        """Choose the epoch; a new one is cut into parts for the present ranks."""
         if epoch != self.epoch:
             self._parts = self._own_parts()
         super().set_epoch(epoch)
 
     def state_dict(self):
-        """As there, and the parts of this epoch."""
+        """What is needed to resume, with the parts of this epoch."""
         return {**super().state_dict(), "parts": self._parts}
 
     def load_state_dict(self, state):
-        """As there; this epoch goes on in the parts of the state."""
+        """Resume; this epoch keeps the parts of the state."""
         super().load_state_dict(state)
         if 0 < self.start_step < len(self):
             self._parts = tuple(state["parts"])

@@ -1,31 +1,27 @@
-"""One shard: a tar file in WebDataset's form, and what is known of it.
+"""Recordings of manifests → tar files: in parallel, and continued where it was stopped.
 
 Each recording is a member ``KEY.flac`` (or whatever its file is), its bytes unchanged,
-beside ``KEY.json`` with ID, speaker and duration, so that ``webdataset.WebDataset`` and
-``tar`` can read a shard without anything of ours. An utterance joined of several
-recordings has ``KEY.0.flac``, ``KEY.1.flac``, …  The key is the ID; a dot in its last
-part, at which WebDataset would cut it, is written ``%2E``.
+beside ``KEY.json`` with ID, speaker, samples and SHA-256, as ``webdataset.WebDataset``
+and ``tar`` read it. The same recordings make the same bytes: owners and times are not
+kept. See :mod:`speechbrain_ext.data.shards.index` for keys and for the index.
 
-The same recordings make the same bytes: owners and times are not kept.
-
-Making a folder of shards: in parallel, resumable at any moment.
-
-The plan is a function of the manifests and two settings alone: the utterances of each
-manifest are shuffled by a seed and cut into shards of a fixed number. Hence shard k of
-a run that was killed is shard k of the next one, and what it finished is kept. See
-:mod:`speechbrain_ext.data.shards.index` for what is in the folder.
-
-Shuffled, so that a reader of one shard after the other meets all speakers.
+The utterances of each manifest are shuffled by a seed, so that a reader of one shard
+after the other meets all speakers, and cut into shards of a fixed number. Shard k is a
+function of manifests and settings, which its first member ``__shard__`` states (names
+of this form are metadata to webdataset). A tar gets its name when it is whole, so a run
+that was killed continues with the next one.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import importlib.util
+import io
+import itertools
 import json
 import logging
+import re
 import tarfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,227 +36,25 @@ from speechbrain_ext.data.audio import (
     report_bad_files,
 )
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.data.shards.index import FORMAT_VERSION, INDEX, SHARDS, keys_of
+from speechbrain_ext.data.shards.index import (
+    COMMENT,
+    ShardIndex,
+    comment_in,
+    keys_of,
+    member_key,
+    read_shard,
+    recordings_of,
+    shards_in,
+    slices,
+)
+from speechbrain_ext.data.shards.members import TarMember, open_member
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_atomically, write_json
+from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.parallel import in_processes
-
-_BLOCK = tarfile.BLOCKSIZE
-
-
-class Job(NamedTuple):
-    """What goes into one shard.
-
-    Attributes
-    ----------
-    folder : Path
-    name : str
-        Of the tar file.
-    fingerprint : str
-        Of the whole plan: names what a finished shard was made for.
-    ids, paths, speakers : list of str
-        [N] each, as in the manifest.
-    frames : list of int
-        [N], the lengths that the manifest says, in samples.
-    """
-
-    folder: Path
-    name: str
-    fingerprint: str
-    ids: list
-    paths: list
-    speakers: list
-    frames: list
-
-    @property
-    def tar(self):
-        """Path of the tar file."""
-        return self.folder / self.name
-
-    @property
-    def record(self):
-        """Path of what is known of it."""
-        return self.tar.with_suffix(".json")
-
-
-def finished(job):
-    """What is known of a shard that an earlier run has made, or None.
-
-    A shard is made again where its tar is gone or of another size, and where one of
-    the recordings that it lacks can be read now.
-    """
-    try:
-        record = json.loads(job.record.read_text(encoding="utf-8"))
-        same = record["fingerprint"] == job.fingerprint
-        whole = job.tar.stat().st_size == record["bytes"]
-        lacks = [name for name, _ in record["bad"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not same or not whole:
-        return None
-    rows = {name: row for row, name in enumerate(job.ids)} if lacks else {}
-    for name in lacks:
-        row = rows[name]
-        with contextlib.suppress(InputError):
-            read_parts(job.paths[row], job.frames[row])
-            return None
-    return record
-
-
-def write_shard(job):
-    """Write one shard, whole or not at all.
-
-    Arguments
-    ---------
-    job : Job
-
-    Returns
-    -------
-    dict
-        ``fingerprint``, ``name``, ``bytes``, ``sha256``, ``samples``: [ID, [[offset,
-        size, samples, CRC-32], …]] of each utterance, ``bad``: [ID, reason] of each
-        that was left out. It is also in the JSON file beside the tar.
-
-    Raises
-    ------
-    OSError
-        The disk is full; its ``filename`` is the shard.
-    """
-    samples, bad = [], []
-    job.record.unlink(missing_ok=True)
-    with write_atomically(job.tar, "wb") as file:
-        hashing = _Hashing(file)
-        with _Members(hashing) as members:
-            for row, name in enumerate(job.ids):
-                try:
-                    parts = read_parts(job.paths[row], job.frames[row])
-                except InputError as error:
-                    bad.append([name, str(error)])
-                    continue
-                said = {"id": name, "spk_id": job.speakers[row]}
-                samples.append([name, members.add(name, said, parts)])
-    record = {
-        "fingerprint": job.fingerprint,
-        "name": job.name,
-        "bytes": job.tar.stat().st_size,
-        "sha256": hashing.digest.hexdigest(),
-        "samples": samples,
-        "bad": bad,
-    }
-    with write_atomically(job.record) as file:
-        json.dump(record, file)
-    return record
-
-
-def read_parts(path, frames):
-    """The bytes of the recordings behind a row of a manifest, once they were decoded.
-
-    Arguments
-    ---------
-    path : str
-        One recording, or several that are joined.
-    frames : int
-        How many samples the manifest says.
-
-    Returns
-    -------
-    list of (str, bytes, int)
-        Suffix, content and samples of each.
-
-    Raises
-    ------
-    InputError
-        Missing, corrupt, truncated, shorter than the manifest says.
-    """
-    parts = []
-    for name, length in parts_of(path):
-        found = len(_decoded(name))
-        wanted = frames if length is None else length
-        if found < wanted:
-            raise InputError(f"{name}: {found} samples, the manifest says {wanted}")
-        try:
-            content = Path(name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{name}: {error.strerror}") from error
-        parts.append((Path(name).suffix[1:].lower(), content, length or found))
-    return parts
-
-
-def member_key(name):
-    """ID → key of a sample in WebDataset's sense.
-
-    Raises
-    ------
-    InputError
-        An ID that no file name may be.
-    """
-    folder, slash, base = name.rpartition("/")
-    words = name.split("/")
-    if "|" in name or ".." in words or "" in words or not name.isprintable():
-        raise InputError(
-            f"ID {name!r}: expected one that can be a file name, without '|', '..', "
-            "empty folders and unprintable characters"
-        )
-    return folder + slash + base.replace("%", "%25").replace(".", "%2E")
-
-
-def _decoded(path):
-    read_header(path)  # also tells a wav file that ends early
-    return read_audio(path, average=True)
-
-
-class _Hashing:
-    """A file that is hashed while it is written."""
-
-    def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data):
-        self.digest.update(data)
-        return self.file.write(data)
-
-
-class _Members:
-    """Members of a tar file, with the places where their contents lie."""
-
-    def __init__(self, file):
-        import webdataset
-
-        # PAX: names of any length, while USTAR refuses some of more than 100 bytes
-        options = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}
-        self.writer = webdataset.TarWriter(
-            file, user="", group="", compress=False, **options
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *error):
-        # closing pads the tar, which fails again where the disk is full
-        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
-            self.writer.close()
-
-    def add(self, name, said, parts):
-        """Add one utterance → [[offset, size, samples, CRC-32], …]."""
-        key, places = member_key(name), []
-        said["samples"] = sum(frames for *_, frames in parts)
-        self._add(key, "json", json.dumps(said).encode())
-        for number, (suffix, content, frames) in enumerate(parts):
-            field = suffix if len(parts) == 1 else f"{number}.{suffix}"
-            offset = self._add(key, field, content)
-            places.append([offset, len(content), frames, zlib.crc32(content)])
-        return places
-
-    def _add(self, key, field, content):
-        self.writer.write({"__key__": key, field: content})
-        blocks = -(-len(content) // _BLOCK)
-        return self.writer.tarstream.offset - blocks * _BLOCK
-
 
 logger = logging.getLogger(__name__)
 
-PLAN, LOCK = "plan.json", ".lock"
-_ROWS_AT_ONCE = 100_000
+_LOCK = ".lock"
 
 
 class ShardCounts(NamedTuple):
@@ -272,6 +66,17 @@ class ShardCounts(NamedTuple):
     bad: int
 
 
+class _Shard(NamedTuple):
+    """What goes into one tar file: columns of the manifest, N utterances."""
+
+    path: Path
+    comment: str
+    ids: list
+    paths: list
+    speakers: list
+    frames: list
+
+
 def make_shards(
     manifests,
     folder,
@@ -280,14 +85,14 @@ def make_shards(
     max_bad_files=0,
     num_workers=None,
 ):
-    """Write the recordings of manifests into tar shards.
+    """Write the recordings of manifests into tar shards, and their index.
 
     Arguments
     ---------
     manifests : list of str or Path
         CSV or Arrow; no ID may be in two of them. Each gets shards of its own.
     folder : str or Path
-        Where they go. A run that was stopped goes on in it.
+        For the shards. A run that was stopped continues in it.
     utterances_per_shard : int
         2,000 of VoxCeleb2's are about 300 MB of flac.
     seed : int
@@ -306,29 +111,10 @@ def make_shards(
     ------
     InputError
         Bad manifests; more bad utterances than stated, the first is named; a folder of
-        other shards, or one that another process is writing; no webdataset.
+        other tars, or one that another process is writing; no webdataset.
     OSError
-        The disk is full: ``filename`` is the shard. Finished shards stay, and the next
-        run goes on from them.
+        The disk is full: ``filename`` is the shard. Finished shards stay.
     """
-    _check_settings(utterances_per_shard, seed, max_bad_files, num_workers)
-    folder = Path(folder).resolve()
-    manifests = [read_manifest(path) for path in manifests]
-    plan = _plan(manifests, utterances_per_shard, seed)
-    with _locked(folder):
-        _begin(folder, plan)
-        try:
-            jobs = _jobs(folder, plan, manifests)
-            records = _make_all(jobs, sum(plan["utterances"]), num_workers)
-            return _finish(folder, records, max_bad_files)
-        finally:
-            _remove_unfinished(folder)
-
-
-# -- the plan --------------------------------------------------------------------------
-
-
-def _check_settings(utterances_per_shard, seed, max_bad_files, num_workers):
     if importlib.util.find_spec("webdataset") is None:
         raise InputError(
             "webdataset is not installed, expected it for shards: "
@@ -342,14 +128,32 @@ def _check_settings(utterances_per_shard, seed, max_bad_files, num_workers):
     ):
         if value is not None and value < least:
             raise InputError(f"{name}: {value}, expected at least {least}")
+    folder = Path(folder).resolve()
+    manifests = [read_manifest(path) for path in manifests]
+    n_shards = sum(-(-len(m) // utterances_per_shard) for m in manifests)
+    comment = (
+        f"{n_shards} shards, utterances_per_shard={utterances_per_shard} seed={seed} "
+        f"manifests={_digest(manifests)}"
+    )
+    shards = _shards(folder, comment, manifests, utterances_per_shard, seed)
+    with _locked(folder):
+        _check_existing(folder, comment)
+        _remove_unfinished(folder)
+        try:
+            bad = _write_all(shards, n_shards, folder, max_bad_files, num_workers)
+        finally:
+            _remove_unfinished(folder)
+        index = ShardIndex(folder, num_workers)
+    n_bytes = sum(path.stat().st_size for path in index.shards)
+    n_good = sum(map(len, manifests)) - len(bad)
+    return ShardCounts(n_shards, n_good, n_bytes, len(bad))
 
 
-def _plan(manifests, utterances_per_shard, seed):
-    """All that decides on what the shards hold, as JSON has it."""
+def _digest(manifests):
+    """Hash of all rows; refuses IDs that no file can have or that come twice."""
     digest, keys = hashlib.sha256(), []
     for manifest in manifests:
-        for start in range(0, len(manifest), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
+        for part in slices(len(manifest)):
             ids = manifest.ids[part].tolist()
             for name in ids:
                 member_key(name)
@@ -358,60 +162,44 @@ def _plan(manifests, utterances_per_shard, seed):
             for column in (*columns[:2], columns[2].tolist()):
                 digest.update("\0".join(column).encode())
             digest.update(np.asarray(manifest.durations[part]).tobytes())
-    _check_unique(manifests, np.concatenate(keys))
-    return {
-        "format_version": FORMAT_VERSION,
-        "utterances_per_shard": utterances_per_shard,
-        "seed": seed,
-        "utterances": [len(manifest) for manifest in manifests],
-        "manifests": digest.hexdigest(),
-    }
+    keys = np.concatenate(keys)
+    _, firsts = np.unique(keys, return_index=True)
+    for row in np.setdiff1d(np.arange(len(keys)), firsts):
+        name = [name for m in manifests for name in m.ids.tolist()][row]
+        raise InputError(f"ID '{name}' is in two manifests, expected each ID once")
+    return digest.hexdigest()[:32]
 
 
-def _check_unique(manifests, keys):
-    """Refuse an ID that comes twice; names it."""
-    order = np.argsort(keys, kind="stable")
-    again = order[1:][keys[order[1:]] == keys[order[:-1]]]
-    if not len(again):
-        return
-    row = int(again.min())
-    for manifest in manifests:
-        if row < len(manifest):
-            name = manifest.ids[row]
-            break
-        row -= len(manifest)
-    raise InputError(f"ID '{name}' is in two manifests, expected each ID once")
-
-
-def _jobs(folder, plan, manifests):
-    """The shards to make, in order."""
-    fingerprint = _fingerprint(plan)
-    size, number = plan["utterances_per_shard"], 0
+def _shards(folder, comment, manifests, utterances_per_shard, seed):
+    """What goes into each shard, in order."""
+    numbers = itertools.count()
     for place, manifest in enumerate(manifests):
-        order = np.random.default_rng([plan["seed"], place]).permutation(len(manifest))
-        for start in range(0, len(manifest), size):
-            rows = order[start : start + size]
+        order = np.random.default_rng([seed, place]).permutation(len(manifest))
+        for start in range(0, len(manifest), utterances_per_shard):
+            rows = order[start : start + utterances_per_shard]
             columns = manifest.ids, manifest.paths, manifest.speakers
+            columns = (column[rows].tolist() for column in columns)
             frames = np.round(manifest.durations[rows] * SAMPLE_RATE).astype(int)
-            texts = (column[rows].tolist() for column in columns)
-            yield Job(
-                *(folder, f"{number:06d}.tar", fingerprint, *texts, frames.tolist())
-            )
-            number += 1
+            path = folder / f"{next(numbers):06d}.tar"
+            yield _Shard(path, comment, *columns, frames.tolist())
 
 
-def _fingerprint(plan):
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-
-
-# -- the folder ------------------------------------------------------------------------
+def _check_existing(folder, comment):
+    """Refuse a folder with tars of another origin; damaged ones are made again."""
+    for path in sorted(folder.glob("*.tar")):
+        with contextlib.suppress(tarfile.TarError), tarfile.open(path, "r:") as tar:
+            found = comment_in(tar, tar.next()) or "recordings of another program"
+            if found != comment:
+                raise InputError(
+                    f"{path}: holds {found}; expected {comment}, or a new folder"
+                )
 
 
 @contextlib.contextmanager
 def _locked(folder):
     """Refuse a folder in which another process is at work."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as file:
+    with open(folder / _LOCK, "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -419,27 +207,6 @@ def _locked(folder):
                 f"{folder}: another process is making shards in it, expected one"
             ) from error
         yield
-
-
-def _begin(folder, plan):
-    """Note the plan; refuse a folder of another one."""
-    path = folder / PLAN
-    if not path.exists():
-        if any(folder.glob("*.tar")):
-            raise InputError(f"{folder}: holds other tar files, expected a new folder")
-    else:
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name in plan if earlier[name] != plan[name]]
-        except (ValueError, KeyError, TypeError):
-            changed = [f"an unreadable {PLAN}"]
-        if changed:
-            raise InputError(
-                f"{folder}: shards that were begun with other {', '.join(changed)}, "
-                "expected the same, or a new folder"
-            )
-    _remove_unfinished(folder)
-    write_json(path, plan)
 
 
 def _remove_unfinished(folder):
@@ -450,56 +217,198 @@ def _remove_unfinished(folder):
 # -- the work --------------------------------------------------------------------------
 
 
-def _make_all(jobs, total, num_workers):
-    """Records of all shards, in order, as they are finished."""
+def _write_all(shards, n_shards, folder, max_bad_files, num_workers):
+    """Write the shards that are not there → (ID, reason) of what was left out."""
     import webdataset  # noqa: F401  once, and not in each process that is forked
 
-    with tqdm(total=total, desc="shards", unit="utterance", disable=None) as bar:
-        for record in in_processes(_make, jobs, num_workers):
-            bar.update(len(record["samples"]) + len(record["bad"]))
-            yield record
-
-
-def _make(job):
-    return finished(job) or write_shard(job)
-
-
-def _finish(folder, records, max_bad_files):
-    """Gather the records into the index; the marker goes last."""
-    shards, columns, bad = [], [np.empty((5, 0), np.int64)], []
-    with contextlib.closing(records):  # where a break leaves jobs
-        for number, record in enumerate(records):
-            samples = record["samples"]
-            said = {name: record[name] for name in ("name", "bytes", "sha256")}
-            shards.append({**said, "utterances": len(samples)})
-            columns.append(_columns(number, samples))
-            bad += record["bad"]
+    bad, incomplete = [], []
+    with (
+        tqdm(total=n_shards, desc="shards", unit="shard", disable=None) as bar,
+        # where too many are bad, some shards are not begun
+        contextlib.closing(in_processes(_make, shards, num_workers)) as made,
+    ):
+        for path, left_out, is_new in made:
+            bar.update(1)
+            bad += left_out
+            incomplete += [path] if left_out and is_new else []
             if len(bad) > max_bad_files:
                 break
-    report_bad_files(sorted(map(tuple, bad)), folder, max_bad_files)
-    parts = np.concatenate(columns, axis=1)
-    if not parts.size:
-        raise InputError(f"{folder}: all recordings are bad, expected some good ones")
-    parts = parts[:, np.argsort(parts[0], kind="stable")]
-    with write_atomically(folder / INDEX, "wb") as file:
-        np.save(file, parts)
-    marker = {
-        "format_version": FORMAT_VERSION,
-        "recordings": parts.shape[1],
-        "shards": shards,
-        "bad": bad,
+    try:
+        report_bad_files(sorted(bad), folder, max_bad_files)
+    except InputError:
+        for path in incomplete:  # the user did not accept that they lack something
+            path.unlink()
+        raise
+    return bad
+
+
+def _make(shard):
+    """One shard → (path, [(ID, reason)] of what was left out, whether it was written).
+
+    An existing one is written again where it is damaged, and where one of the
+    recordings that it lacks can be read now.
+    """
+    try:
+        utterances, _ = read_shard(shard.path)
+        return shard.path, _still_bad(shard, utterances), False
+    except InputError:
+        return shard.path, _write(shard), True
+
+
+def _still_bad(shard, utterances):
+    """(ID, reason) of what a shard lacks; InputError where one of it can be read."""
+    bad = []
+    for row, name in enumerate(shard.ids):
+        if name not in utterances:
+            try:
+                _read_parts(shard.paths[row], shard.frames[row])
+            except InputError as error:
+                bad.append((name, str(error)))
+            else:
+                raise InputError(f"{shard.path}!{name}: missing")
+    return bad
+
+
+def _write(shard):
+    """Write a shard, whole or not at all → (ID, reason) of what was left out."""
+    import webdataset
+
+    # PAX: names of any length, while USTAR refuses some of more than 100 bytes
+    options = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}
+    owner = {"user": "", "group": "", "compress": False}
+    bad = []
+    comment = tarfile.TarInfo(COMMENT)
+    comment.size = len(shard.comment)
+    with (
+        write_atomically(shard.path, "wb") as file,
+        webdataset.TarWriter(file, **owner, **options) as writer,
+    ):
+        writer.tarstream.addfile(comment, io.BytesIO(shard.comment.encode()))
+        for row, name in enumerate(shard.ids):
+            try:
+                parts = _read_parts(shard.paths[row], shard.frames[row])
+            except InputError as error:
+                bad.append((name, str(error)))
+            else:
+                writer.write(_sample(name, shard.speakers[row], parts))
+    return bad
+
+
+def _sample(name, speaker, parts):
+    """One utterance as webdataset writes it."""
+    metadata = {
+        "id": name,
+        "spk_id": speaker,
+        "samples": sum(frames for *_, frames in parts),
+        "sha256": [_sha256(content) for _, content, _ in parts],
     }
-    write_json(folder / SHARDS, marker)
-    counts = (sum(shard[name] for shard in shards) for name in ("utterances", "bytes"))
-    return ShardCounts(len(shards), *counts, len(bad))
+    sample = {"__key__": member_key(name), "json": json.dumps(metadata).encode()}
+    for number, (suffix, content, _) in enumerate(parts):
+        sample[suffix if len(parts) == 1 else f"{number}.{suffix}"] = content
+    return sample
 
 
-def _columns(number, samples):
-    """Samples of one shard → [5, P] of the index."""
-    if not samples:
-        return np.empty((5, 0), np.int64)
-    keys = keys_of([name for name, _ in samples])
-    counts = [len(parts) for _, parts in samples]
-    places = np.array([part[:3] for _, parts in samples for part in parts]).T
-    shard = np.full(places.shape[1], number)
-    return np.stack([np.repeat(keys, counts), shard, *places]).astype(np.int64)
+def _read_parts(path, frames):
+    """(suffix, content, samples) of the recordings of a manifest's row, decoded once.
+
+    InputError where one is missing, corrupt, truncated or shorter than its manifest
+    states.
+    """
+    parts = []
+    for name, length in parts_of(path):
+        read_header(name)  # also finds a wav file that ends early
+        decoded = len(read_audio(name, average=True))
+        expected = frames if length is None else length
+        if decoded < expected:
+            raise InputError(
+                f"{name}: {decoded} samples, the manifest states {expected}"
+            )
+        try:
+            content = Path(name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{name}: {error.strerror}") from error
+        parts.append((Path(name).suffix[1:].lower(), content, length or decoded))
+    return parts
+
+
+# -- the check -------------------------------------------------------------------------
+
+
+def check_shards(folder, max_bad_files=0, num_workers=None):
+    """Compare each recording with its SHA-256; decode it where the tar states none.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of tar files, of any origin.
+    max_bad_files : int
+        So many damaged utterances are only logged.
+    num_workers : int, optional
+        Processes; None: one for each core.
+
+    Returns
+    -------
+    ShardCounts
+        ``bad``: how many utterances are damaged.
+
+    Raises
+    ------
+    InputError
+        More damaged utterances than stated, a tar that is truncated or missing; names
+        shard and utterance of the first.
+    """
+    paths = shards_in(Path(folder).resolve())
+    bad, n_utterances, stated = [], 0, set()
+    with tqdm(total=len(paths), desc="checking", unit="shard", disable=None) as bar:
+        for comment, count, damaged in in_processes(_check, paths, num_workers):
+            for reason in damaged:
+                logger.warning("%s", reason)
+            bad += damaged
+            n_utterances += count
+            stated.update(re.findall(r"^\d+ shards", comment))
+            bar.update(1)
+    if stated - {f"{len(paths)} shards"}:
+        raise InputError(
+            f"{folder}: {len(paths)} tar files, expected {stated.pop()}; run the "
+            "command that made them again"
+        )
+    if len(bad) > max_bad_files:
+        raise InputError(
+            f"{bad[0]} ({len(bad)} bad utterances, expected at most max_bad_files="
+            f"{max_bad_files}); delete the shard and run the command that made it again"
+        )
+    n_bytes = sum(path.stat().st_size for path in paths)
+    return ShardCounts(len(paths), n_utterances, n_bytes, len(bad))
+
+
+def _check(path):
+    """(comment, utterances, a line for each damaged one) of one shard."""
+    utterances, comment = read_shard(path)
+    count, damaged = 0, []
+    for name, fields in utterances.items():
+        places = recordings_of(path, name, fields)
+        count += bool(places)
+        try:
+            checksums = None
+            if places and "json" in fields:
+                metadata = json.loads(_content(path, name, fields["json"]))
+                checksums = isinstance(metadata, dict) and metadata.get("sha256")
+            for number, place in enumerate(places):
+                if not checksums:
+                    read_audio(TarMember(path, name, *place), average=True)
+                elif _sha256(_content(path, name, place)) != checksums[number]:
+                    raise InputError(f"{path}!{name}: damaged, its SHA-256 differs")
+        except InputError as error:
+            damaged.append(str(error))
+        except (ValueError, TypeError, LookupError):
+            damaged.append(f"{path}!{name}: damaged, its .json cannot be read")
+    return comment, count, damaged
+
+
+def _content(path, name, place):
+    with open_member(TarMember(path, name, *place)) as file:
+        return file.read()
+
+
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""An encoder and its head as one ONNX file: graph, export, check, 8 bits."""

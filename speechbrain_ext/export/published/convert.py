@@ -114,11 +114,16 @@ def _kind_of(content, kind):
     known = formats()
     if kind is not None and kind not in known:
         raise InputError(f"kind {kind!r}, expected one of {', '.join(known)}")
-    for name in known if kind is None else [kind]:
-        if known[name].detect(content.tensors):
-            return name
+    candidates = known if kind is None else [kind]
+    fitting = [name for name in candidates if known[name].detect(content.tensors)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(
+            f"{content.path}: its tensors fit {' and '.join(fitting)}; choose by kind"
+        )
     names = ", ".join(list(content.tensors)[:SHOWN]) or "none"
-    titles = "; ".join(found.TITLE for found in known.values())
+    titles = "; ".join(known[name].TITLE for name in candidates)
     raise InputError(
         f"{content.path}: {len(content.tensors)} tensors, {names}, are not of "
         f"{'any known format' if kind is None else kind} ({titles}); {EXPECTED}"
