@@ -110,8 +110,8 @@ def load_run(argv, function):
     options += list(_defaults_on_cpu(options))
     run_opts = _parse_run_options(path, options)
     _check_device(run_opts)
-    text, tree = _read_tree(path)
-    parameters = _keywords(function)
+    text, tree = read_tree(path)
+    parameters = keywords_of(function)
     overrides = parse_overrides(path, tree, texts, parameters)
     _check_keys(path, text, tree, overrides, parameters)
     hparams = load_yaml(path, overrides, new_keys=True)
@@ -252,11 +252,11 @@ def _takes(node):
     tag = getattr(getattr(node, "tag", None), "value", None)
     match = OBJECT.fullmatch(tag or "")
     with contextlib.suppress(ImportError, pydoc.ErrorDuringImport):
-        return _keywords(pydoc.locate(match[1])) if match else {}
+        return keywords_of(pydoc.locate(match[1])) if match else {}
     return {}  # loading the file will say what cannot be imported
 
 
-def _keywords(function):
+def keywords_of(function):
     """Name → inspect.Parameter of what may be given by name."""
     if function is None:
         return {}
@@ -355,7 +355,7 @@ def _is_number(value, kind=(int, float)):
 # ---- the file ------------------------------------------------------------------------
 
 
-def _read_tree(path):
+def read_tree(path):
     """The YAML file as text, and as a mapping with its tags."""
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 that were published (arXiv 2510.04213, section 3.2 and table 2)."""
 
 import re
+import shlex
 
 import pytest
 import torch
@@ -14,7 +15,14 @@ from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.training.terms import Budget, Classification, Distillation
-from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
+from speechbrain_ext.utils.config import (
+    RUN_OPTIONS,
+    keywords_of,
+    load_run,
+    parse_overrides,
+    read_tree,
+    split_words,
+)
 
 HEADS = {
     "stage1_adapter_mfa": AdapterMFA,
@@ -363,3 +371,39 @@ def test_a_reference_follows_its_number(load, name):
     assert hparams["terms"][0].factory.keywords["margin"] == 0.3
     assert hparams["lr_schedule"].peak == optimiser(hparams)[1] == 1e-3
     assert data_of(hparams)["speeds"] == [1.0]
+
+
+# ---- what the documents say ----------------------------------------------------------
+
+COMMAND = re.compile(r"(train|verify|distill_prune)\.py (\S+\.yaml)((?: [^|&;`]*)?)")
+
+
+def documented_commands():
+    """(document, script, YAML file, words) of every command in the documents."""
+    folders = "docs", "recipes/VoxCeleb/SpeakerRec", "recipes/CNCeleb/SpeakerRec"
+    for path in (
+        REPOSITORY / "README.md",
+        *(p for folder in folders for p in (REPOSITORY / folder).glob("*.md")),
+    ):
+        text = path.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            for script_name, yaml, words in COMMAND.findall(line):
+                recipe = RECIPE if "CNCeleb" not in str(path) else CNCELEB.parent
+                yield pytest.param(
+                    *(script_name, recipe / yaml, words.split("#")[0]),
+                    id=f"{path.parent.name}/{path.name}:{yaml}:{words.strip()[:40]}",
+                )
+
+
+@pytest.mark.parametrize(("script_name", "yaml", "words"), documented_commands())
+def test_a_documented_command_is_understood(script_name, yaml, words):
+    _, tree = read_tree(yaml)
+    function = getattr(
+        script(script_name), "verify" if script_name == "verify" else "train"
+    )
+    words = [
+        w for w in shlex.split(words) if w not in ("…", "...") and "$" not in w[:2]
+    ]
+    _, texts = split_words(words)
+    texts = {k: v for k, v in texts.items() if "…" not in v}
+    parse_overrides(yaml, tree, texts, keywords_of(function))
