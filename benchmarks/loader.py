@@ -33,7 +33,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
@@ -63,7 +63,7 @@ def main(argv=None):
             ours.close()
         make_shards([folder / "flac/train.csv"], folder / "shards", 200)
         sharded = from_shards(manifests["flac"], folder / "shards")
-        ours = our_loader(folder, sharded, batch, noise_cache_mib=1024)
+        ours = our_loader(folder, sharded, batch, cache_mib=1024)
         rows.append(compare_loaders("flac in shards", ours, peer, n, arguments.toy))
         ours.close()
         report(rows, arguments)
@@ -92,14 +92,11 @@ def check(loader):
 # -- both sides ------------------------------------------------------------------------
 
 
-def our_loader(folder, manifest, batch, noise_cache_mib=0):
+def our_loader(folder, manifest, batch, cache_mib=0):
     """As train.py builds it."""
     musan = Musan(folder / "musan", {"noise": SNR_DB})
-    augmenter = Augmenter(
-        {"noise": 1, "reverb": 1}, musan, RoomResponses(folder / "rirs")
-    )
-    if noise_cache_mib:
-        augmenter.hold(noise_cache_mib)
+    effects = {"noise": musan, "reverb": RoomResponses(folder / "rirs")}
+    augmenter = Augmenter({"noise": 1, "reverb": 1}, effects, cache_mib)
     dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
     sampler = CropBatchSampler(
         manifest.labels, batch, (SECONDS, SECONDS), n_speeds=len(SPEEDS)

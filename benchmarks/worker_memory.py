@@ -9,7 +9,7 @@ per row. Reading one in Python counts a reference to it, which writes into its p
 forked worker gets a copy of its own. Summed over the main process and its workers, less
 what they take with the rows of one speaker: proportional set sizes, and unique ones.
 
-Noises: each worker reads all of them, from the memory that ``noise_cache_mib`` allows;
+Noises: each worker reads all of them, from the memory that ``cache_mib`` allows;
 the peer is a cache of decoded files in each worker.
 """
 
@@ -148,10 +148,10 @@ def noise_row(folder, n_noises):
 
 def held_stage(folder):
     """Noises in the memory that the processes of a machine share."""
-    from speechbrain_ext.data.augment.noises import HeldSounds
+    from speechbrain_ext.data.augment.noises import CachedNoiseFiles
 
     paths = noises_of(folder)
-    sounds = HeldSounds(paths, [], 4096)
+    sounds = CachedNoiseFiles(paths, [], 4096)
     return memory_in_workers(paths, sounds)
 
 

@@ -1,5 +1,10 @@
-"""Noise, rooms and speed."""
+"""Changes of training crops: noise, rooms, speed."""
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.augmenter import (
+    Augmenter,
+    Effect,
+    Musan,
+    RoomResponses,
+)
 
-__all__ = ["Augmenter", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Effect", "Musan", "RoomResponses"]

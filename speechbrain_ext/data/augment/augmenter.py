@@ -1,33 +1,72 @@
-"""Noise, reverberation and speed for training crops, drawn anew for every utterance.
+"""Noise, reverberation and others on training crops, drawn anew for every utterance.
 
 Noise, music and babble come from MUSAN (Snyder et al. 2015), room responses from
-RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``.
+RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``. In a YAML file::
 
-Everything here takes and returns float32 at 16 kHz, [T], and draws from the generator
-it is given. Recordings are only ever read. Samples beyond ±1 are left as they are:
-clipping would distort, and the encoder's features are normalised in level.
+    augmenter: !name:speechbrain_ext.data.augment.Augmenter
+        chains: {none: 1, noise: 1, reverb+noise: 1}
+        effects:
+            noise: !name:speechbrain_ext.data.augment.Musan {folder: /data/musan}
+            reverb: !name:speechbrain_ext.data.augment.RoomResponses {folder: /rirs}
+
+Any other effect is a subclass of :class:`Effect` and one more line there.
+
+All effects take and return float32 at 16 kHz, [T], and draw from the generator that
+they are given. Recordings are only ever read. Samples beyond ±1 are kept: clipping
+would distort, and the encoder's features are normalised in level.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.data.augment.noises import HeldSounds, Sounds
-from speechbrain_ext.data.augment.waveform import (
-    SpeedPerturb,
-    add_noise,
-    mean_power,
-    reverb,
-)
+from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
+from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
 from speechbrain_ext.utils.errors import InputError
 
-__all__ = ["Augmenter", "Musan", "RoomResponses", "SpeedPerturb"]
-
 SNR_DB = {"noise": (5, 20), "music": (5, 20), "babble": (15, 25)}
-STEPS = ("noise", "reverb")
 
 
-class Musan:
+class Effect:
+    """One step of a chain: a change of a training crop.
+
+    A subclass has ``apply``. One that draws from sound files reads them by ``sounds``
+    and lists them in ``noises`` (channels are averaged) or ``responses`` (channels are
+    kept), so that the Augmenter can keep them decoded in memory.
+
+    Attributes
+    ----------
+    sounds : NoiseFiles
+        Reads sound files.
+    noises, responses : list of str
+        Paths.
+    """
+
+    noises, responses = (), ()
+
+    def __init__(self):
+        self.sounds = NoiseFiles()
+
+    def apply(self, wav, generator):
+        """Change one crop.
+
+        Arguments
+        ---------
+        wav : np.ndarray
+            float32 at 16 kHz, [T]; not to be changed in place.
+        generator : np.random.Generator
+            The only source of chance.
+
+        Returns
+        -------
+        np.ndarray
+            float32, [T].
+        """
+        raise NotImplementedError
+
+
+class Musan(Effect):
     """Noise, music and babble from a folder in MUSAN's layout.
 
     Arguments
@@ -50,6 +89,7 @@ class Musan:
     folders = {"noise": "noise", "music": "music", "babble": "speech"}
 
     def __init__(self, folder, snr_db=SNR_DB, babble_speakers=(3, 8)):
+        super().__init__()
         unknown = sorted(set(snr_db) - set(self.folders))
         if unknown or not snr_db:
             raise InputError(
@@ -65,34 +105,25 @@ class Musan:
             )
         self.snr_db = dict(snr_db)
         self.babble_speakers = tuple(babble_speakers)
-        # Sorted: a draw means the same file on every machine.
+        # sorted: a draw means the same file on every machine
         self.categories = sorted(self.snr_db)
         self.files = {
             category: _wavs_below(Path(folder) / self.folders[category])
             for category in self.categories
         }
-        self.sounds = Sounds()
 
-    def __call__(self, wav, generator):
+    @property
+    def noises(self):
+        """Paths of all files, each once."""
+        return sorted(set(itertools.chain.from_iterable(self.files.values())))
+
+    def apply(self, wav, generator):
         """Add one drawn noise at one drawn ratio: [T] → [T]."""
         noise, snr_db, _ = self.draw(len(wav), generator)
         return add_noise(wav, noise, snr_db)
 
     def draw(self, n, generator):
-        """Draw noise to add.
-
-        Arguments
-        ---------
-        n : int
-            Samples.
-        generator : np.random.Generator
-            Drawn from.
-
-        Returns
-        -------
-        tuple
-            (noise float32 [n], ratio in dB, category).
-        """
+        """(noise float32 [n], ratio in dB, category)."""
         category = self.categories[generator.integers(len(self.categories))]
         snr_db = generator.uniform(*self.snr_db[category])
         if category == "babble":
@@ -106,7 +137,7 @@ class Musan:
     def _babble(self, n, generator):
         files = self.files["babble"]
         count = generator.integers(*self.babble_speakers, endpoint=True)
-        # Distinct recordings as long as there are enough of them.
+        # distinct recordings as long as there are enough of them
         chosen = generator.choice(len(files), count, replace=count > len(files))
         babble = np.zeros(n, dtype=np.float32)
         for index in chosen:
@@ -117,12 +148,12 @@ class Musan:
         return babble
 
 
-class RoomResponses:
+class RoomResponses(Effect):
     """Room impulse responses from a folder in the layout of RIRS_NOISES.
 
     Uses every file that a ``rir_list`` names and every wav file below
     ``simulated_rirs``. The isotropic noises lie beside the real responses and are
-    in no ``rir_list``: they are noises, not responses, and are never used.
+    in no ``rir_list``: they are no responses and never used.
 
     Arguments
     ---------
@@ -137,6 +168,7 @@ class RoomResponses:
     """
 
     def __init__(self, folder):
+        super().__init__()
         folder = Path(folder)
         if (folder / "RIRS_NOISES").is_dir():
             folder = folder / "RIRS_NOISES"
@@ -149,9 +181,13 @@ class RoomResponses:
                 "simulated_rirs/**/*.wav"
             )
         self.files = sorted(paths)
-        self.sounds = Sounds()
 
-    def __call__(self, wav, generator):
+    @property
+    def responses(self):
+        """Paths of all files."""
+        return self.files
+
+    def apply(self, wav, generator):
         """Put the utterance into one drawn room: [T] → [T]."""
         return reverb(wav, self.draw(generator))
 
@@ -162,31 +198,29 @@ class RoomResponses:
 
 
 class Augmenter:
-    """Draw one chain of augmentations per utterance and apply its steps in order.
+    """Draw one chain of effects per utterance and apply its steps in order.
 
     Arguments
     ---------
     chains : dict
         Weight of each chain: ``none``, or steps joined by ``+`` such as ``noise``,
         ``reverb``, ``reverb+noise`` (a dry noise on a wet voice).
-    musan : Musan, optional
-        Needed for ``noise``.
-    rirs : RoomResponses, optional
-        Needed for ``reverb``.
+    effects : dict, optional
+        What each step is: an :class:`Effect`, or a function without arguments that
+        makes one, as ``!name:`` gives. It is called, and so its folder opened, only
+        where a chain of some weight has the step.
+    cache_mib : float
+        So much of the sound files is kept decoded in memory, once for all processes of
+        a machine, the shortest first; the samples are equal. 0: all from the disk.
 
     Raises
     ------
     InputError
-        For a chain of unknown steps, weights that cannot be drawn by, or a step
-        without its recordings.
+        A chain with a step that is no effect, or weights that cannot be drawn by; an
+        effect whose files are missing or damaged.
     """
 
-    def __init__(self, chains, musan=None, rirs=None, effects=None, noise_cache_mib=0):
-        if effects:
-            used = {s for n, w in chains.items() if w for s in n.split("+")}
-            musan = effects["noise"]() if "noise" in used else None
-            rirs = effects["reverb"]() if "reverb" in used else None
-            noise_cache_mib = noise_cache_mib or 2048
+    def __init__(self, chains, effects=None, cache_mib=2048):
         for name, weight in chains.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(
@@ -199,54 +233,60 @@ class Augmenter:
                 f"chains: weights {dict(chains)}, expected at least one above 0 and "
                 "none below"
             )
-        self.chains = [_steps(name) for name in chains]
+        effects = effects or {}
+        self.chains = [_steps(name, effects) for name in chains]
         self.probabilities = weights / weights.sum()
-        self.effects = {"noise": musan, "reverb": rirs}
-        for steps, weight in zip(self.chains, weights):
-            for step in steps:
-                if weight > 0 and self.effects[step] is None:
-                    raise InputError(
-                        f"chain {'+'.join(steps)!r}: nothing to draw {step} from, "
-                        "expected a folder of MUSAN (noise) or RIRS_NOISES (reverb)"
-                    )
+        used = {
+            step for chain, w in zip(self.chains, weights) if w > 0 for step in chain
+        }
+        self.effects = {
+            name: _made(name, effect)
+            for name, effect in effects.items()
+            if name in used
+        }
+        if not cache_mib >= 0:
+            raise InputError(f"cache_mib: {cache_mib}, expected at least 0")
+        if cache_mib:
+            self.cache(cache_mib)
 
-        if noise_cache_mib and (musan or rirs):
-            self.hold(noise_cache_mib)
+    def cache(self, limit_mib):
+        """Keep sound files decoded in memory, up to a limit in MiB of each machine.
 
-    def hold(self, limit_mib):
-        """Keep what is drawn from decoded in memory, up to a limit: equal samples.
-
-        Arguments
-        ---------
-        limit_mib : float
-            See :class:`~speechbrain_ext.data.augment.noises.HeldSounds`.
+        All processes of a distributed run call this together.
         """
-        musan, rirs = self.effects["noise"], self.effects["reverb"]
-        noises = sorted(
-            {f for files in musan.files.values() for f in files} if musan else ()
-        )
-        responses = rirs.files if rirs else []
-        held = HeldSounds(noises, responses, limit_mib)
-        for source in (musan, rirs):
-            if source is not None:
-                source.sounds = held
+        effects = self.effects.values()
+        noises = sorted({path for effect in effects for path in effect.noises})
+        responses = sorted({path for effect in effects for path in effect.responses})
+        if noises or responses:
+            sounds = CachedNoiseFiles(noises, responses, limit_mib)
+            for effect in effects:
+                effect.sounds = sounds
 
     def __call__(self, wav, generator):
         """Augment one utterance: float32 [T] → float32 [T]."""
         chain = generator.choice(len(self.chains), p=self.probabilities)
         for step in self.chains[chain]:
-            wav = self.effects[step](wav, generator)
+            wav = self.effects[step].apply(wav, generator)
         return wav
 
 
-def _steps(name):
-    steps = () if name == "none" else tuple(name.split("+"))
-    if set(steps) - set(STEPS):
-        raise InputError(
-            f"chain {name!r}: unknown, expected none, or {' and '.join(STEPS)} "
-            "joined by +"
-        )
+def _steps(chain, effects):
+    steps = () if chain == "none" else tuple(chain.split("+"))
+    for step in steps:
+        if step not in effects:
+            raise InputError(
+                f"chain {chain!r}: no effect {step!r}, expected none, or some of "
+                f"{sorted(effects)} joined by +"
+            )
     return steps
+
+
+def _made(name, effect):
+    if isinstance(effect, type) or not hasattr(effect, "apply"):
+        effect = effect()
+    if not isinstance(effect, Effect):
+        raise InputError(f"effect {name!r}: {effect!r}, expected an Effect")
+    return effect
 
 
 def _wavs_below(folder):

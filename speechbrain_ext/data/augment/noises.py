@@ -1,10 +1,4 @@
-"""Memory that all processes of a machine share, without a name and so without litter.
-
-One process of each machine makes it (``memfd_create``: no file in any folder, no limit
-of ``/dev/shm``, which is 64 MB in a container by default) and the others open it
-through ``/proc``. The system frees it when the last of them has ended, however it did.
-
-Noises and room responses: from the disk, or decoded in memory up to a limit.
+"""Noises and room responses: from the disk, or decoded in memory up to a limit.
 
 MUSAN has 2,016 files and RIRS_NOISES 60,000, of which every utterance of a training
 draws anew. Kept decoded, they cost no opening and no decoding. What lies in 16 bit
@@ -12,16 +6,19 @@ stays in 16 bit; the samples are those of the files, to the bit:
 
     x = i / 32768
 
-The memory is one for all processes of a machine. The shortest files are kept first:
-each file of a kind is drawn equally often, so they spare the most reads per MiB.
+One process of each machine decodes them into a temporary ``.npy`` file. All map it into
+memory, where they share its pages, and its name is deleted at once: the system frees it
+when the last process has ended, however it did. The shortest files are kept first: each
+file of a kind is drawn equally often, so they spare the most reads per MiB.
 """
 
+import errno
 import functools
 import logging
-import mmap
 import os
 import socket
 import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,77 +30,6 @@ from speechbrain_ext.data.augment.waveform import read_crop, take_crop
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
 
-
-def once_per_machine(make):
-    """Let one process of each machine make something that lies in shared memory.
-
-    Arguments
-    ---------
-    make : callable
-        Returns (buffer, description): what :func:`allocate` gave, and any object that
-        can be pickled.
-
-    Returns
-    -------
-    mmap.mmap
-        The memory; only to be read by those who did not make it.
-    description
-        As ``make`` returned it.
-    """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        (descriptor, memory), description = make()
-        os.close(descriptor)
-        return memory, description
-    # of the CPU: before a Brain has chosen its GPU, all ranks are on the first one
-    group = distributed.new_group(backend="gloo")
-    rank = distributed.get_rank()
-    hosts = _gather(socket.gethostname(), group)
-    leader = hosts.index(hosts[rank])
-    descriptor = None
-    if rank == leader:
-        (descriptor, memory), description = make()
-    told = (os.getpid(), descriptor, description) if rank == leader else None
-    pid, number, description = _gather(told, group)[leader]
-    mine = rank == leader
-    if not mine:
-        try:
-            memory = _open_of(pid, number)
-        except OSError:  # another container under the same name
-            mine = True
-            (descriptor, memory), description = make()
-    distributed.barrier(group)
-    if mine:
-        os.close(descriptor)
-    distributed.destroy_process_group(group)
-    return memory, description
-
-
-def allocate(size):
-    """(file descriptor, mmap) of ``size`` bytes, all 0; forked processes share it."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("speechbrain_ext")
-    else:  # macOS
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, max(size, 1))
-    return descriptor, mmap.mmap(descriptor, max(size, 1))
-
-
-def _open_of(pid, descriptor):
-    other = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY)
-    try:
-        return mmap.mmap(other, 0, prot=mmap.PROT_READ)
-    finally:
-        os.close(other)
-
-
-def _gather(value, group):
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=group)
-    return values
-
-
 logger = logging.getLogger(__name__)
 
 _MIB = 2**20
@@ -112,17 +38,14 @@ _SCALE = np.float32(1 / 32768)
 _NUM_THREADS = 16
 
 
-class Sounds:
+class NoiseFiles:
     """Sound files as they lie on the disk."""
 
     def __init__(self):
         self._frames = {}
 
     def crop(self, path, n, generator):
-        """``n`` samples from a random place of a noise: float32 [n], channels averaged.
-
-        As :func:`~speechbrain_ext.data.augment.waveform.read_crop`.
-        """
+        """``n`` samples from a random place of a noise, channels averaged: float32."""
         if path not in self._frames:
             self._frames[path] = read_header(path).frames
         return read_crop(path, self._frames[path], n, generator)
@@ -133,7 +56,7 @@ class Sounds:
         return channels[:, generator.integers(channels.shape[1])]
 
 
-class Slot(NamedTuple):
+class _Slot(NamedTuple):
     """Where a file lies in memory: ``shape`` [K], or [K, C] of a response."""
 
     offset: int
@@ -142,11 +65,10 @@ class Slot(NamedTuple):
 
     @property
     def size(self):
-        """In bytes."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-class HeldSounds(Sounds):
+class CachedNoiseFiles(NoiseFiles):
     """Sound files decoded in memory, and from the disk where they do not fit.
 
     All ranks of a distributed run make it together.
@@ -167,9 +89,9 @@ class HeldSounds(Sounds):
     def __init__(self, noises, responses, limit_mib):
         super().__init__()
         if not limit_mib >= 0:
-            raise InputError(f"noise_cache_mib: {limit_mib}, expected at least 0")
-        make = functools.partial(_hold, noises, responses, limit_mib * _MIB)
-        self._memory, self._slots = once_per_machine(make)
+            raise InputError(f"cache_mib: {limit_mib}, expected at least 0")
+        make = functools.partial(_decode, noises, responses, limit_mib * _MIB)
+        self._memory, self._slots = _once_per_machine(make)
 
     def __len__(self):
         """Files in memory."""
@@ -177,13 +99,12 @@ class HeldSounds(Sounds):
 
     def __reduce__(self):
         # a process that is not forked reads from the disk
-        return Sounds, ()
+        return NoiseFiles, ()
 
     def crop(self, path, n, generator):
-        """As :meth:`Sounds.crop`."""
         if path not in self._slots:
             return super().crop(path, n, generator)
-        samples = self._view(path)
+        samples = self._samples(path)
 
         def read(start, count):
             return _as_float(samples[start : start + count])
@@ -191,19 +112,15 @@ class HeldSounds(Sounds):
         return take_crop(read, len(samples), n, generator)
 
     def response(self, path, generator):
-        """As :meth:`Sounds.response`."""
         if path not in self._slots:
             return super().response(path, generator)
-        channels = self._view(path)
+        channels = self._samples(path)
         return _as_float(channels[:, generator.integers(channels.shape[1])])
 
-    def _view(self, path):
-        return _view(self._memory, self._slots[path])
-
-
-def _view(memory, slot):
-    count = int(np.prod(slot.shape))
-    return np.frombuffer(memory, slot.dtype, count, slot.offset).reshape(slot.shape)
+    def _samples(self, path):
+        slot = self._slots[path]
+        content = self._memory[slot.offset : slot.offset + slot.size]
+        return content.view(slot.dtype).reshape(slot.shape)
 
 
 def _as_float(samples):
@@ -216,34 +133,80 @@ def _as_float(samples):
 # -- filling ---------------------------------------------------------------------------
 
 
-def _hold(noises, responses, limit):
-    """((descriptor, memory), {path: Slot}) of what fits into ``limit`` bytes."""
-    items = [(path, False) for path in noises] + [(path, True) for path in responses]
+def _once_per_machine(make):
+    """(memory uint8, slots): ``make(path)``, in one process of each machine."""
+    distributed = torch.distributed
+    alone = not (distributed.is_available() and distributed.is_initialized())
+    with tempfile.TemporaryDirectory(prefix="speechbrain_ext-") as folder:
+        path = Path(folder) / "noises.npy"
+        if alone:
+            slots = make(path)
+            return _mapped(path), slots
+        # of the CPU: before a Brain has chosen its GPU, all ranks are on the first one
+        group = distributed.new_group(backend="gloo")
+        rank = distributed.get_rank()
+        hosts = _gather(socket.gethostname(), group)
+        leader = hosts.index(hosts[rank])
+        result = (path, make(path)) if rank == leader else None
+        shared, slots = _gather(result, group)[leader]
+        if not shared.exists():  # another container under the same name
+            shared, slots = path, make(path)
+        memory = _mapped(shared)
+        distributed.barrier(group)  # the folder is deleted behind it
+        distributed.destroy_process_group(group)
+        return memory, slots
+
+
+def _mapped(path):
+    # a plain view: np.memmap is slow to index
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+def _gather(value, group):
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=group)
+    return values
+
+
+def _decode(noises, responses, limit, path):
+    """Write what fits into ``limit`` bytes → {path of a sound: its slot}."""
+    items = [(name, False) for name in noises] + [(name, True) for name in responses]
     shapes = parallel_map(_shape, items, _NUM_THREADS, "noises", "file")
     slots, end, left_out = {}, 0, 0
-    found = zip(items, shapes)
-    for (path, _), (shape, dtype) in sorted(found, key=lambda f: (f[1][0], f[0])):
-        slot = Slot(end, shape, dtype)
+    sorted_items = sorted(zip(items, shapes), key=lambda i: (i[1][0], i[0]))
+    for (name, _), (shape, dtype) in sorted_items:
+        slot = _Slot(end, shape, dtype)
         if end + slot.size > limit:
             left_out += slot.size
             continue
-        slots[path] = slot
+        slots[name] = slot
         end += -(-slot.size // _ALIGNMENT) * _ALIGNMENT
-    descriptor, memory = allocate(end)
     kept = [item for item in items if item[0] in slots]
+    with open(path, "wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (max(end, 1),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + max(end, 1))
 
-    def fill(item):
-        path, is_response = item
-        slot = slots[path]
-        _view(memory, slot)[...] = _decoded(path, is_response, slot.dtype)
+        def write(item):
+            name, is_response = item
+            slot = slots[name]
+            content = _decoded(name, is_response, slot.dtype).tobytes()
+            try:
+                written = os.pwrite(file.fileno(), content, start + slot.offset)
+                code = None if written == slot.size else errno.ENOSPC
+            except OSError as error:
+                code = error.errno
+            if code:
+                raise OSError(code, os.strerror(code), str(path))
 
-    parallel_map(fill, kept, _NUM_THREADS, "decoding noises", "file")
+        parallel_map(write, kept, _NUM_THREADS, "decoding noises", "file")
     logger.info(
         "noises and rooms: %d files decoded in %d MiB of memory, once for this "
         "machine; %d files of %d MiB stay on the disk",
         *(len(kept), end / _MIB, len(items) - len(kept), left_out / _MIB),
     )
-    return (descriptor, memory), slots
+    return slots
 
 
 def _shape(item):
