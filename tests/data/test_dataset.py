@@ -204,6 +204,7 @@ def two_epochs(dataset, num_workers):
     for epoch in (1, 2):
         sampler.set_epoch(epoch)
         batches += list(loader)
+    loader.close()
     return batches
 
 
