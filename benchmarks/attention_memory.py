@@ -100,7 +100,7 @@ def make_side(side):
         return lambda features: peer(features).last_hidden_state
     encoder = W2VBertEncoder(config).eval()
     load_strictly(encoder, peer.state_dict(), "transformers", ignore=UNUSED)
-    return lambda features: encoder.encode_features(features)[-1]
+    return lambda features: encoder.encode(features)[-1]
 
 
 if __name__ == "__main__":

@@ -156,11 +156,11 @@ def make_step(side, sizes, checkpointing):
 
     @torch.no_grad()
     def teach(features):
-        return teacher.encode_features(features)
+        return teacher.encode(features)
 
     def step(features):
         # no names for the states: each side lets go of them as early as it can
-        loss = compare(student.encode_features(features), teach(features))
+        loss = compare(student.encode(features), teach(features))
         loss.backward()
         return loss.detach()
 

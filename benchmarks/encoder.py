@@ -74,7 +74,7 @@ def beside_gemm(encoder, features, seconds, arguments):
     products, macs = matrix_products(encoder, features.shape[1])
     row = timed(
         f"dense, {seconds:g} s, at the rate of a matrix product",
-        lambda: encoder.encode_features(features),
+        lambda: encoder.encode(features),
         products,
         seconds,
         arguments,
@@ -93,7 +93,7 @@ def beside_transformers(encoder, arguments):
     return [
         beside(
             f"encoder, dense, {seconds:g} s",
-            lambda features=features: encoder.encode_features(features),
+            lambda features=features: encoder.encode(features),
             lambda features=features: states_of(model, features),
             seconds,
             arguments,
@@ -136,7 +136,7 @@ def beside_structure(name, encoder, values, arguments):
             peer.take(features)
             row = beside(
                 f"encoder, {name}, {seconds:g} s",
-                lambda features=features: encoder.encode_features(features),
+                lambda features=features: encoder.encode(features),
                 peer,
                 seconds,
                 arguments,

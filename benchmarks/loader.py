@@ -63,7 +63,7 @@ def main(argv=None):
             ours.close()
         make_shards([folder / "flac/train.csv"], folder / "shards", 200)
         sharded = from_shards(manifests["flac"], folder / "shards")
-        ours = our_loader(folder, sharded, batch, cache_mib=1024)
+        ours = our_loader(folder, sharded, batch, noise_cache_mib=1024)
         rows.append(compare_loaders("flac in shards", ours, peer, n, arguments.toy))
         ours.close()
         report(rows, arguments)
@@ -92,11 +92,13 @@ def check(loader):
 # -- both sides ------------------------------------------------------------------------
 
 
-def our_loader(folder, manifest, batch, cache_mib=0):
+def our_loader(folder, manifest, batch, noise_cache_mib=0):
     """As train.py builds it."""
-    musan = Musan(folder / "musan", {"noise": SNR_DB})
-    effects = {"noise": musan, "reverb": RoomResponses(folder / "rirs")}
-    augmenter = Augmenter({"noise": 1, "reverb": 1}, effects, cache_mib)
+    effects = {
+        "noise": Musan(folder / "musan", {"noise": SNR_DB}),
+        "reverb": RoomResponses(folder / "rirs"),
+    }
+    augmenter = Augmenter({"noise": 1, "reverb": 1}, effects, noise_cache_mib)
     dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
     sampler = CropBatchSampler(
         manifest.labels, batch, (SECONDS, SECONDS), n_speeds=len(SPEEDS)

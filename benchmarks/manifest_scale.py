@@ -27,7 +27,7 @@ from made_up_manifests import NamesOnly, silent_loader, voxceleb2
 from processes import memory_of, start_process
 
 from speechbrain_ext.data.arrow_manifest import mix_manifests
-from speechbrain_ext.data.corpora.voxblink2 import VoxBlink2Options, prepare_training
+from speechbrain_ext.data.corpora import voxblink2
 from speechbrain_ext.data.manifest import read_manifest, write_manifest
 
 # torch and SpeechBrain are imported by the stages that need them: half their time else.
@@ -92,16 +92,17 @@ def measure(folder, arguments):
 def prepare_stage(arguments):
     """Names → train.arrow of VoxBlink2."""
     n_speakers = (TOY if arguments.toy else FULL)[0]
-    options = VoxBlink2Options(folders="/data", save_folder=f"{arguments.file}/vb2")
+    voxblink2.Corpus = lambda folders: NamesOnly(n_speakers)
+    folders = {"folders": "/data", "save_folder": f"{arguments.file}/vb2"}
 
     def run():
         start = time.perf_counter()
-        done = prepare_training(options, NamesOnly(n_speakers), num_workers=2)
+        done = voxblink2.prepare_voxblink2(**folders, num_workers=2)
         return done.counts["train"]["utterances"], time.perf_counter() - start
 
     (n_rows, seconds), memory = peak_memory(run)
     start = time.perf_counter()
-    prepare_training(options)
+    voxblink2.prepare_voxblink2(**folders)
     again = time.perf_counter() - start
     say(rows=n_rows, seconds=seconds, again=again, MiB=memory / MEBI)
 

@@ -9,7 +9,7 @@ per row. Reading one in Python counts a reference to it, which writes into its p
 forked worker gets a copy of its own. Summed over the main process and its workers, less
 what they take with the rows of one speaker: proportional set sizes, and unique ones.
 
-Noises: each worker reads all of them, from the memory that ``cache_mib`` allows;
+Noises: each worker reads all of them, from the memory that ``noise_cache_mib`` allows;
 the peer is a cache of decoded files in each worker.
 """
 

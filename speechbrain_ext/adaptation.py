@@ -12,13 +12,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import SHOWN
 
 logger = logging.getLogger(__name__)
 
 
-def inject_lora(
-    encoder, r=64, alpha=128, dropout=0.0, target_modules=("linear_q", "linear_v")
-):
+def inject_lora(encoder, r=64, alpha=128, dropout=0.0, target_modules=None):
     """Add LoRA to the named linear layers of ``encoder``, in place.
 
     All other parameters of ``encoder`` become frozen. The outputs do not change yet,
@@ -33,8 +32,9 @@ def inject_lora(
         Scale; the update is multiplied by alpha / r.
     dropout : float
         On the input of A, in training.
-    target_modules : sequence of str
-        Last part of the layers' names.
+    target_modules : sequence of str, optional
+        Last part of the layers' names; None: the encoder's own ``lora_targets``, its
+        query and value projections.
 
     Returns
     -------
@@ -46,6 +46,8 @@ def inject_lora(
     InputError
         Where LoRA is there already, no layer has one of the names, or r < 1.
     """
+    if target_modules is None:
+        target_modules = getattr(encoder, "lora_targets", ())
     names = list(target_modules)
     if any(isinstance(module, LoraLayer) for module in encoder.modules()):
         raise InputError("inject_lora: this encoder has LoRA layers already")
@@ -64,6 +66,36 @@ def inject_lora(
     inject_adapter_in_model(config, encoder)
     encoder.train(encoder.training)  # a frozen encoder decides anew what trains
     return encoder
+
+
+def check_lora_gradients(model):
+    """Raise an error where a LoRA layer has no gradient: call it after a backward pass.
+
+    Such a layer never learns: the model uses its weight without calling the layer, as
+    ``torch.nn.functional.multi_head_attention_forward`` does.
+
+    Raises
+    ------
+    InputError
+        Naming the layers.
+    """
+    idle = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        and any(p.requires_grad and p.grad is None for p in _lora_parameters(module))
+    ]
+    if idle:
+        more = ", …" if len(idle) > SHOWN else ""
+        raise InputError(
+            f"LoRA: no gradient reaches {len(idle)} layer(s): "
+            f"{', '.join(idle[:SHOWN])}{more}; expected target_modules that the model "
+            "calls"
+        )
+
+
+def _lora_parameters(layer):
+    return [p for name, p in layer.named_parameters() if "lora_" in name]
 
 
 def merge_lora(encoder):

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from speechbrain_ext.lobes.w2v_bert import padding_mask
+from speechbrain_ext.lobes.encoder import padding_mask
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision
 

@@ -1,35 +1,32 @@
-"""The classifier in a model's folder: kept, handed on, and its rows chosen by name.
-
-    classifier.safetensors    one row per training class
-    training.json             speakers in row order, speeds, which are perturbed
-
-Which class a speaker at some speed is: :mod:`speechbrain_ext.data.labels`.
-
-The end state of a training stage as a folder, and the way back.
+"""A trained model as a folder, and the way back.
 
     hyperparams.yaml               the modules, for SpeechBrain's inference classes
-    encoder_config.json            configuration from which the encoder is rebuilt
+    encoder_config.json            configuration of an encoder that has one
     speaker_encoder.safetensors    encoder and head, LoRA merged
     classifier.safetensors         one row per training class
     training.json                  speakers in row order, stage, epoch, validation EER
 
-The next stage, verification and inference all read this folder. Everything in it is
-needed: loading is strict and downloads nothing. Inference also takes calibration.json,
-cohort.npz and thresholds.json where they are there
-(:mod:`speechbrain_ext.inference.folder`), and weights as ``speaker_encoder.ckpt`` in
-place of safetensors.
+The next stage, verification and inference all read this folder. Encoder and head are
+written as their class and the arguments of their constructors
+(:mod:`speechbrain_ext.lobes.encoder`). Everything in the folder is needed: loading is
+strict and downloads nothing. Inference also takes calibration.json, cohort.npz and
+thresholds.json where they exist (:mod:`speechbrain_ext.inference.folder`), and weights
+as ``speaker_encoder.ckpt`` in place of safetensors.
 """
 
 import json
+import sys
+import textwrap
 from pathlib import Path
 
 import torch
+import yaml
 
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml
-from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_folder_atomically, write_json
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
     load_strictly,
@@ -37,176 +34,12 @@ from speechbrain_ext.utils.weights import (
     save_weights,
 )
 
-CLASSIFIER_FILE = "classifier.safetensors"
-TRAINING = "training.json"
-
-
-def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
-    """Load a former stage's classifier into that of the next one.
-
-    Rows go by the speakers' names: stage 3 keeps the rows of its speakers at their
-    true speed, whatever else stage 2 had.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Written by :func:`~speechbrain_ext.pretrained.save_pretrained`.
-    classifier : ArcFace
-        With as many classes as these speakers have.
-    speakers : list of str
-        Names of the training speakers, in label order.
-    n_speeds : int
-        Blocks of classes: 3 with speed copies, 1 without.
-    n_perturbed : int, optional
-        So many of the speakers, the first, have speed copies; None: all.
-
-    Raises
-    ------
-    InputError
-        Where anything does not fit: the embedding's width, a speaker the former stage
-        did not know, more speeds than it had.
-    """
-    folder = Path(folder)
-    former = read_training(folder)
-    rows = class_rows(
-        former["speakers"],
-        former["n_speeds"],
-        speakers,
-        n_speeds,
-        folder,
-        former.get("n_perturbed"),
-        n_perturbed,
-    )
-    path = folder / CLASSIFIER_FILE
-    weights = read_weights(path)
-    expected = _classes(former).count
-    if len(weights.get("weight", ())) != expected:
-        raise InputError(
-            f"{path}: {len(weights.get('weight', ()))} classes, expected {expected} as "
-            f"in {TRAINING}"
-        )
-    load_strictly(classifier, {"weight": weights["weight"][rows]}, str(path))
-
-
-def keep_classifier(folder):
-    """A former stage's classifier, for one that trains none and hands it on.
-
-    Returns
-    -------
-    classifier : ArcFace
-        Or None.
-    training : dict
-        ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
-        ``n_perturbed``, which its rows stand for; else empty.
-    """
-    if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
-        return None, {}
-    former = read_training(folder)
-    names = ("speakers", "n_speeds", "n_perturbed")
-    kept = {name: former[name] for name in names if former.get(name) is not None}
-    weights = read_weights(path)
-    size = max((weight.shape[-1] for weight in weights.values()), default=0)
-    classifier = ArcFace(size, _classes(kept).count)
-    load_strictly(classifier, weights, str(path))
-    return classifier, kept
-
-
-def read_training(folder):
-    """``training.json`` of a pretrained folder."""
-    path = Path(folder) / TRAINING
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        speakers, n_speeds = values["speakers"], values["n_speeds"]
-        perturbed = values.get("n_perturbed", 0)
-        if not (isinstance(speakers, list) and isinstance(n_speeds, int)):
-            raise TypeError
-        if not (perturbed is None or 0 <= perturbed <= len(speakers)):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected JSON with a list 'speakers' and a number 'n_speeds', as "
-            "train.py writes"
-        ) from error
-    return values
-
-
-def _classes(training):
-    return Classes(
-        len(training["speakers"]), training["n_speeds"], training.get("n_perturbed")
-    )
-
-
-def class_rows(
-    former,
-    former_speeds,
-    speakers,
-    n_speeds,
-    source,
-    former_perturbed=None,
-    n_perturbed=None,
-):
-    """Rows of a former classifier that are the classes of the new one.
-
-    Returns
-    -------
-    list of int
-        One row number for each class.
-    """
-    row = {name: number for number, name in enumerate(former)}
-    unknown = [name for name in speakers if name not in row]
-    if unknown:
-        raise InputError(
-            f"{source}: classifier of {len(former)} speakers has no classes for "
-            f"{len(unknown)} of the {len(speakers)} training speakers, first "
-            f"{unknown[0]!r}"
-        )
-    if n_speeds > former_speeds:
-        raise InputError(
-            f"{source}: classifier of {former_speeds} speed(s) has no classes for "
-            f"{n_speeds}, expected as many at most: see speeds"
-        )
-    known = Classes(len(former), former_speeds, former_perturbed)
-    wanted = Classes(len(speakers), n_speeds, n_perturbed)
-    plain = [
-        speakers[number]
-        for number, speed in wanted.speakers_and_speeds()
-        if speed and row[speakers[number]] >= known.perturbed
-    ]
-    if plain:
-        raise InputError(
-            f"{source}: classifier knows {plain[0]!r} at true speed only, expected "
-            f"a speaker that was perturbed, as {n_speeds} speeds are asked for"
-        )
-    return [
-        known.class_of(row[speakers[number]], speed)
-        for number, speed in wanted.speakers_and_speeds()
-    ]
-
-
-__all__ = [
-    "CLASSIFIER_FILE",
-    "ENCODER_CONFIG",
-    "HYPERPARAMS",
-    "INFERENCE",
-    "MODEL_CKPT",
-    "MODEL_FILE",
-    "TRAINING",
-    "class_rows",
-    "keep_classifier",
-    "load_classifier",
-    "load_hyperparams",
-    "load_pretrained",
-    "load_trainable",
-    "read_training",
-    "save_pretrained",
-    "weights_file",
-    "write_model",
-]
-
 MODEL_FILE = "speaker_encoder.safetensors"
 MODEL_CKPT = "speaker_encoder.ckpt"  # a torch file, where there is no other
 ENCODER_CONFIG = "encoder_config.json"
 HYPERPARAMS = "hyperparams.yaml"
+CLASSIFIER_FILE = "classifier.safetensors"
+TRAINING = "training.json"
 
 # What inference takes from hyperparams.yaml; a folder without these keys has these.
 INFERENCE = {
@@ -223,7 +56,7 @@ TEMPLATE = """\
 #     verifier = SpeakerVerifier.from_hparams(source="this folder")
 
 pretrained_path: .
-sample_rate: 16000 # Hz; recordings of other rates are converted
+sample_rate: {sample_rate} # Hz; recordings of other rates are converted
 
 # Recordings, in seconds
 min_seconds: {min_seconds} # shorter ones are refused
@@ -232,10 +65,8 @@ hop_seconds: {hop_seconds} # from one window to the next
 
 as_norm_top_n: {as_norm_top_n} # cohort members that count, where there is a cohort.npz
 
-encoder: !new:{encoder}
-    source: !ref <pretrained_path>/{config}
-head: !new:{head}
-{arguments}
+encoder: {encoder}
+head: {head}
 speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
     encoder: !ref <encoder>
     head: !ref <head>
@@ -243,6 +74,8 @@ speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
 modules:
     speaker_encoder: !ref <speaker_encoder>
 """
+
+# -- model -----------------------------------------------------------------------------
 
 
 def save_pretrained(
@@ -272,8 +105,8 @@ def save_pretrained(
     Raises
     ------
     InputError
-        Where LoRA is not merged, ``folder`` holds something else, or ``inference`` an
-        unknown key.
+        Where LoRA is not merged, ``folder`` holds something else, ``inference`` has an
+        unknown key, or an encoder or head cannot be rebuilt from its arguments.
     """
     folder, inference = Path(folder), inference or {}
     if unknown := sorted(set(inference) - set(INFERENCE)):
@@ -281,21 +114,25 @@ def save_pretrained(
             f"{folder}: inference: {unknown[0]}, expected some of "
             f"{', '.join(INFERENCE)}"
         )
-    if _holds_something_else(folder):
+    if folder.is_dir():
+        foreign = not (folder / HYPERPARAMS).is_file() and any(folder.iterdir())
+    else:
+        foreign = folder.exists()
+    if foreign:
         raise InputError(f"{folder}: exists and is not a pretrained folder")
     weights = speaker_encoder.state_dict()
     if any(".lora_" in name for name in weights):
         raise InputError(f"{folder}: LoRA layers are not merged; call merge_lora first")
-    with write_folder_atomically(folder) as beside:
-        write_model(beside, speaker_encoder, weights, inference)
+    with write_folder_atomically(folder) as new:
+        write_model(new, speaker_encoder, weights, inference)
         if classifier is not None:
-            save_weights(classifier.state_dict(), beside / CLASSIFIER_FILE)
-        write_json(beside / TRAINING, training or {})
+            save_weights(classifier.state_dict(), new / CLASSIFIER_FILE)
+        write_json(new / TRAINING, training or {})
     return folder
 
 
 def write_model(folder, speaker_encoder, weights, inference):
-    """What rebuilds a model, into a folder that is there: all but its training.
+    """Write what rebuilds a model, all but its training, into an existing folder.
 
     Arguments
     ---------
@@ -306,10 +143,62 @@ def write_model(folder, speaker_encoder, weights, inference):
     inference : dict
         Some of :data:`INFERENCE`, where its values do not suit this model.
     """
+    encoder, head = speaker_encoder.encoder, speaker_encoder.head
+    arguments = _arguments(encoder)
+    config, lines = arguments.get("source"), ""
+    if isinstance(config, dict):
+        del arguments["source"]
+        lines = f"    source: !ref <pretrained_path>/{ENCODER_CONFIG}\n"
     save_weights(weights, folder / MODEL_FILE)
-    write_json(folder / ENCODER_CONFIG, speaker_encoder.encoder.config.to_dict())
-    text = _hyperparams(speaker_encoder, INFERENCE | inference)
-    (folder / HYPERPARAMS).write_text(text)
+    if lines:
+        write_json(folder / ENCODER_CONFIG, config)
+    text = TEMPLATE.format(
+        sample_rate=encoder.sample_rate,
+        encoder=_constructor(encoder, arguments, lines),
+        head=_constructor(head, _arguments(head)),
+        **{key: json.dumps(inference.get(key, INFERENCE[key])) for key in INFERENCE},
+    )
+    (folder / HYPERPARAMS).write_text(text, encoding="utf-8")
+
+
+def _arguments(module):
+    """A copy of a module's ``arguments``, lists and dicts as JSON holds them."""
+    name = type(module).__name__
+    if not isinstance(getattr(module, "arguments", None), dict):
+        raise InputError(
+            f"{name}: no record of its arguments, expected a subclass of Encoder or "
+            "Head in speechbrain_ext.lobes.encoder"
+        )
+    for argument, value in module.arguments.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise InputError(
+                f"{name}: argument {argument} is a {type(value).__name__}, expected a "
+                "value that JSON holds"
+            ) from error
+    return json.loads(json.dumps(module.arguments))
+
+
+def _constructor(module, arguments, lines=""):
+    """A module as YAML: its class, then its arguments, one a line."""
+    if arguments:
+        options = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
+        text = yaml.safe_dump(arguments, allow_unicode=True, **options)
+        lines += textwrap.indent(text, "    ")
+    return f"!new:{_dotted(type(module))}\n{lines}"
+
+
+def _dotted(kind):
+    """Name of a class, of the outermost package that has it under its own name."""
+    if "<locals>" in kind.__qualname__ or kind.__module__ == "__main__":
+        raise InputError(f"{kind.__qualname__}: expected a class that can be imported")
+    parts = kind.__module__.split(".")
+    for end in range(1, len(parts)):
+        package = ".".join(parts[:end])
+        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
+            return f"{package}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def load_pretrained(folder):
@@ -361,11 +250,10 @@ def load_hyperparams(folder, overrides=None):
         )
     if "<" in str(folder):  # HyperPyYAML looks for a key between < and >
         raise InputError(f"{folder}: '<' in the path of a model, expected none")
+    overrides = {**(overrides or {}), "pretrained_path": str(folder)}
     try:
         with NoRandomValues():
-            hparams = load_yaml(
-                path, {**(overrides or {}), "pretrained_path": str(folder)}
-            )
+            hparams = load_yaml(path, overrides)
     except InputError as error:
         if str(path) in str(error):
             raise
@@ -408,33 +296,119 @@ def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
     Returns
     -------
     SpeakerEncoder
+
+    Raises
+    ------
+    InputError
+        As :func:`load_pretrained`; gradient checkpointing of an encoder without it.
     """
     model = load_pretrained(folder).requires_grad_(True)
-    model.encoder.frozen = frozen_encoder
-    model.encoder.requires_grad_(not frozen_encoder)
-    model.encoder.gradient_checkpointing = gradient_checkpointing
+    model.encoder.set_training_options(frozen_encoder, gradient_checkpointing)
     return model.train()
 
 
-def _holds_something_else(folder):
-    if not folder.is_dir():
-        return folder.exists()
-    return not (folder / HYPERPARAMS).is_file() and any(folder.iterdir())
+# -- classifier ------------------------------------------------------------------------
 
 
-def _hyperparams(speaker_encoder, inference):
-    encoder, head = speaker_encoder.encoder, speaker_encoder.head
-    return TEMPLATE.format(
-        encoder=_dotted(encoder),
-        config=ENCODER_CONFIG,
-        head=_dotted(head),
-        arguments="".join(
-            f"    {name}: {json.dumps(value)}\n"
-            for name, value in head.arguments.items()
-        ),
-        **{name: json.dumps(value) for name, value in inference.items()},
-    )
+def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
+    """Load a former stage's classifier into that of the next one, by speakers' names.
+
+    Stage 3 keeps the rows of its speakers at their true speed, whatever else stage 2
+    had. Which class a speaker at some speed is: :mod:`speechbrain_ext.data.labels`.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Written by :func:`save_pretrained`.
+    classifier : ArcFace
+        With as many classes as these speakers have.
+    speakers : list of str
+        Names of the training speakers, in label order.
+    n_speeds : int
+        Blocks of classes: 3 with speed copies, 1 without.
+    n_perturbed : int, optional
+        So many of the speakers, the first, have speed copies; None: all.
+
+    Raises
+    ------
+    InputError
+        Where anything does not fit: the embedding's width, a speaker the former stage
+        did not know, more speeds than it had.
+    """
+    folder = Path(folder)
+    former = read_training(folder)
+    wanted = Classes(len(speakers), n_speeds, n_perturbed)
+    rows = _class_rows(folder, former, speakers, wanted)
+    path = folder / CLASSIFIER_FILE
+    weight = read_weights(path).get("weight", ())
+    expected = _classes(former).count
+    if len(weight) != expected:
+        raise InputError(
+            f"{path}: {len(weight)} classes, expected {expected} as in {TRAINING}"
+        )
+    load_strictly(classifier, {"weight": weight[rows]}, str(path))
 
 
-def _dotted(instance):
-    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+def _class_rows(folder, former, speakers, wanted):
+    """Row of a former classifier for each of the ``wanted`` classes → list of int."""
+    known = _classes(former)
+    row = {name: number for number, name in enumerate(former["speakers"])}
+    unknown = [name for name in speakers if name not in row]
+    if unknown:
+        raise InputError(
+            f"{folder}: classifier of {len(row)} speakers has no classes for "
+            f"{len(unknown)} of the {len(speakers)} training speakers, first "
+            f"{unknown[0]!r}"
+        )
+    if wanted.n_speeds > known.n_speeds:
+        raise InputError(
+            f"{folder}: classifier of {known.n_speeds} speed(s) has no classes for "
+            f"{wanted.n_speeds}, expected as many at most: see speeds"
+        )
+    rows = []
+    for number, speed in wanted.speakers_and_speeds():
+        if speed and row[speakers[number]] >= known.perturbed:
+            raise InputError(
+                f"{folder}: classifier knows {speakers[number]!r} at true speed only, "
+                f"expected a perturbed speaker for {wanted.n_speeds} speeds"
+            )
+        rows.append(known.class_of(row[speakers[number]], speed))
+    return rows
+
+
+def keep_classifier(folder):
+    """A former stage's classifier, for one that trains none and hands it on.
+
+    Returns
+    -------
+    classifier : ArcFace
+        Or None.
+    training : dict
+        ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
+        ``n_perturbed``, which its rows stand for; else empty.
+    """
+    if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
+        return None, {}
+    former = read_training(folder)
+    names = ("speakers", "n_speeds", "n_perturbed")
+    kept = {name: former[name] for name in names if former.get(name) is not None}
+    weights = read_weights(path)
+    size = max((weight.shape[-1] for weight in weights.values()), default=0)
+    classifier = ArcFace(size, _classes(kept).count)
+    load_strictly(classifier, weights, str(path))
+    return classifier, kept
+
+
+def read_training(folder):
+    """``training.json`` of a pretrained folder, as ``train.py`` writes it."""
+    path = Path(folder) / TRAINING
+    schema = {"speakers": [str], "n_speeds": int, "n_perturbed?": (int, None)}
+    values = read_json(path, schema, what="the speakers of a training")
+    with naming(path):
+        _ = _classes(values).count  # checks n_perturbed
+    return values
+
+
+def _classes(training):
+    speakers, speeds = training["speakers"], training["n_speeds"]
+    return Classes(len(speakers), speeds, training.get("n_perturbed"))

@@ -17,7 +17,7 @@ LAYERS = 3
 
 def last_state(encoder):
     with torch.no_grad():
-        return encoder.encode_features(FEATURES)[-1]
+        return encoder.encode(FEATURES)[-1]
 
 
 def fill_b(encoder, seed=0):
@@ -105,7 +105,7 @@ def test_lora_alone_is_trained(frozen):
     assert all("lora_" in name for name in trained)
     assert len(trained) == LAYERS * 2 * 2  # layers × (q, v) × (A, B)
     assert sum(p.numel() for p in trained.values()) == LAYERS * 2 * 4 * (48 + 48)
-    encoder.encode_features(FEATURES)[-1].square().sum().backward()
+    encoder.encode(FEATURES)[-1].square().sum().backward()
     for name, parameter in encoder.named_parameters():
         assert (parameter.grad is not None) == ("lora_" in name)
     # at the start A's gradient is zero, since B is; B's is not

@@ -89,13 +89,14 @@ def test_through_an_encoder_every_weight_gets_the_same_gradient():
     encoder, other = make_encoder(), make_encoder(seed=1)
     features = noise(2, 21, 160)
     with torch.no_grad():
-        teacher = other.encode_features(features)
+        teacher = other.encode(features)
     found = []
     for loss in (lambda *states: distillation_loss(*states).loss, stacked):
         encoder.zero_grad()
-        loss(encoder.encode_features(features), teacher).backward()
+        loss(encoder.encode(features), teacher).backward()
         found.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]))
-    assert_close(*found)
+    # through float32's products of a layer and back, each with some eps of its size
+    assert_close(*found, tolerance=5e-5)
 
 
 def test_equal_states_cost_minus_one_and_move_nothing():
@@ -215,6 +216,6 @@ def test_states_that_do_not_correspond_are_refused():
 def test_an_encoder_of_another_width_is_refused():
     features = noise(1, 9, 160)
     narrow = make_encoder(tiny_config(hidden_size=32))
-    states = [e.encode_features(features) for e in (make_encoder(), narrow)]
+    states = [e.encode(features) for e in (make_encoder(), narrow)]
     with pytest.raises(InputError, match=r"state 0 .* \(1, 9, 48\), .* \(1, 9, 32\)"):
         distillation_loss(*states)

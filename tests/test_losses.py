@@ -202,7 +202,8 @@ def test_keep_classes_keeps_the_first_rows():
     assert isinstance(arcface.weight, torch.nn.Parameter)
     assert arcface.weight.requires_grad
     expected = plain_arcface(embeddings, kept, labels, 0.2, 32.0)
-    torch.testing.assert_close(arcface(embeddings, labels).double(), expected)
+    loss = arcface(embeddings, labels).double()  # of float32, 32 times a cosine's error
+    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
     assert repr(arcface) == "ArcFace(16 → 3, margin=0.2, scale=32.0)"
     # the memory of the rows left out is given back
     assert arcface.weight.untyped_storage().nbytes() == 3 * 16 * 4

@@ -20,13 +20,12 @@ from tiny_pretrained import (
 )
 from tiny_training import start
 
-from speechbrain_ext import pretrained
-from speechbrain_ext import pretrained as pretrained_classifier
 from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
     load_classifier,
+    load_hyperparams,
     load_pretrained,
     load_trainable,
     save_pretrained,
@@ -290,14 +289,12 @@ def test_other_hyperparameters_are_refused(folder, text, expected):
         load_pretrained(folder)
 
 
+def test_an_override_of_no_key_is_refused(folder):
+    with pytest.raises(InputError, match=r"hyperparams\.yaml: .*top_m"):
+        load_hyperparams(folder, {"top_m": 3})
+
+
 def test_a_folder_that_is_none(tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="expected a folder written by train"):
             load_pretrained(path)
-
-
-def test_what_moved_is_found_where_it_was():
-    """Programs import the classifier's functions from the folder's module."""
-    names = ("class_rows", "keep_classifier", "load_classifier", "read_training")
-    for name in (*names, "CLASSIFIER_FILE", "TRAINING"):
-        assert getattr(pretrained, name) is getattr(pretrained_classifier, name)

@@ -14,9 +14,9 @@ from tiny_pretrained import (
     training,
 )
 
+from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
-    class_rows,
     keep_classifier,
     load_classifier,
     read_training,
@@ -46,9 +46,10 @@ def test_a_damaged_classifier_is_one_line(folder, name, damage):
 # ---- classes -------------------------------------------------------------------------
 
 
-def rows_after(folder, speakers, n_speeds):
-    classifier = ArcFace(8, len(speakers) * n_speeds)
-    load_classifier(folder, classifier, speakers, n_speeds)
+def rows_after(folder, speakers, n_speeds, n_perturbed=None):
+    classes = Classes(len(speakers), n_speeds, n_perturbed).count
+    classifier = ArcFace(8, classes)
+    load_classifier(folder, classifier, speakers, n_speeds, n_perturbed)
     return classifier.weight.detach()
 
 
@@ -66,16 +67,27 @@ def test_classes_go_by_name_and_not_by_place(folder):
     weight = make_classifier().weight.detach()
     found = rows_after(folder, ["dora", "anna"], 2)
     assert torch.equal(found, weight[[3, 0, 4 + 3, 4 + 0]])
-    assert class_rows(["a", "b"], 3, ["b", "a"], 3, "x") == [1, 0, 3, 2, 5, 4]
-    assert class_rows(["a", "b", "c"], 1, ["c"], 1, "x") == [2]
-    # a and b at three speeds, then c and d at one: 6 + 2 classes
-    mixed = ["a", "b", "c", "d"], 3
-    assert class_rows(*mixed, ["a", "b"], 1, "x", 2) == [0, 1]
-    assert class_rows(*mixed, ["b", "a"], 3, "x", 2) == [1, 0, 3, 2, 5, 4]
-    assert class_rows(*mixed, ["d", "b"], 1, "x", 2) == [7, 1]
-    assert class_rows(*mixed, ["b", "d", "c"], 3, "x", 2, 1) == [1, 3, 5, 7, 6]
-    with pytest.raises(InputError, match="x: classifier knows 'c' at true speed only"):
-        class_rows(*mixed, ["b", "c"], 3, "x", 2)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "n_speeds", "n_perturbed", "rows"),
+    [
+        (["anna", "bert"], 1, None, [0, 1]),
+        (["bert", "anna"], 3, None, [1, 0, 3, 2, 5, 4]),
+        (["dora", "bert"], 1, None, [7, 1]),
+        (["bert", "dora", "carl"], 3, 1, [1, 3, 5, 7, 6]),
+    ],
+)
+def test_some_speakers_at_three_speeds_and_others_at_one(
+    tmp_path, speakers, n_speeds, n_perturbed, rows
+):
+    """Anna and Bert at three, Carl and Dora at true speed: 6 + 2 classes."""
+    classifier, mixed = make_classifier(8), {**training(), "n_perturbed": 2}
+    folder = save_pretrained(tmp_path / "final", make_model(), classifier, mixed)
+    found = rows_after(folder, speakers, n_speeds, n_perturbed)
+    assert torch.equal(found, classifier.weight.detach()[rows])
+    with pytest.raises(InputError, match=r"final: .* knows 'carl' at true speed"):
+        rows_after(folder, ["bert", "carl"], 3)
 
 
 def test_an_unknown_speaker_is_named(folder):
@@ -112,11 +124,12 @@ def test_another_embedding_size_does_not_fit(folder):
 @pytest.mark.parametrize(
     "values",
     [{}, {"speakers": SPEAKERS}, {"speakers": "anna", "n_speeds": 3}, [1], None]
-    + [{"speakers": SPEAKERS, "n_speeds": "3"}],
+    + [{"speakers": SPEAKERS, "n_speeds": "3"}]
+    + [{"speakers": SPEAKERS, "n_speeds": 3, "n_perturbed": n} for n in (5, -1, "x")],
 )
 def test_training_must_say_speakers_and_speeds(folder, values):
     (folder / "training.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match=r"training\.json: expected JSON with a list"):
+    with pytest.raises(InputError, match=r"training\.json: "):
         read_training(folder)
 
 

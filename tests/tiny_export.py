@@ -5,23 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_training import tiny_config
+from tiny_encoder import tiny_config
 
 from speechbrain_ext.data.manifest import Manifest, write_manifest
-from speechbrain_ext.evaluation.backend_plan import plan_backend
+from speechbrain_ext.evaluation.backend_plan import Calibration, plan_backend
 from speechbrain_ext.evaluation.score_lists import read_lists, recordings_of, score_list
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.report import evaluate, write_report
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.files import sha256
 
 SIZE, EACH = 8, 5
 TRAINED, HELD_OUT, TESTED = range(8), range(10, 18), range(20, 26)
-BACKEND = {"top_n": 4}
-CALIBRATION = {"shortest": 1.0, "boundary": 3.0, "n_trials": 300, "l2": 0.1}
+CALIBRATION = Calibration(l2=0.1, n_trials=300, boundary=3.0, shortest=1.0, seed=0)
 
 
 def names_of(speakers):
@@ -32,7 +32,14 @@ def names_of(speakers):
 def write_final(folder, seed=0, layers=1, training=None):
     """``folder/stage9/final`` with a classifier of the training speakers."""
     torch.manual_seed(seed)
-    encoder = W2VBertEncoder(tiny_config(layers=layers))
+    config = tiny_config(
+        hidden_size=16,
+        output_hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    encoder = W2VBertEncoder(config)
     model = SpeakerEncoder(encoder, AdapterMFA(16, 1 + layers, SIZE, SIZE)).eval()
     default = {
         "speakers": names_of(TRAINED),
@@ -106,10 +113,10 @@ def write_results(
             manifests[f"{key}_manifest"] = str(folder / f"{name}.csv")
     plan = plan_backend(
         **manifests,
-        backend={"top_n": top_n},
+        backend=Backend(top_n=top_n),
         calibration=None if calibrate is None else CALIBRATION,
     )
-    backend = plan.carry_out(lambda manifest, path: vectors_of(manifest), folder)
+    backend = plan.build_backend(lambda manifest, path: vectors_of(manifest), folder)
     side = recordings_of(test, vectors_of(test), "embeddings.npz")
     results = []
     for name, trials in read_lists(folder / "vox1_x.txt").items():

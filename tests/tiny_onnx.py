@@ -46,13 +46,24 @@ MODELS = {"pruned": pruned, "mfa": mfa, "ecapa": ecapa}
 
 
 def export(name, folder):
-    """Save a model as a folder, export that by the command → (model, file, report)."""
+    """Save a model as a folder and export that by the command; for :func:`load`."""
     save_pretrained(folder / "model", MODELS[name]())
     file = folder / "model.onnx"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         main(["onnx", "--source", str(folder / "model"), "--output", str(file)])
-    return load_pretrained(folder / "model"), file, json.loads(printed.getvalue())
+    report_of(folder).write_text(printed.getvalue())  # last: all is there
+
+
+def load(folder):
+    """What :func:`export` left → (model, file, report)."""
+    report = json.loads(report_of(folder).read_text())
+    return load_pretrained(folder / "model"), folder / "model.onnx", report
+
+
+def report_of(folder):
+    """Beside it, as a test looks at what the command left."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def _with_statistics(model):

@@ -4,6 +4,7 @@
 processes of its own, as torchrun would, without the seconds that importing takes.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -256,8 +257,9 @@ def assert_same(found, expected):
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PACKAGE = ("training.brain", "training.terms", "training.data", "utils.config")
-_PACKAGE += ("data.corpora.voxceleb", "data.corpora.cnceleb", "evaluation.verification")
-_PACKAGE += ("evaluation.backend_plan", "scoring.report", "export.folder")
+_PACKAGE += ("data.corpora.voxceleb", "data.corpora.cnceleb", "data.corpora.voxblink2")
+_PACKAGE += ("data.corpora.csv_file", "evaluation.verification", "export.folder")
+_PACKAGE += ("evaluation.backend_plan", "scoring.report")
 _CONTEXT.set_forkserver_preload(
     [
         *("pytest", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -305,6 +307,7 @@ def in_processes(function, world_size, *arguments, seconds=120):
 
 
 def _child(function, arguments, stderr, environment):
+    gc.freeze()  # what the server of forks has imported is no garbage
     os.environ.update({name: str(value) for name, value in environment.items()})
     if stderr is not None:
         descriptor = os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

@@ -10,7 +10,7 @@ from tiny_training import voice
 from speechbrain_ext.inference.thresholds import Thresholds, save_thresholds
 from speechbrain_ext.inference.verifier import SpeakerVerifier
 from speechbrain_ext.pretrained import save_pretrained
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
+from speechbrain_ext.scoring.backend import Backend, TrialSide, fit_calibrator
 from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import save_cohort, speaker_means
 
@@ -81,4 +81,4 @@ def _voices(verifier, folder, first):
             speakers.append(f"v{number}")
     vectors = verifier.encode_files(paths).numpy()
     seconds = np.array([soundfile.info(path).duration for path in paths])
-    return Side(vectors, seconds), np.array(speakers)
+    return TrialSide(vectors, seconds), np.array(speakers)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from speechbrain_ext.app.page import CSS, problem_html, result_html
 from speechbrain_ext.data.audio import read_header
-from speechbrain_ext.inference.report import comparison_report
+from speechbrain_ext.inference.decisions import comparison_report
 from speechbrain_ext.utils.errors import InputError
 
 LARGEST_UPLOAD = "50mb"
@@ -41,7 +41,7 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
         False returns at once, while a thread serves.
     **decision
         ``threshold``, ``false_accept_rate``, ``score``, as for
-        :func:`~speechbrain_ext.inference.report.comparison_report`.
+        :func:`~speechbrain_ext.inference.decisions.comparison_report`.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
         Gradio is not installed; the port is taken.
     """
     gradio = import_gradio()
-    page = make_page(verifier, name, **decision)
+    page = _make_page(verifier, name, **decision)
     try:
         page.launch(
             server_name=host,
@@ -81,7 +81,7 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
     return page
 
 
-def make_page(verifier, name, **decision):
+def _make_page(verifier, name, **decision):
     """The page, not yet served; arguments as for :func:`launch`."""
     gradio = import_gradio()
 
@@ -116,17 +116,7 @@ def make_page(verifier, name, **decision):
 def answer(verifier, enrol, test, **decision):
     """What the page shows for two files, as HTML; never raises for a bad clip.
 
-    Arguments
-    ---------
-    verifier : SpeakerVerifier
-    enrol, test : str or None
-        Files; None where nothing was given.
-    **decision
-        As for :func:`launch`.
-
-    Returns
-    -------
-    str
+    A file that was not given is None; ``decision`` is as for :func:`launch`.
     """
     paths = (enrol, test)
     missing = [title for title, path in zip(CLIPS, paths) if not path]
@@ -134,8 +124,8 @@ def answer(verifier, enrol, test, **decision):
         return problem_html(f"{missing[0]}: missing, expected an upload or recording")
     try:
         clips = [_heard(verifier, *clip) for clip in zip(CLIPS, paths)]
-        found = comparison_report(verifier, [enrol], [test], **decision)
-        return result_html(found, clips)
+        comparison = comparison_report(verifier, [enrol], [test], **decision)
+        return result_html(comparison, clips)
     except InputError as error:
         return problem_html(_with_titles(str(error), paths))
 
@@ -165,13 +155,7 @@ def _with_titles(message, paths):
 
 
 def import_gradio():
-    """Import Gradio with its telemetry off.
-
-    Raises
-    ------
-    InputError
-        Where the extra is not installed.
-    """
+    """Gradio with its telemetry off; InputError where it is not installed."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio

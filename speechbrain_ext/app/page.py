@@ -34,18 +34,10 @@ CSS = """
 
 
 def result_html(comparison, clips):
-    """The whole answer to two clips.
+    """The whole answer to two clips, as HTML.
 
-    Arguments
-    ---------
-    comparison : dict
-        Of :func:`~speechbrain_ext.inference.report.comparison_report`.
-    clips : list of (str, np.ndarray)
-        Title and waveform [T] at 16 kHz of each clip, as the model heard it.
-
-    Returns
-    -------
-    str
+    ``comparison``: of :func:`~speechbrain_ext.inference.decisions.comparison_report`;
+    ``clips``: title and waveform [T] at 16 kHz of each, as the model heard it.
     """
     same, kind = comparison["same_speaker"], comparison["score_kind"]
     words = "Same speaker" if same else "Different speakers"

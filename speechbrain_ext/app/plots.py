@@ -20,24 +20,10 @@ SAME, DIFFERENT = "tab:blue", "tab:orange"
 
 
 def spectrogram(wav):
-    """Levels of a waveform over time and frequency.
+    """Levels of a waveform [T] at 16 kHz over frequency and time.
 
-    Arguments
-    ---------
-    wav : np.ndarray
-        float [T] at 16 kHz.
-
-    Returns
-    -------
-    levels : np.ndarray
-        float32 [257, M] in dB below the loudest point, not under -70; M ≤ 1000.
-    hop : int
-        Samples from one column to the next.
-
-    Raises
-    ------
-    InputError
-        A waveform shorter than one window.
+    Returns ``levels``, float32 [257, M], in dB below the loudest point, -70 at least,
+    M ≤ 1000; and ``hop``, the samples from one column to the next.
     """
     wav = np.asarray(wav, dtype=np.float32)
     if wav.ndim != 1 or len(wav) < WINDOW:
@@ -57,18 +43,7 @@ def spectrogram(wav):
 
 
 def draw_spectrogram(wav):
-    """The picture of :func:`spectrogram`: seconds by kHz.
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        float [T] at 16 kHz.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
+    """:func:`spectrogram` as a picture, seconds by kHz → PNG, bytes."""
     levels, _ = spectrogram(wav)
     figure, axes = new_figure(5.6, 2.6)
     image = axes.imshow(
@@ -88,25 +63,9 @@ def draw_spectrogram(wav):
 
 
 def draw_gauge(score, threshold, kind, limits):
-    """A score on a line that the threshold divides.
+    """A score on a line that the threshold divides → PNG, bytes.
 
-    Arguments
-    ---------
-    score, threshold : float
-    kind : str
-        Name of the score, below the line.
-    limits : (float, float)
-        What the line should show; it is widened to hold score and threshold.
-
-    Returns
-    -------
-    bytes
-        PNG.
-
-    Raises
-    ------
-    InputError
-        A number that is not finite.
+    ``kind`` names the score; ``limits`` (low, high) are widened to hold both numbers.
     """
     if not np.isfinite([score, threshold, *limits]).all():
         raise InputError(

@@ -7,42 +7,13 @@
     fuse         calibration.json, score files → one score file
     evaluate     a trial list, score files → report and pictures
 
-Score files are text or tables, by their suffix. Arguments are in
-:mod:`speechbrain_ext.cli.scoring`.
-
-Arguments of the scoring commands of ``python -m speechbrain_ext``.
-
-What runs is in :mod:`speechbrain_ext.cli.scoring`, imported only then.
+Score files are text or tables, by their suffix. No command imports torch; each imports
+what it runs when it runs.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.evaluation.score_lists import (
-    Recordings,
-    averaged,
-    read_lists,
-    recordings_of,
-    report_list,
-    score_list,
-)
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
-from speechbrain_ext.scoring.calibration import QualityCalibrator
-from speechbrain_ext.scoring.calibration.fusion import stack_scores
-from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
-from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
-from speechbrain_ext.scoring.embeddings import SUFFIXES, load_embeddings
-from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.scoring.report import System, write_report
-from speechbrain_ext.scoring.score_files import (
-    read_score_table,
-    read_scores,
-    write_score_table,
-    write_scores,
-)
 from speechbrain_ext.utils.errors import InputError, naming
 
 LIST = "the trial list"  # among systems; no name of theirs has white space
@@ -50,6 +21,8 @@ LIST = "the trial list"  # among systems; no name of theirs has white space
 
 def cohort(arguments):
     """Mean embedding of every speaker, and their mean."""
+    from speechbrain_ext.scoring.cohort import save_cohort, speaker_means
+
     manifest, vectors = _embeddings_of(arguments)
     with naming(arguments.embeddings):
         means = speaker_means(vectors, manifest.speakers)
@@ -59,6 +32,9 @@ def cohort(arguments):
 
 def qmf(arguments):
     """Fit the quality-aware calibration of a back-end."""
+    from speechbrain_ext.scoring.backend import TrialSide, fit_calibrator
+    from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
+
     backend = _backend(arguments)
     manifest, vectors = _embeddings_of(arguments)
     backend.check_width(vectors.shape[1], arguments.embeddings)
@@ -69,7 +45,12 @@ def qmf(arguments):
             manifest.speakers, manifest.durations, **drawing
         )
         backend = fit_calibrator(
-            *(backend, Side(vectors, manifest.durations), manifest.speakers, trials),
+            *(
+                backend,
+                TrialSide(vectors, manifest.durations),
+                manifest.speakers,
+                trials,
+            ),
             *(arguments.objective, arguments.l2),
         )
     _save_calibrator(arguments.output, backend.calibrator)
@@ -77,18 +58,31 @@ def qmf(arguments):
 
 def score(arguments):
     """Score trial lists by every step that files are given for."""
+    from speechbrain_ext.evaluation.score_lists import (
+        Recordings,
+        averaged,
+        read_lists,
+        recordings_of,
+        score_list,
+    )
+    from speechbrain_ext.scoring.backend import TrialSide, input_names
+    from speechbrain_ext.scoring.calibration import QualityCalibrator
+    from speechbrain_ext.scoring.embeddings import load_embeddings
+    from speechbrain_ext.scoring.enrolment import read_enrol_map
+
     lists = read_lists(arguments.trials)
     backend = _backend(arguments)
     if arguments.calibrator:
-        given = bool(arguments.manifest), bool(arguments.cohort)
-        names = input_names(*given, backend.top_n)
+        names = input_names(
+            bool(arguments.manifest), bool(arguments.cohort), backend.top_n
+        )
         calibrator = QualityCalibrator.load(arguments.calibrator, names)
         backend = replace(backend, calibrator=calibrator)
     if arguments.manifest:
         test = recordings_of(*_embeddings_of(arguments), arguments.embeddings)
     else:
         ids, vectors = load_embeddings(arguments.embeddings)
-        test = Recordings(ids, Side(vectors), {}, arguments.embeddings)
+        test = Recordings(ids, TrialSide(vectors), {}, arguments.embeddings)
     backend.check_width(test.side.vectors.shape[1], arguments.embeddings)
     enrol = test
     if arguments.enrol_map:
@@ -101,6 +95,8 @@ def score(arguments):
 
 def calibrate(arguments):
     """Fit an affine map of one system's scores, or a fusion of several."""
+    from speechbrain_ext.scoring.calibration import QualityCalibrator
+
     files = _named_files(arguments.scores)
     calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
     trials, values = _stacked(files, _read_list(arguments.trials))
@@ -110,6 +106,10 @@ def calibrate(arguments):
 
 def fuse(arguments):
     """Scores of systems → natural-log likelihood ratios."""
+    from speechbrain_ext.scoring.calibration import QualityCalibrator
+    from speechbrain_ext.scoring.embeddings import SUFFIXES
+    from speechbrain_ext.scoring.score_files import write_score_table, write_scores
+
     output = Path(arguments.output)
     if output.suffix.lower() not in (".txt", *SUFFIXES):
         raise InputError(
@@ -135,6 +135,10 @@ def fuse(arguments):
 
 def evaluate(arguments):
     """Figures and pictures of the scores of systems on one list."""
+    from speechbrain_ext.data.manifest import read_manifest
+    from speechbrain_ext.evaluation.score_lists import report_list
+    from speechbrain_ext.scoring.report import System, write_report
+
     files = _named_files(arguments.scores)
     unknown = sorted(set(arguments.calibrated) - set(files))
     if unknown:
@@ -165,6 +169,11 @@ def evaluate(arguments):
 
 def _embeddings_of(arguments):
     """(manifest of the recordings, float32 [N, E]), in the order of the embeddings."""
+    import numpy as np
+
+    from speechbrain_ext.data.manifest import read_manifest
+    from speechbrain_ext.scoring.embeddings import load_embeddings
+
     manifest = read_manifest(arguments.manifest)
     ids, vectors = load_embeddings(arguments.embeddings)
     row_of = {name: row for row, name in enumerate(manifest.ids.tolist())}
@@ -178,6 +187,9 @@ def _embeddings_of(arguments):
 
 
 def _backend(arguments):
+    from speechbrain_ext.scoring.backend import Backend
+    from speechbrain_ext.scoring.cohort import load_cohort
+
     top_n = None
     if arguments.top_n != "all":
         try:
@@ -200,6 +212,8 @@ def _save_calibrator(path, calibrator):
 
 
 def _read_list(path):
+    from speechbrain_ext.evaluation.score_lists import read_lists
+
     (trials,) = read_lists([path]).values()
     return trials
 
@@ -221,6 +235,9 @@ def _named_files(words):
 
 def _read_any_scores(path):
     """(Trials, scores [T]) of a table or a text, by the suffix."""
+    from speechbrain_ext.scoring.embeddings import SUFFIXES
+    from speechbrain_ext.scoring.score_files import read_score_table, read_scores
+
     read = read_score_table if Path(path).suffix.lower() in SUFFIXES else read_scores
     return read(path)
 
@@ -230,6 +247,8 @@ def _stacked(files, trials=None):
 
     → Trials, float64 [T, S].
     """
+    from speechbrain_ext.scoring.calibration.fusion import stack_scores
+
     systems = {name: _read_any_scores(path) for name, path in files.items()}
     if trials is None:
         trials = next(iter(systems.values()))[0]
@@ -325,12 +344,7 @@ def _add_evaluate(commands):
 def _command(commands, name, summary):
     parser = commands.add_parser(name, help=summary, description=summary)
 
-    def run(arguments):
-        from speechbrain_ext.cli import scoring as functions
-
-        getattr(functions, name)(arguments)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=globals()[name])
     return parser
 
 

@@ -1,26 +1,14 @@
-"""Arguments of ``export`` and ``push`` of ``python -m speechbrain_ext``.
-
-What runs is in :mod:`speechbrain_ext.export.folder` and
-:mod:`speechbrain_ext.export.hub`, imported only then.
-
-Arguments of ``python -m speechbrain_ext convert``.
-
-What runs is :func:`speechbrain_ext.export.published.convert.convert_released`, imported
-only then.
-
-Arguments of ``onnx`` of ``python -m speechbrain_ext``.
-
-What runs is in :mod:`speechbrain_ext.export.onnx.export`, imported only then.
-"""
+"""``export``, ``push``, ``convert`` and ``onnx``: a model as others take it."""
 
 import json
+import logging
 import sys
 
 
-def add_export(commands):
-    """Add ``export`` and ``push``."""
-    _add_export(commands)
-    _add_push(commands)
+def add_share(commands):
+    """Add ``export``, ``push``, ``convert``, ``onnx``."""
+    for add in (_add_export, _add_push, _add_convert, _add_onnx):
+        add(commands)
 
 
 def _add_export(commands):
@@ -39,7 +27,12 @@ def _add_export(commands):
     parser.add_argument("--name", help="owner/name on the hub, for the card")
     parser.add_argument("--licence", help="apache-2.0, cc-by-4.0, mit, other, …")
     parser.add_argument(
-        "--language", nargs="+", default=[], help="of the training: en zh …"
+        "--language",
+        nargs="+",
+        default=[],
+        dest="languages",
+        metavar="LANGUAGE",
+        help="of the training: en zh …",
     )
     parser.add_argument("--training_data", help="in words: VoxCeleb2")
     parser.add_argument(
@@ -53,19 +46,14 @@ def _add_export(commands):
     parser.add_argument("--trials", help="their trial list, for the labels")
     parser.add_argument(
         "--without_cohort",
-        action="store_true",
+        action="store_false",
+        dest="with_cohort",
         help="leave out the training speakers' means: no AS-norm, no calibration of it",
     )
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
+    parser.add_argument(
         "--with_classifier",
         action="store_true",
         help="also the classifier and the training speakers' names, to train on",
-    )
-    group.add_argument(
-        "--without_classifier",
-        action="store_true",
-        help="neither of them (default)",
     )
     parser.add_argument(
         "--half", action="store_true", help="store weights in 16 bits: half the size"
@@ -79,26 +67,11 @@ def _add_export(commands):
 
 def run_export(arguments):
     """Export; remarks go to stderr, the folder to stdout."""
-    import logging
-
     from speechbrain_ext.export.folder import export_model
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    facts = export_model(
-        arguments.pretrained_folder,
-        arguments.output,
-        arguments.results,
-        name=arguments.name,
-        licence=arguments.licence,
-        languages=arguments.language,
-        training_data=arguments.training_data,
-        thresholds_from=arguments.thresholds_from,
-        trials=arguments.trials,
-        with_cohort=not arguments.without_cohort,
-        with_classifier=arguments.with_classifier,
-        half=arguments.half,
-        card_template=arguments.card_template,
-    )
+    options = {key: value for key, value in vars(arguments).items() if key != "run"}
+    facts = export_model(**options)
     if facts.thresholds:
         print(f"thresholds: {facts.threshold_source}", file=sys.stderr)
     print(f"files: {', '.join(facts.files)}", file=sys.stderr)
@@ -137,13 +110,12 @@ def run_push(arguments):
         print(push(plan, arguments.message))
 
 
-def add_convert(commands):
-    """Add ``convert``: a published checkpoint → a pretrained folder."""
-    parser = commands.add_parser(
-        "convert", help="a published checkpoint of w2v-BERT 2.0 to a pretrained folder"
-    )
-    parser.add_argument("checkpoint", help="the published .pth file")
+def _add_convert(commands):
+    about = "a published checkpoint to a pretrained folder"
+    parser = commands.add_parser("convert", help=about, description=about)
+    parser.add_argument("checkpoint", help="the published file")
     parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--kind", help="its format (default: told by its tensors)")
     parser.add_argument(
         "--encoder_config",
         help="JSON that came with a pruned model (default: widths from the weights)",
@@ -159,23 +131,21 @@ def add_convert(commands):
 
 def run_convert(arguments):
     """Convert; what was found goes to stderr, the folder to stdout."""
-    import logging
-
-    from speechbrain_ext.export.published.convert import LICENCE, convert_released
+    from speechbrain_ext.inference import convert_released
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     folder = convert_released(
         arguments.checkpoint,
         arguments.output,
         arguments.encoder_config,
-        arguments.lora_alpha,
-        arguments.licence or LICENCE,
+        arguments.kind,
+        lora_alpha=arguments.lora_alpha,
+        licence=arguments.licence,
     )
     print(folder)
 
 
-def add_onnx(commands):
-    """Add ``onnx``."""
+def _add_onnx(commands):
     about = "a trained model as one ONNX file, waveform to embedding, checked"
     parser = commands.add_parser("onnx", help=about, description=about)
     parser.add_argument(

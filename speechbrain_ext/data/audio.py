@@ -1,22 +1,17 @@
-"""Paths of a manifest that stand for several recordings, one after the other.
-
-Such a path is theirs with their lengths in samples::
-
-    /data/id10001/interview-01-001.flac:34560|/data/id10001/interview-01-002.flac:51200
-
-:func:`~speechbrain_ext.data.audio.read_audio` reads it as one recording, and opens only
-those parts that the wanted samples are in. The lengths are in the path so that a crop
-is found without reading headers.
-
-Reading recordings, with the checks that every user of them needs.
+"""Recordings: reading them, and what their headers say, with the checks all users need.
 
 Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
 a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
 
-A path may stand for several recordings, see :mod:`speechbrain_ext.data.audio`,
-or for one inside a tar file, see :mod:`speechbrain_ext.data.shards.index`.
+A path of a manifest may stand for one recording inside a tar file
+(:mod:`speechbrain_ext.data.shards.index`), or for several, one after the other, with
+their lengths in samples::
 
-Reading the headers of many recordings, and what becomes of the bad ones.
+    /data/id10001/interview-01-001.flac:34560|/data/id10001/interview-01-002.flac:51200
+
+:func:`read_audio` reads these as one recording, and opens only those parts that the
+wanted samples are in. The lengths are in the path so that a crop is found without
+reading headers.
 
 Bad recordings are collected instead of stopping at the first: a user with a thousand
 of them sees all at once, and decides how many are few enough to be left out.
@@ -44,24 +39,7 @@ def is_joined(path):
 
 
 def joined_path(paths, frames):
-    """One path for several recordings, see above.
-
-    Arguments
-    ---------
-    paths : list of str
-        Two or more.
-    frames : list of int
-        Their lengths in samples.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    InputError
-        A path with ``|`` in it.
-    """
+    """One path for two recordings or more and their lengths in samples."""
     for path in paths:
         if is_joined(path):
             raise InputError(
@@ -238,7 +216,7 @@ def read_mono(path, start=0, frames=-1):
 
 
 def _read_joined(path, start, frames, check, average):
-    """The same from the parts of a joined path."""
+    """:func:`read_audio` of a joined path."""
     parts = parts_between(path, start, frames)
     if not parts:
         raise InputError(f"{path}: no samples from {start} on, expected sound")

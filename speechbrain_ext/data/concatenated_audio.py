@@ -1,24 +1,20 @@
-"""Enrolment by concatenating: each model's recordings joined into one.
+"""Several recordings as one: written to a file, or joined in a row of a manifest.
 
-A file's name holds a hash of the paths, sizes and times of the recordings that it was
-made of, and it is written beside and renamed. So a file that exists is whole and is of
-the right recordings: a run that was stopped goes on where it was, and a change of the
-map or of a recording makes another file.
-
+Enrolment by concatenating (:func:`concatenate_enrolment`) writes a model's recordings
+to one file. Its name holds a hash of their paths, sizes and times, and it appears by a
+rename. So a file that exists is whole and is of the right recordings: a run that was
+stopped continues, and a change of the map or of a recording makes another file.
 Every sample stays as it is. Where all of them are multiples of 1/32768, as in wav and
 flac of 16 bits, the file has 16 bits; otherwise 32 bit floats.
 
-Short utterances joined to long ones, without a copy of them.
-
-A row of a manifest may stand for several recordings, one after the other (see
-:mod:`~speechbrain_ext.data.audio`). Its ID is that of the first of them and how
-many follow: ``id10001/interview-01-001+1``.
-
-In the order of the manifest one recording is added to the next until they last long
-enough, first within a session; what a session has left over goes to its last row.
-Sessions that are too short as a whole are joined to each other, within one group
-(CN-Celeb: speaker and genre). No row holds two speakers, and only a group that is too
-short as a whole leaves a short row.
+Short utterances are joined to long ones (:func:`join_short`) without a copy: a row of a
+manifest may stand for several recordings (:mod:`speechbrain_ext.data.audio`). Its ID is
+that of the first of them and how many follow: ``id10001/interview-01-001+1``. In the
+order of the manifest one recording is added to the next until they last long enough,
+first within a session; what remains of a session goes to its last row. Sessions that
+are too short as a whole are joined to each other, within one group (CN-Celeb: speaker
+and genre). No row holds two speakers, and only a group that is too short as a whole
+leaves a short row.
 """
 
 import hashlib
@@ -133,7 +129,7 @@ def _concatenate(job):
 
 
 def join_short(manifest, sessions, groups, shortest):
-    """Join recordings until each row lasts long enough, see above.
+    """Join recordings until each row lasts long enough.
 
     Arguments
     ---------
@@ -168,22 +164,7 @@ def join_short(manifest, sessions, groups, shortest):
 
 
 def pack(rows, frames, least):
-    """Rows in their order → lists that last long enough, and what is left over.
-
-    Arguments
-    ---------
-    rows : list of int
-    frames : list of int
-        Length by row.
-    least : float
-        Samples of a list.
-
-    Returns
-    -------
-    whole : list of list of int
-    rest : list of int
-        Fewer than ``least`` samples, maybe none.
-    """
+    """Rows → lists of ``least`` samples or more, and the rows that remain."""
     whole, rest, total = [], [], 0
     for row in rows:
         rest.append(row)
@@ -225,4 +206,6 @@ def _joined_manifest(manifest, lists, frames):
         seconds = sum(lengths) / SAMPLE_RATE
         for column, value in zip(columns, (name, path, seconds, speakers[first])):
             column.append(value)
-    return Manifest(*columns)
+    firsts = [rows[0] for rows in lists]
+    extra = {name: column[firsts] for name, column in manifest.extra.items()}
+    return Manifest(*columns, extra=extra)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation on trial lists: embeddings of both sides, back-end, scores, report."""

@@ -1,14 +1,13 @@
-"""Cohort and calibrator, from an earlier run or from recordings of other speakers.
+"""Cohort and calibrator: those of an earlier run, or from recordings of other speakers.
 
-Both take an extraction, hours on a large corpus. So there is a plan first: which
-recordings, which calibration trials, which files. Whatever can be wrong with it without
-an embedding is found when it is made.
+Both need an extraction, hours on a large corpus. So a plan is made first: which
+recordings, which calibration trials, which files. Everything that can be wrong without
+an embedding is found by then.
 """
 
-import functools
 import logging
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from speechbrain.utils.distributed import if_main_process
@@ -16,7 +15,12 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain_ext.data.audio import parts_of
 from speechbrain_ext.data.manifest import Manifest, read_manifest
 from speechbrain_ext.data.prepare.pipeline import check_at_least
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator, input_names
+from speechbrain_ext.scoring.backend import (
+    Backend,
+    TrialSide,
+    fit_calibrator,
+    input_names,
+)
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration.cross_validation import deal_trials
 from speechbrain_ext.scoring.calibration.trials import (
@@ -26,40 +30,88 @@ from speechbrain_ext.scoring.calibration.trials import (
 )
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
 from speechbrain_ext.scoring.embeddings import check_ids
-from speechbrain_ext.utils.config import call_with
 from speechbrain_ext.utils.errors import InputError, naming
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How a calibrator is fitted, and to which trials.
+
+    Attributes
+    ----------
+    objective : str
+        ``cllr`` or ``cross_entropy``.
+    l2 : float or None
+        Of the standardised inputs' weights; None chooses it by cross-validation.
+    n_trials : int
+        To draw, half of them target.
+    boundary : float
+        Seconds from which a recording is long: a third of the trials each are short,
+        mixed and long.
+    shortest : float
+        Seconds; shorter recordings are left out.
+    seed : int
+        Of the trials.
+    """
+
+    objective: str = "cllr"
+    l2: float | None = None
+    n_trials: int = 30_000
+    boundary: float = 6.0
+    shortest: float = 2.0
+    seed: int = 1986
+
+    def draw(self, manifest):
+        """Trials of a manifest, after all checks that need no embeddings."""
+        options = self.n_trials, self.boundary, self.shortest, self.seed
+        trials = draw_calibration_trials(
+            manifest.speakers, manifest.durations, *options
+        )
+        for kind, (targets, nontargets) in trials.counts().items():
+            logger.info(
+                "calibration trials, %s: %d target, %d non-target",
+                *(kind, targets, nontargets),
+            )
+        if self.l2 is None:
+            QualityCalibrator(objective=self.objective)
+            labels = manifest.labels
+            rows = np.stack([labels[trials.enrol], labels[trials.test]], axis=1)
+            deal_trials(trials.labels, rows)
+        else:
+            check_at_least("l2", self.l2, 0, whole=False)
+            QualityCalibrator(objective=self.objective, l2=self.l2)
+        return trials
+
+
 @dataclass(frozen=True, eq=False)
 class BackendPlan:
-    """What there is of a back-end, and the recordings that give the rest.
+    """A back-end as far as it exists, and the recordings that the rest is made of.
 
     Attributes
     ----------
     backend : Backend
         With the cohort and the calibrator of an earlier run, if there are any.
     training : Manifest or None
-        Whose speakers are to be the cohort.
+        Whose speakers will be the cohort.
     calibration : Manifest or None
         Recordings of the calibration; the same object where they are the same.
     trials : CalibrationTrials or None
         Of them.
-    fitting : dict
-        ``objective`` and ``l2`` of
-        :func:`~speechbrain_ext.scoring.backend.fit_calibrator`.
+    settings : Calibration or None
+        How to fit to the trials.
     """
 
     backend: Backend
     training: Manifest | None = None
     calibration: Manifest | None = None
     trials: CalibrationTrials | None = None
-    fitting: dict = field(default_factory=dict)
+    settings: Calibration | None = None
 
     @property
     def needs_embeddings(self):
-        """Whether there is anything left to do."""
+        """Whether recordings must be embedded."""
         return self.training is not None or self.calibration is not None
 
     @property
@@ -70,7 +122,7 @@ class BackendPlan:
         cohort = self.backend.cohort
         return np.array([], dtype=np.str_) if cohort is None else cohort.speakers
 
-    def warn_of(self, test_speakers):
+    def warn_speaker_overlap(self, test_speakers):
         """Warn where speakers of the test are known to the back-end."""
         known = {"cohort": self.cohort_speakers}
         if self.calibration is not None:
@@ -84,8 +136,8 @@ class BackendPlan:
                     *(len(shared), what, shared[0]),
                 )
 
-    def carry_out(self, embed, folder):
-        """Embed these recordings, make the cohort, fit the calibrator.
+    def build_backend(self, embed, folder):
+        """Embed the recordings, make the cohort, fit the calibrator.
 
         Arguments
         ---------
@@ -105,33 +157,33 @@ class BackendPlan:
         InputError
             As the steps.
         """
-        of_training = of_calibration = None
+        training = calibration = None
         if self.training is not None:
-            of_training = embed(self.training, folder / "training_embeddings.npz")
+            training = embed(self.training, folder / "training_embeddings.npz")
         if self.calibration is self.training:
-            of_calibration = of_training
+            calibration = training
         elif self.calibration is not None:
             path = folder / "calibration_embeddings.npz"
-            of_calibration = embed(self.calibration, path)
+            calibration = embed(self.calibration, path)
         if not if_main_process():
             return None
         backend = self.backend
         if self.training is not None:
-            cohort = speaker_means(of_training, self.training.speakers)
+            cohort = speaker_means(training, self.training.speakers)
             save_cohort(folder / "cohort.npz", cohort)
             logger.info("cohort: %d speakers", len(cohort.speakers))
             backend = replace(backend, cohort=cohort)
         if self.trials is not None:
-            side = Side(of_calibration, self.calibration.durations)
+            side = TrialSide(calibration, self.calibration.durations)
+            fitting = self.settings.objective, self.settings.l2
             with naming("calibration"):
                 backend = fit_calibrator(
-                    *(backend, side, self.calibration.speakers, self.trials),
-                    **self.fitting,
+                    *(backend, side, self.calibration.speakers, self.trials), *fitting
                 )
             backend.calibrator.save(folder / "calibration.json")
             logger.info("calibration: l2 %g", backend.calibrator.l2)
             write_calibration_scores(
-                *(folder, backend, self.calibration, of_calibration, self.trials)
+                *(folder, backend, self.calibration, calibration, self.trials)
             )
         return backend
 
@@ -146,28 +198,24 @@ def plan_backend(
     backend=None,
     calibration=None,
 ):
-    """Read and check all that a back-end is to be made of, but its embeddings.
+    """Read and check everything that a back-end is made of, but its embeddings.
 
     Arguments
     ---------
     cohort, calibrator : str or None
         ``cohort.npz`` and ``calibration.json`` of an earlier run.
     training_manifest : str or None
-        CSV of recordings whose speakers are the cohort, where none is given.
+        CSV of recordings whose speakers are the cohort, unless one is given.
     calibration_manifest : str or None
         CSV of recordings to calibrate on, best of speakers that were not trained on,
-        where no calibrator is given; None takes the training manifest.
+        unless a calibrator is given; None takes the training manifest.
     max_utterances : int or None
-        So many at most of each of these speakers; None takes all.
+        At most so many recordings of each of these speakers; None takes all.
     seed : int
         Of that choice.
-    backend : dict or None
-        ``top_n`` and ``memory_mib`` of
-        :class:`~speechbrain_ext.scoring.backend.Backend`.
-    calibration : dict or None
-        ``objective`` and ``l2`` of
-        :func:`~speechbrain_ext.scoring.backend.fit_calibrator`, and options of
-        :func:`~speechbrain_ext.scoring.calibration.trials.draw_calibration_trials`.
+    backend : Backend or None
+        Its settings, without cohort and calibrator; None takes the defaults.
+    calibration : Calibration or None
         None calibrates only with a calibrator that is given.
 
     Returns
@@ -181,60 +229,44 @@ def plan_backend(
         range, a calibrator of other inputs, fewer speakers than AS-norm or the
         calibration needs.
     """
-    settings = call_with(_settings, "backend", {"backend": backend or {}})
-    with_cohort = bool(cohort or training_manifest)
-    names = input_names(True, with_cohort, settings["top_n"])
-    found = {
+    backend, with_cohort = backend or Backend(), bool(cohort or training_manifest)
+    names = input_names(True, with_cohort, backend.top_n)
+    files = {
         "cohort": load_cohort(cohort) if cohort else None,
         "calibrator": QualityCalibrator.load(calibrator, names) if calibrator else None,
     }
     with naming(cohort or "backend"):
-        at_hand = Backend(**found, **settings)
-    of_cohort = None if cohort else training_manifest
-    of_calibration = calibration_manifest or training_manifest
+        plan = BackendPlan(replace(backend, **files))
+    cohort_manifest = None if cohort else training_manifest
     if calibrator or calibration is None:
-        of_calibration = None
-    if of_calibration and of_calibration == training_manifest:
+        calibration_manifest = None
+    else:
+        calibration_manifest = calibration_manifest or training_manifest
+    if calibration_manifest and calibration_manifest == training_manifest:
         logger.warning(
             "calibration on speakers that the model was trained on, if %s is what its "
             "name says: it will trust its scores too much; see calibration_manifest",
             training_manifest,
         )
     chosen = {None: None}
-    for path in (of_cohort, of_calibration):
+    for path in (cohort_manifest, calibration_manifest):
         if path not in chosen:
             chosen[path] = choose_recordings(path, max_utterances, seed)
-    plan = BackendPlan(at_hand, chosen[of_cohort], chosen[of_calibration])
-    if of_calibration:
-        with naming(f"calibration on {of_calibration}"):
-            draw = functools.partial(_draw, plan.calibration)
-            drawn = call_with(draw, "calibration", {"calibration": calibration})
-        plan = replace(plan, **drawn)
-    if cohort or of_cohort:
-        _check_cohort(plan, cohort or of_cohort)
+    plan = replace(plan, training=chosen[cohort_manifest])
+    if calibration_manifest:
+        manifest = chosen[calibration_manifest]
+        with naming(f"calibration on {calibration_manifest}"):
+            trials = calibration.draw(manifest)
+        plan = replace(plan, calibration=manifest, trials=trials, settings=calibration)
+    if with_cohort:
+        _check_cohort(plan, cohort or cohort_manifest)
     return plan
 
 
 def choose_recordings(path, max_utterances, seed):
-    """Some recordings of every speaker of a manifest.
+    """At most ``max_utterances`` recordings of every speaker of a manifest file.
 
-    Arguments
-    ---------
-    path : str
-        The manifest.
-    max_utterances : int or None
-        So many at most of each speaker; None takes all.
-    seed : int
-
-    Returns
-    -------
-    Manifest
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.data.manifest.read_manifest`; a recording that is
-        gone.
+    InputError where one of them is gone.
     """
     check_at_least("seed", seed, 0)
     if max_utterances is not None:
@@ -253,33 +285,6 @@ def choose_recordings(path, max_utterances, seed):
     if if_main_process():
         _check_present(path, chosen)
     return chosen
-
-
-def _settings(top_n=300, memory_mib=512):
-    return {"top_n": top_n, "memory_mib": memory_mib}
-
-
-def _draw(manifest, objective="cllr", l2=None, **drawing):
-    """Trials, and how to fit to them; all that may fail without their features."""
-    draw = functools.partial(
-        draw_calibration_trials, manifest.speakers, manifest.durations
-    )
-    trials = call_with(draw, "calibration", {"calibration": drawing})
-    for kind, (targets, nontargets) in trials.counts().items():
-        logger.info(
-            "calibration trials, %s: %d target, %d non-target",
-            *(kind, targets, nontargets),
-        )
-    if l2 is None:
-        QualityCalibrator(objective=objective)
-        deal_trials(
-            trials.labels,
-            np.stack([manifest.labels[trials.enrol], manifest.labels[trials.test]], 1),
-        )
-    else:
-        check_at_least("l2", l2, 0, whole=False)
-        QualityCalibrator(objective=objective, l2=l2)
-    return {"trials": trials, "fitting": {"objective": objective, "l2": l2}}
 
 
 def _check_cohort(plan, source):

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
+from speechbrain_ext.scoring.conditions import by_condition, plot_conditions
 from speechbrain_ext.scoring.enrolment import (
     average_enrolment,
     check_speakers,
     speakers_of,
 )
-from speechbrain_ext.scoring.genres import by_genre, plot_genres
 from speechbrain_ext.scoring.intervals import FEWEST_SPEAKERS
 from speechbrain_ext.scoring.report import System, draw_pictures, evaluate
 from speechbrain_ext.scoring.score_files import write_score_table, write_scores
@@ -35,7 +35,7 @@ class Recordings(NamedTuple):
     """
 
     ids: np.ndarray
-    side: Side
+    side: TrialSide
     speakers: dict
     source: str
 
@@ -83,42 +83,18 @@ def read_lists(paths, allow_duplicates=False):
 
 
 def recordings_of(manifest, vectors, source):
-    """Recordings with the durations and speakers of a manifest.
-
-    Arguments
-    ---------
-    manifest : Manifest
-        N recordings.
-    vectors : np.ndarray
-        float [N, E], their embeddings.
-    source : str or Path
-
-    Returns
-    -------
-    Recordings
-    """
+    """Recordings of a manifest, with their embeddings [N, E] and where these are."""
     ids = np.array(manifest.ids.tolist())
     speakers = dict(zip(ids.tolist(), manifest.speakers.tolist()))
-    return Recordings(ids, Side(vectors, manifest.durations), speakers, str(source))
+    return Recordings(
+        ids, TrialSide(vectors, manifest.durations), speakers, str(source)
+    )
 
 
 def averaged(enrol_map, recordings):
-    """Models as the mean embedding of their recordings, as long as all of these.
+    """Models of an EnrolMap: the mean embedding and total length of their recordings.
 
-    Arguments
-    ---------
-    enrol_map : EnrolMap
-    recordings : Recordings
-        Among them those of the map.
-
-    Returns
-    -------
-    Recordings
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.scoring.enrolment.average_enrolment`.
+    Raises as :func:`~speechbrain_ext.scoring.enrolment.average_enrolment`.
     """
     ids, side, speakers, source = recordings
     models, vectors = average_enrolment(enrol_map, ids, side.vectors, source)
@@ -127,7 +103,7 @@ def averaged(enrol_map, recordings):
         rows = enrol_map.rows(ids, source)
         seconds = np.array([side.durations[row].sum() for row in rows])
     known = enrol_map.speakers(speakers)
-    return Recordings(models, Side(vectors, seconds), known, str(enrol_map.path))
+    return Recordings(models, TrialSide(vectors, seconds), known, str(enrol_map.path))
 
 
 def score_list(name, trials, backend, enrol, test, folder):
@@ -192,15 +168,16 @@ def report_list(name, trials, systems, folder, n_resamples, speakers=None, genre
     dict
         As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures`` and,
         where genres are given, ``genres``: those of the last system, as
-        :func:`~speechbrain_ext.scoring.genres.by_genre` has them.
+        :func:`~speechbrain_ext.scoring.conditions.by_condition` has them.
     """
     codes = _speakers(trials, speakers) if n_resamples else None
     result = evaluate(trials, systems, codes, n_resamples)
     pictures = draw_pictures(folder, name, trials, systems)
     if genres is not None:
-        result["genres"] = table = by_genre(trials, systems[-1].scores, genres)
+        table = by_condition(trials, systems[-1].scores, genres, "genre")
+        result["genres"] = table
         pictures["genres"] = str(folder / f"genres_{name}.png")
-        plot_genres(pictures["genres"], table)
+        plot_conditions(pictures["genres"], table)
     return {**result, "pictures": pictures}
 
 

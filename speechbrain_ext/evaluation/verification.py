@@ -1,167 +1,192 @@
-"""The steps of a verification, as the recipes' verify.py scripts take them.
+"""The steps of a verification, as the recipes' verify.py takes them.
 
     recordings → embeddings → cosine, AS-norm, likelihood ratios → report
 
-Each step leaves its result in the output folder, so that it can be taken up again:
-finished extractions are not done twice. Here are both sides of the trials; the cohort
-and the calibrator are in :mod:`speechbrain_ext.evaluation.backend_plan`, scores and
-report in :mod:`speechbrain_ext.evaluation.score_lists`.
-
-What the recipes' verify.py scripts share: settings, the model, the report.
-
-    settings checked → both sides embedded → scores of every list → results.json, .md
-
-How a corpus names its lists and enrols its models is each recipe's; the steps between
-embeddings and scores are in :mod:`speechbrain_ext.evaluation.verification`.
+Each step leaves its result in the output folder: finished extractions are not done
+twice. The cohort and the calibrator are in
+:mod:`speechbrain_ext.evaluation.backend_plan`, scores and report of one list in
+:mod:`speechbrain_ext.evaluation.score_lists`.
 """
 
 import logging
-from pathlib import Path
+from functools import partial
+from typing import NamedTuple
 
-import speechbrain as sb
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, infer_device
 
 from speechbrain_ext.data.concatenated_audio import concatenate_enrolment
+from speechbrain_ext.data.corpora.cnceleb import find_evaluation, genres_of
 from speechbrain_ext.evaluation.score_lists import (
     averaged,
+    read_lists,
     recordings_of,
     report_list,
     score_list,
 )
 from speechbrain_ext.inference.extraction import embed_to_file
-from speechbrain_ext.pretrained import load_pretrained, weights_file
-from speechbrain_ext.profiling import count_parameters
+from speechbrain_ext.inference.folder import load_encoder
+from speechbrain_ext.lobes.encoder import count_parameters
+from speechbrain_ext.pretrained import weights_file
 from speechbrain_ext.scoring.embeddings import select_vectors
+from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.report import write_report
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.files import sha256
 from speechbrain_ext.utils.precision import autocast_type
+
+logger = logging.getLogger(__name__)
 
 ENROLMENTS = ("average", "concatenate")
 
 
-def embedded(manifest, embed, path, given=None):
-    """Embed the test recordings, or take what a file of embeddings has of them.
+class Protocol(NamedTuple):
+    """Which trial lists an evaluation has, and how its models are enrolled.
+
+    Attributes
+    ----------
+    trial_lists : str, Path or list of them
+    enrolments : dict
+        Name → EnrolMap whose models the lists name; ``{None: None}`` where the lists
+        name recordings on both sides.
+    concatenated : bool
+        Whether ``concatenate`` joins the recordings of its map to one; otherwise the
+        embeddings of a map are always averaged.
+    genres_of : callable or None
+        Names of a list [U] → the genre of each, for error rates by genre.
+    allow_duplicates : bool
+        A trial that stands twice in a list is counted, instead of being an error.
+    files : dict
+        For the report: key → file.
+    """
+
+    trial_lists: object
+    enrolments: dict
+    concatenated: bool = False
+    genres_of: object = None
+    allow_duplicates: bool = False
+    files: dict = {}
+
+    @property
+    def joins(self):
+        """Whether recordings are joined, which must be embedded then."""
+        return self.concatenated and "concatenate" in self.enrolments
+
+
+def listed_trials(
+    trial_lists, enrol_map=None, enrolment=("average",), allow_duplicates=False
+):
+    """Trial lists of recordings, or of models and recordings.
 
     Arguments
     ---------
-    manifest : Manifest
-    embed : callable
-        (manifest, path) → float32 [N, E] on the main process.
-    path : Path
-        Where the embeddings go, or where those ``given`` are from.
-    given : Embeddings or None
-        To use instead of ``embed``.
+    trial_lists : str, Path or list of them
+        Lines ``label enrol test`` or ``enrol test label``.
+    enrol_map : str or None
+        Lines ``model utterance [utterance ...]``, where the lists name models.
+    enrolment : str or list of str
+        ``average`` of a model's embeddings, ``concatenate`` of its recordings.
+    allow_duplicates : bool
+        Count trials that stand twice in a list.
 
     Returns
     -------
-    Recordings
-        None on other processes than the main one.
+    Protocol
 
     Raises
     ------
     InputError
-        As ``embed``; a recording that is not among those given.
+        Another enrolment; a map that is missing or damaged.
     """
-    if given is not None:
-        vectors = select_vectors(given, manifest.ids, path)
-    else:
-        vectors = embed(manifest, path)
-    return recordings_of(manifest, vectors, path) if if_main_process() else None
+    names = _checked_enrolments(enrolment)
+    enrolments, files = {None: None}, {}
+    if enrol_map is not None:
+        files = check_files(enrol_map=enrol_map)
+        enrolments = dict.fromkeys(names, read_enrol_map(enrol_map))
+    return Protocol(trial_lists, enrolments, True, None, allow_duplicates, files)
 
 
-def enrolled(protocol, models, test, manifest, embed, folder):
-    """The enrol side of trial lists that name models.
+def cnceleb_trials(cnceleb1_folder, enrolment=ENROLMENTS):
+    """CN-Celeb's evaluation: both enrolments, error rates by genre.
+
+    A model is the mean embedding of its recordings (``average``, enroll.map), or the
+    embedding of the file where CN-Celeb joined them (``concatenate``, enroll.lst).
 
     Arguments
     ---------
-    protocol : str
-        ``average`` (of the embeddings) or ``concatenate`` (of the recordings).
-    models : EnrolMap
-    test : Recordings
-        With the recordings of the map; None on other processes than the main one.
-    manifest : Manifest
-        The same recordings' files.
-    embed : callable
-        As for :func:`embedded`.
-    folder : Path
-        Where joined recordings and their embeddings go.
+    cnceleb1_folder : str or Path
+        ``CN-Celeb_flac``, with ``eval/lists``.
+    enrolment : str or list of str
 
     Returns
     -------
-    Recordings
-        The models; None on other processes than the main one.
+    Protocol
 
     Raises
     ------
     InputError
-        As the steps.
+        Another enrolment; a folder or list that is missing.
     """
-    if protocol == "concatenate":
-        joined = main_process_first(
-            concatenate_enrolment, models, manifest, folder / "enrolment"
-        )
-        path = folder / "enrolment_embeddings.npz"
-        vectors = embed(joined, path)
-        return recordings_of(joined, vectors, path) if if_main_process() else None
-    return averaged(models, test) if if_main_process() else None
+    found = find_evaluation(cnceleb1_folder, _checked_enrolments(enrolment))
+    # what enroll.map says of a model's genre goes for its file in enroll.lst, too
+    genres = partial(genres_of, enrol_map=read_enrol_map(found.enrol_map))
+    enrolments = {k: read_enrol_map(path) for k, path in found.enrol_maps.items()}
+    return Protocol(found.trials, enrolments, genres_of=genres)
 
 
-def checked_enrolments(enrolment):
+def _checked_enrolments(enrolment):
     """One protocol or several → a list of different ones, or InputError."""
-    protocols = [enrolment] if isinstance(enrolment, str) else enrolment
+    names = [enrolment] if isinstance(enrolment, str) else enrolment
     if (
-        not isinstance(protocols, (list, tuple))
-        or not protocols
-        or not all(protocol in ENROLMENTS for protocol in protocols)
-        or len(set(protocols)) < len(protocols)
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(name in ENROLMENTS for name in names)
+        or len(set(names)) < len(names)
     ):
         raise InputError(
             f"enrolment: {enrolment!r}, expected some of {', '.join(ENROLMENTS)}, each "
             "once"
         )
-    return list(protocols)
+    return list(names)
 
 
-logger = logging.getLogger(__name__)
-
-# Top-level keys of a verification's YAML file that these functions read.
-RUN_FILES = (
-    *("pretrained_folder", "embeddings", "training_manifest"),
-    *("calibration_manifest", "cohort", "calibrator"),
-)
-BACKEND = (
-    *("training_manifest", "calibration_manifest", "cohort", "calibrator"),
-    *("max_utterances", "seed", "backend", "calibration"),
-)
-RUN_KEYS = (
-    *RUN_FILES,
-    *BACKEND,
-    *("output_folder", "prepare", "enrolment"),
-    *("max_batch_seconds", "max_seconds", "num_workers", "n_resamples"),
-)
+def check_files(**files):
+    """The names of files that are given: {key: str}; InputError for other types."""
+    for key, path in files.items():
+        if not isinstance(path, (str, type(None))):
+            raise InputError(f"{key}: {path!r}, expected the name of a file")
+    return {key: path for key, path in files.items() if path is not None}
 
 
 class Embedder:
-    """The model, as a function (manifest, file) → embeddings [N, E].
+    """The model of a folder, as a function (manifest, file) → embeddings [N, size].
 
-    Attributes
-    ----------
-    size : int
-        E.
+    Windows are those of the folder unless they are given; ``options`` go to
+    :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
     """
 
-    def __init__(self, hparams, run_opts):
+    def __init__(
+        self,
+        folder,
+        run_opts,
+        window_seconds=None,
+        hop_seconds=None,
+        eval_precision="fp32",
+        **options,
+    ):
         keep_freed_memory()
-        self.device = run_opts.device or sb.utils.distributed.infer_device()
-        self.model = load_pretrained(hparams["pretrained_folder"]).to(self.device)
+        self.folder = folder
+        hparams, chunking = load_encoder(folder)
+        device = run_opts.device or infer_device()
+        self.model = hparams["speaker_encoder"].to(device)
         self.size = self.model.embedding_size
+        chunking = chunking.changed(window_seconds, hop_seconds)
         self.options = {
-            **{k: hparams[k] for k in ("max_batch_seconds", "max_seconds")},
-            "num_workers": hparams["num_workers"],
-            "precision": autocast_type(hparams["eval_precision"]),
+            **options,
+            "device": device,
+            "chunking": chunking.checked(self.model.encoder.min_samples),
+            "precision": autocast_type(eval_precision),
             "progress": not run_opts.noprogressbar,
         }
         logger.info("%d parameters", count_parameters(self.model).total)
@@ -170,46 +195,16 @@ class Embedder:
         """On every process; None on others than the main one."""
         hours = manifest.durations.sum() / 3600
         logger.info("%s: %d recordings, %.1f h", path, len(manifest), hours)
-        return embed_to_file(
-            self.model, manifest, path, device=self.device, **self.options
-        )
+        return embed_to_file(self.model, manifest, path, **self.options)
 
 
-def check(hparams, files=RUN_FILES, joins=False):
-    """Settings that need no file.
+def check_sizes(plan, embed, given, source):
+    """InputError unless model, cohort and the embeddings of ``source`` fit together.
 
-    Arguments
-    ---------
-    hparams : dict
-    files : collection of str
-        Keys that are names of files, or null.
-    joins : bool
-        Whether recordings are to be joined, and then embedded whatever is given.
-
-    Raises
-    ------
-    InputError
-        A file's name that is no text, a number out of range, neither a model nor
-        embeddings.
+    Recordings of the back-end that must be embedded want a model.
     """
-    for key in files:
-        if not isinstance(hparams[key], (str, type(None))):
-            raise InputError(f"{key}: {hparams[key]!r}, expected the name of a file")
-    if hparams["n_resamples"] == 1 or hparams["n_resamples"] < 0:
-        raise InputError(
-            f"n_resamples: {hparams['n_resamples']}, expected 0 or at least 2"
-        )
-    if hparams["pretrained_folder"] is None and (joins or not hparams["embeddings"]):
-        raise InputError(
-            "pretrained_folder is not given, expected a model: --pretrained_folder=…, "
-            "or --embeddings=…" + " without concatenation" * joins
-        )
-
-
-def check_sizes(hparams, plan, embed, given):
-    """One size of embedding everywhere."""
     if embed is not None:
-        plan.backend.check_width(embed.size, hparams["pretrained_folder"])
+        plan.backend.check_width(embed.size, embed.folder)
     elif plan.needs_embeddings:
         raise InputError(
             "pretrained_folder is not given, expected a model to embed the recordings "
@@ -217,56 +212,78 @@ def check_sizes(hparams, plan, embed, given):
         )
     if given is not None:
         size = given.vectors.shape[1]
-        plan.backend.check_width(size, hparams["embeddings"])
+        plan.backend.check_width(size, source)
         if embed is not None and size != embed.size:
             raise InputError(
-                f"{hparams['embeddings']}: embeddings of {size} values, expected "
-                f"{embed.size} as those of {hparams['pretrained_folder']}"
+                f"{source}: embeddings of {size} values, expected {embed.size} as "
+                f"those of {embed.folder}"
             )
 
 
-def score(hparams, lists, backend, test, sides, genres_of=None):
-    """Every list with every enrolment → the parts of the report.
+def embedded(manifest, embed, path, given=None):
+    """Embed recordings into the file ``path``, or take them from Embeddings of it.
 
-    Arguments
-    ---------
-    hparams : dict
-        Reads ``output_folder`` and ``n_resamples``.
-    lists : dict
-        Name → Trials.
-    backend : Backend
-    test : Recordings
-    sides : dict
-        Enrolment protocol, or None where trials are between recordings → Recordings.
-    genres_of : callable or None
-        Names of a list [U] → the genre of each, for error rates by genre.
-
-    Returns
-    -------
-    list of dict
-        As :func:`~speechbrain_ext.evaluation.score_lists.report_list`, and
-        ``enrolment``.
+    ``embed`` is called as an :class:`Embedder`. → Recordings on the main process, None
+    on others.
     """
-    folder, results = Path(hparams["output_folder"]), []
+    if given is not None:
+        vectors = select_vectors(given, manifest.ids, path)
+    else:
+        vectors = embed(manifest, path)
+    return recordings_of(manifest, vectors, path) if if_main_process() else None
+
+
+def enrolled(protocol, test, manifest, embed, folder):
+    """The enrol side of trial lists: {enrolment: Recordings}, None on other processes.
+
+    ``test`` has all recordings, those of enrolment maps too, and ``manifest`` their
+    files; joined recordings and their embeddings go into ``folder``.
+    """
+    sides = {}
+    for name, models in protocol.enrolments.items():
+        if models is None:
+            sides[name] = test
+        elif protocol.concatenated and name == "concatenate":
+            joined = main_process_first(
+                concatenate_enrolment, models, manifest, folder / "enrolment"
+            )
+            path = folder / "enrolment_embeddings.npz"
+            sides[name] = embedded(joined, embed, path)
+        else:
+            sides[name] = averaged(models, test) if if_main_process() else None
+    return sides
+
+
+def read_trials_of(protocol):
+    """Name → Trials of every list; nothing on other processes than the main one."""
+    if not if_main_process():  # they never see a score
+        return {}
+    return read_lists(protocol.trial_lists, protocol.allow_duplicates)
+
+
+def score_and_report(
+    folder, protocol, lists, backend, test, sides, n_resamples, files, model=None
+):
+    """Score every list with every enrolment, write the report, print its table.
+
+    ``files`` (key → file) are what the results depend on. Of a pretrained folder
+    ``model`` the report has a hash of the weights: an export asks whose results it has.
+    """
+    results = []
     for name, trials in lists.items():
-        genres = genres_of(trials.names) if genres_of else None
-        for protocol, enrol in sides.items():
-            label = f"{name}_{protocol}" if protocol else name
+        genres = protocol.genres_of(trials.names) if protocol.genres_of else None
+        for enrolment, enrol in sides.items():
+            label = f"{name}_{enrolment}" if enrolment else name
             systems = score_list(label, trials, backend, enrol, test, folder)
             speakers = {**test.speakers, **enrol.speakers}
-            options = hparams["n_resamples"], speakers, genres
-            result = report_list(label, trials, systems, folder, *options)
-            results.append({**result, "enrolment": protocol})
-    return results
-
-
-def report(hparams, backend, results, files=RUN_FILES):
-    """Write the report, and print its table."""
-    folder = Path(hparams["output_folder"])
-    about = {key: hparams[key] for key in files if hparams[key] is not None}
-    if hparams["pretrained_folder"]:  # an export must know whose results these are
-        about["weights_sha256"] = sha256(weights_file(hparams["pretrained_folder"]))
-    print(write_report(folder, results, {**about, **backend.describe()}))
+            result = report_list(
+                *(label, trials, systems, folder, n_resamples, speakers, genres)
+            )
+            results.append({**result, "enrolment": enrolment})
+    about = {**protocol.files, **files, **backend.describe()}
+    if model:
+        about["weights_sha256"] = sha256(weights_file(model))
+    print(write_report(folder, results, about))
     for result in results:
         print(f"DET curve {result['pictures']['det']}")
     print(f"report {folder / 'results.md'}")

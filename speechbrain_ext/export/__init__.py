@@ -1,1 +1,1 @@
-"""TODO."""
+"""A trained model as others take it: shared folder, card, hub, ONNX, checkpoints."""

@@ -1,13 +1,8 @@
-"""Sections of a model card: what is known of a model → Markdown.
+"""The model card: README.md of a shared model, with the hub's front matter.
 
-Each function takes :class:`~speechbrain_ext.export.card.CardFacts`; ``SECTIONS``
-are their names, as a template writes them.
-
-The model card: README.md of a shared model, with the hub's front matter.
-
-A template (``templates/model_card.md``, or one of the user's) has the words that are
-the same for every model, and a ``$name`` for each section that is written from what is
-known of this one (:mod:`speechbrain_ext.export.card`).
+``templates/model_card.md`` is a Jinja template for ``huggingface_hub.ModelCard``; each
+block in it is a section. A template of the user's (``hparams_templates/model_card.md``)
+has words of their own and a ``$name`` for each section.
 """
 
 import re
@@ -15,19 +10,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-from huggingface_hub import EvalResult, ModelCardData
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from speechbrain_ext.export import card as card_sections
 from speechbrain_ext.inference.thresholds import RULE_OF_30, Thresholds
 from speechbrain_ext.pruning.plots import sparsity_table
 from speechbrain_ext.scoring.report import LEGEND, as_markdown
 from speechbrain_ext.utils.errors import InputError, describe_os_error
 
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 SECTIONS = (
     *("title", "summary", "usage", "results", "thresholds", "sizes", "training"),
     *("files", "licence"),
 )
+LIBRARY = "speechbrain"
+TAGS = ["speechbrain", "speaker-verification", "speaker-recognition", "embeddings"]
+REQUIRED = ("license", "library_name", "tags")
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
 RATES = (0.05, 0.01, 0.001)  # false accepts whose thresholds the card shows
 KINDS = {"cosine": "cosine", "as_norm": "AS-norm", "llr": "log-likelihood ratio"}
 FILES = {
@@ -42,200 +43,6 @@ FILES = {
     "thresholds.json": "operating points for every kind of score",
     "structure.png": "units that pruning left",
 }
-
-
-def title(facts):
-    """The model's name without its owner."""
-    return facts.name.rpartition("/")[2]
-
-
-def summary(facts):
-    """What it is, in a sentence or two."""
-    kind = "A pruned w2v-BERT" if facts.structure else "A w2v-BERT"
-    total = facts.sizes["encoder"] + facts.sizes["head"]
-    return (
-        f"{kind} speaker encoder for SpeechBrain: a recording becomes an embedding of "
-        f"{facts.sizes['embedding']} values; the cosine of two tells whether they are "
-        f"of one speaker. {_millions(total)} parameters, 16 kHz."
-    )
-
-
-def usage(facts):
-    """The code that verifies two recordings."""
-    lines = [
-        "from speechbrain_ext.inference import SpeakerVerifier",
-        "",
-        f'verifier = SpeakerVerifier.from_hparams("{facts.name}")',
-        'print(verifier.compare("enrol.wav", "test.wav"))  # every score; a decision',
-        'score, same_speaker = verifier.verify_files("enrol.wav", "test.wav")',
-        'embeddings = verifier.encode_files(["enrol.wav", "test.wav"])',
-    ]
-    return "\n".join(lines)
-
-
-def results(facts):
-    """The figures of every list and system."""
-    if not facts.lists:
-        return "Not verified on any trial list."
-    text = f"{as_markdown(facts.lists)}\n\n{LEGEND}"
-    if any(len(result["systems"]) > len(facts.scores) for result in facts.lists):
-        given = " and ".join(KINDS[kind] for kind in facts.scores)
-        text += (
-            f"\n\nThis folder gives the {given} only: what the other rows need was not "
-            "shared."
-        )
-    return text
-
-
-def thresholds(facts):
-    """Where each kind of score says "same speaker", and from which trials."""
-    if not facts.thresholds:
-        return (
-            "None are in this folder. Decisions without a `threshold` of your own are "
-            "arbitrary: measure one on trials like those that are to be decided."
-        )
-    head = ["score", "at equal error", "rate there"]
-    head += [f"{100 * rate:g} % false accepts" for rate in RATES]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for kind in KINDS:
-        if (found := facts.thresholds.get(kind)) is None:
-            continue
-        cells = [KINDS[kind], f"{found.eer_threshold:.3f}", f"{100 * found.eer:.2f} %"]
-        lines.append(_row(cells + [_at_rate(found, rate) for rate in RATES]))
-    return (
-        f"Measured on {facts.threshold_source}. They depend on the channel: telephone, "
-        "far microphones and noise need their own.\n\n"
-        + "\n".join(lines)
-        + "\n\nIn brackets the share of target trials missed there. –: of so few "
-        f"trials less than {RULE_OF_30} false accepts are to be expected, which is no "
-        "measurement."
-    )
-
-
-def sizes(facts):
-    """Parameters, multiply-adds, bytes."""
-    size = facts.sizes
-    total = size["encoder"] + size["head"]
-    lines = [
-        _row(["parameters", "encoder", "head", "multiply-adds for 1 s", "weights"]),
-        _row(["---"] * 5),
-        _row(
-            [
-                *(f"{total:,}", f"{size['encoder']:,}", f"{size['head']:,}"),
-                *(f"{size['macs'] / 1e9:.3g} G", _bytes(size)),
-            ]
-        ),
-    ]
-    if size.get("cosine") is not None:
-        lines += [
-            "",
-            f"The weights are stored as {size['weight_type']} and computed with in "
-            "float32. Embeddings of eight synthetic signals of 3 s by these and by the "
-            f"original weights: 1 - cosine is {1 - size['cosine']:.1g} at most.",
-        ]
-    return "\n".join(lines)
-
-
-def training(facts):
-    """Data, stage, epoch, validation, pruning."""
-    known, lines = facts.training, []
-    if facts.training_data:
-        lines.append(f"- data: {facts.training_data}")
-    for key, words in (
-        ("stage", "stage: {}"),
-        ("n_speakers", "speakers: {:,}"),
-        ("epoch", "epoch: {}"),
-        (
-            "validation_eer_percent",
-            "EER on trials of speakers held out for validation: {:.2f} %",
-        ),
-    ):
-        if known.get(key):
-            lines.append(f"- {words.format(known[key])}")
-    if origin := known.get("converted_from"):
-        lines.append(f"- converted from a published checkpoint, {origin.get('file')}")
-    if not lines:
-        lines.append("Nothing is known of it.")
-    if facts.structure:
-        lines += ["", *_pruning(facts.structure)]
-    return "\n".join(lines)
-
-
-def files(facts):
-    """What each file is."""
-    lines = [_row(["file", "what"]), _row(["---"] * 2)]
-    lines += [_row([f"`{name}`", FILES[name]]) for name in FILES if name in facts.files]
-    if facts.cohort_size:
-        lines += [
-            "",
-            f"`cohort.npz` holds a mean embedding of each of {facts.cohort_size:,} "
-            "training speakers: biometric data of these people, without which AS-norm "
-            "and the log-likelihood ratios cannot be computed.",
-        ]
-    if "classifier.safetensors" in facts.files:
-        lines += ["", "`training.json` names the training speakers in row order."]
-    return "\n".join(lines)
-
-
-def licence(facts):
-    """The licence, and that of the checkpoint it comes from."""
-    origin = facts.training.get("converted_from") or {}
-    lines = [
-        facts.licence or "None was given: ask who made the model before you use it."
-    ]
-    if origin.get("licence"):
-        lines.append(f"The checkpoint it was converted from: {origin['licence']}.")
-    return "\n\n".join(lines)
-
-
-def _pruning(structure):
-    _, left, kinds = sparsity_table(structure)
-    full = dict.fromkeys(kinds, 0)
-    for group in structure["groups"]:
-        full[group["kind"]] += group["full"]
-    lines = [
-        "Pruned structurally: whole units were removed.",
-        "",
-        _row(["units", "left", "of", "removed"]),
-        _row(["---"] * 4),
-    ]
-    for column, kind in enumerate(kinds):
-        kept = int(left[:, column].sum())
-        share = 100 * (1 - kept / full[kind]) if full[kind] else 0
-        lines.append(_row([kind, f"{kept:,}", f"{full[kind]:,}", f"{share:.1f} %"]))
-    return [*lines, "", "![Units left in each layer](structure.png)"]
-
-
-def _at_rate(found, rate):
-    if rate * found.n_nontarget < RULE_OF_30:
-        return "–"
-    try:
-        point = found.at_false_accept_rate(rate)
-    except InputError:  # too many of the non-targets share the highest score
-        return "–"
-    return f"{point.threshold:.3f} ({100 * point.miss_rate:.1f} %)"
-
-
-def _bytes(size):
-    if "bytes" not in size:
-        return "–"
-    return f"{size['bytes'] / 1e6:,.1f} MB, {size['weight_type']}"
-
-
-def _millions(count):
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
-
-
-def _row(cells):
-    return "| " + " | ".join(cells) + " |"
-
-
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-LIBRARY = "speechbrain"
-TAGS = ["speechbrain", "speaker-verification", "speaker-recognition", "embeddings"]
-REQUIRED = ("license", "library_name", "tags")
-LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +79,10 @@ class CardFacts:
         Training speakers whose means are in the folder.
     structure : dict or None
         Of :func:`speechbrain_ext.pruning.structure`, where the model was pruned.
+    encoder : str
+        Its family, by :func:`encoder_title`.
+    sample_rate : int
+        Hz.
     """
 
     name: str
@@ -287,6 +98,14 @@ class CardFacts:
     threshold_source: str = ""
     cohort_size: int = 0
     structure: dict | None = None
+    encoder: str = "w2v-BERT"
+    sample_rate: int = 16000
+
+
+def encoder_title(encoder):
+    """The family of an encoder, in words: its ``title``, else its class's name."""
+    name = type(encoder).__name__.removesuffix("Encoder")
+    return getattr(encoder, "title", None) or name
 
 
 def make_card(facts, template=None):
@@ -296,7 +115,8 @@ def make_card(facts, template=None):
     ---------
     facts : CardFacts
     template : str, Path or None
-        Another template; None takes the package's own.
+        Another template, with ``$front_matter`` and a ``$name`` for each section; None
+        takes the package's own.
 
     Returns
     -------
@@ -308,22 +128,26 @@ def make_card(facts, template=None):
         A template that cannot be read, lacks the front matter or names a section that
         is none; a licence or language that the hub would not take.
     """
-    path = Path(template or TEMPLATE)
+    data, values = _front_matter(facts), _values(facts)
+    if template is None:
+        card = ModelCard.from_template(data, template_path=TEMPLATE, **values)
+        return f"{str(card).strip()}\n"
+    page = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+    context = page.new_context(values)
+    sections = {name: "".join(page.blocks[name](context)) for name in SECTIONS}
+    path = Path(template)
     try:
         text = path.read_text(encoding="utf-8")
+        if not text.startswith("---\n$front_matter\n---\n"):
+            raise InputError(
+                f"{path}: begins with {text[:40]!r}, expected '---', '$front_matter', "
+                "'---'"
+            )
+        return Template(text).substitute(sections, front_matter=data.to_yaml().strip())
     except OSError as error:
         raise InputError(f"{describe_os_error(error)}, expected a template") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error})") from error
-    if not text.startswith("---\n$front_matter\n---\n"):
-        raise InputError(
-            f"{path}: begins with {text[:40]!r}, expected '---', '$front_matter', '---'"
-        )
-    sections = {
-        name: getattr(card_sections, name)(facts) for name in card_sections.SECTIONS
-    }
-    try:
-        return Template(text).substitute(sections, front_matter=front_matter(facts))
     except KeyError as error:
         raise InputError(
             f"{path}: ${error.args[0]}, expected one of {', '.join(sections)} (a "
@@ -333,14 +157,72 @@ def make_card(facts, template=None):
         raise InputError(f"{path}: {error} (a dollar sign is written $$)") from error
 
 
-def front_matter(facts):
-    """What the hub reads: licence, library, tags, figures → YAML.
+def _values(facts):
+    """What the template shows, besides the facts themselves."""
+    rows = max((len(result["systems"]) for result in facts.lists), default=0)
+    return {
+        "facts": facts,
+        "total": facts.sizes["encoder"] + facts.sizes["head"],
+        "table": as_markdown(facts.lists) if facts.lists else "",
+        "legend": LEGEND,
+        # scores that the folder gives, where there are figures of others
+        "unshared": [KINDS[k] for k in facts.scores]
+        if rows > len(facts.scores)
+        else [],
+        "rates": RATES,
+        "kinds": KINDS,
+        "at_rate": _at_rate,
+        "rule_of_30": RULE_OF_30,
+        "training": list(_training(facts)),
+        "origin": facts.training.get("converted_from") or {},
+        "units": _units(facts.structure) if facts.structure else [],
+        "files": FILES,
+    }
 
-    Raises
-    ------
-    InputError
-        A licence or language in another form than the hub's.
-    """
+
+def _training(facts):
+    """Data, stage, epoch, validation: a line for each that is known."""
+    if facts.training_data:
+        yield f"data: {facts.training_data}"
+    for key, words in (
+        ("stage", "stage: {}"),
+        ("n_speakers", "speakers: {:,}"),
+        ("epoch", "epoch: {}"),
+        (
+            "validation_eer_percent",
+            "EER on trials of speakers held out for validation: {:.2f} %",
+        ),
+    ):
+        if facts.training.get(key):
+            yield words.format(facts.training[key])
+    if origin := facts.training.get("converted_from"):
+        yield f"converted from a published checkpoint, {origin.get('file')}"
+
+
+def _units(structure):
+    """For each kind of unit: kind, how many are left, of how many."""
+    _, left, kinds = sparsity_table(structure)
+    full = dict.fromkeys(kinds, 0)
+    for group in structure["groups"]:
+        full[group["kind"]] += group["full"]
+    return [
+        (kind, int(left[:, column].sum()), full[kind])
+        for column, kind in enumerate(kinds)
+    ]
+
+
+def _at_rate(curve, rate):
+    if rate * curve.n_nontarget < RULE_OF_30:
+        return "–"
+    try:
+        point = curve.at_false_accept_rate(rate)
+    except InputError:  # too many of the non-targets share the highest score
+        return "–"
+    return f"{point.threshold:.3f} ({100 * point.miss_rate:.1f} %)"
+
+
+def _front_matter(facts):
+    """What the hub reads: licence, library, tags, figures."""
     check_licence(facts.licence)
     for language in facts.languages:
         if not LANGUAGE.fullmatch(language):
@@ -354,14 +236,38 @@ def front_matter(facts):
             "model_name": facts.name.rpartition("/")[2],
             "eval_results": list(_figures(facts.lists)),
         }
-    data = ModelCardData(
+    return ModelCardData(
         language=list(facts.languages) or None,
         license=facts.licence,
         library_name=LIBRARY,
         tags=TAGS + ["pruned"] * (facts.structure is not None),
         **figures,
     )
-    return data.to_yaml().strip()
+
+
+def _figures(lists):
+    """Figures of every list and system, as the hub's model index has them."""
+    for result in lists:
+        name = Path(result["list"]).name
+        if result.get("enrolment"):
+            name += f" ({result['enrolment']})"
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        for row in result["systems"]:
+            values = [("eer", "EER %", row["eer_percent"])]
+            values += [
+                ("min_dcf", f"minDCF({p})", cost) for p, cost in row["min_dcf"].items()
+            ]
+            values += [("cllr", "Cllr", row["cllr"])]
+            for kind, what, value in values:
+                yield EvalResult(
+                    task_type="speaker-verification",
+                    task_name="Speaker verification",
+                    dataset_type=slug or "trials",
+                    dataset_name=name,
+                    metric_type=kind,
+                    metric_name=f"{what}, {row['title']}",
+                    metric_value=round(value, 4),
+                )
 
 
 def check_licence(licence):
@@ -422,28 +328,3 @@ def check_card(path, repo_id=None):
             f"{repo_id}, or mend it by hand"
         )
     return values
-
-
-def _figures(lists):
-    """Figures of every list and system, as the hub's model index has them."""
-    for result in lists:
-        name = Path(result["list"]).name
-        if result.get("enrolment"):
-            name += f" ({result['enrolment']})"
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        for row in result["systems"]:
-            values = [("eer", "EER %", row["eer_percent"])]
-            values += [
-                ("min_dcf", f"minDCF({p})", cost) for p, cost in row["min_dcf"].items()
-            ]
-            values += [("cllr", "Cllr", row["cllr"])]
-            for kind, what, value in values:
-                yield EvalResult(
-                    task_type="speaker-verification",
-                    task_name="Speaker verification",
-                    dataset_type=slug or "trials",
-                    dataset_name=name,
-                    metric_type=kind,
-                    metric_name=f"{what}, {row['title']}",
-                    metric_value=round(value, 4),
-                )

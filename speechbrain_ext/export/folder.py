@@ -1,20 +1,15 @@
-"""What goes into an export: the model of a recipe, its sizes, and what may be told.
-
-Nothing here writes; :mod:`speechbrain_ext.export.folder` does.
-
-The end state of a recipe as a folder to share, with all that verification needs.
+"""The end state of a recipe as a folder to share, with all that verification needs.
 
     pretrained folder (train.py, distill_prune.py, convert)  ┐
     results folder (verify.py)                               ┴→ the folder, its card
 
-What is written: hyperparams.yaml, encoder_config.json, speaker_encoder.safetensors,
-training.json, README.md; as there are results, calibration.json, cohort.npz and
-thresholds.json; structure.png of a pruned model. Names of training speakers are left
-out, of the cohort too, and so is the classifier, unless it is asked for.
+Written are the model, training.json and README.md; as there are results,
+calibration.json, cohort.npz and thresholds.json; structure.png of a pruned model. Names
+of training speakers are left out, of the cohort too, and so is the classifier, unless
+it is asked for.
 """
 
 import contextlib
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +19,15 @@ import numpy as np
 import torch
 
 from speechbrain_ext import __version__
-from speechbrain_ext.export.card import FILES, CardFacts, make_card
+from speechbrain_ext.export.card import FILES, CardFacts, encoder_title, make_card
 from speechbrain_ext.export.thresholds import (
     Measured,
     from_calibration,
     from_files,
     read_results,
 )
-from speechbrain_ext.inference.folder import (
-    CALIBRATION_FILE,
-    COHORT_FILE,
-    Rules,
-    checked_rules,
-)
+from speechbrain_ext.inference.audio_input import ChunkingConfig
+from speechbrain_ext.inference.folder import CALIBRATION_FILE, COHORT_FILE
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, save_thresholds
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
@@ -58,31 +49,32 @@ from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.cohort import save_cohort
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import (
+    read_json,
     write_atomically,
     write_folder_atomically,
     write_json,
 )
 from speechbrain_ext.utils.weights import save_weights
 
+logger = logging.getLogger(__name__)
+
+CARD, STRUCTURE = "README.md", "structure.png"
 EXPORTED = "exported_by"  # in training.json: what tells an export from other folders
+# training.json, as far as an export or its card reads it
+_TRAINING = {
+    "speakers?": [str],
+    "stage?": str,
+    "n_speakers?": int,
+    "epoch?": (int, None),
+    "validation_eer_percent?": (float, None),
+    "converted_from?": {"file?": str, "licence?": str},
+    "name?": str,
+}
 SIGNALS, SAMPLES, RATE = 8, 48000, 16000  # on which two weights are compared
 
 
 class Source(NamedTuple):
-    """A pretrained folder.
-
-    Attributes
-    ----------
-    folder : Path
-    model : SpeakerEncoder
-        In eval mode, on the CPU.
-    inference : dict
-        As :data:`~speechbrain_ext.pretrained.INFERENCE`.
-    training : dict
-        training.json.
-    classifier : ArcFace or None
-        Where it is wanted.
-    """
+    """A pretrained folder: model in eval mode, INFERENCE's values, training.json."""
 
     folder: Path
     model: torch.nn.Module
@@ -91,17 +83,10 @@ class Source(NamedTuple):
     classifier: ArcFace | None
 
 
-def read_source(folder, with_classifier=False):
-    """A pretrained folder, loaded strictly → Source.
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.pretrained.load_pretrained`; an export; a damaged
-        training.json; windows that do not fit; no classifier where one is wanted.
-    """
+def _read_source(folder, with_classifier):
+    """A pretrained folder, loaded strictly; InputError where it is an export."""
     folder = Path(folder)
-    training = read_json(folder / TRAINING)
+    training = read_training(folder)
     if EXPORTED in training:
         raise InputError(
             f"{folder}: is an export already, expected the folder that train.py, "
@@ -110,7 +95,8 @@ def read_source(folder, with_classifier=False):
     hparams = load_hyperparams(folder)
     inference = {key: hparams.get(key, value) for key, value in INFERENCE.items()}
     with naming(folder / HYPERPARAMS):
-        checked_rules(Rules(*(inference[name] for name in Rules._fields)))
+        shortest = hparams["speaker_encoder"].encoder.min_samples
+        ChunkingConfig.of(inference).checked(shortest)
     classifier = None
     if with_classifier:
         classifier, _ = keep_classifier(folder)
@@ -119,38 +105,19 @@ def read_source(folder, with_classifier=False):
     return Source(folder, hparams["speaker_encoder"], inference, training, classifier)
 
 
-def read_json(path):
-    """A JSON file of names and values, or an empty dict where there is none.
-
-    Raises
-    ------
-    InputError
-        Where it cannot be read, or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: {type(values).__name__}, expected names and values")
-    return values
+def read_training(folder):
+    """``training.json`` of a folder, or an empty dict where there is none."""
+    path = Path(folder) / TRAINING
+    return read_json(path, _TRAINING) if path.exists() else {}
 
 
 def is_export(folder):
     """Whether a folder was written by an export."""
-    return EXPORTED in read_json(Path(folder) / TRAINING)
+    return EXPORTED in read_training(folder)
 
 
-def check_output(output):
-    """Whether an export may take the place of what is there.
-
-    Raises
-    ------
-    InputError
-        A folder that is no export, or one with something of the user's in it.
-    """
+def _check_output(output):
+    """InputError unless there is nothing, or an export with nothing of the user's."""
     if output.name in ("", ".."):
         raise InputError(f"{output}: expected the name of a folder to write")
     if not output.exists():
@@ -165,42 +132,28 @@ def check_output(output):
         )
 
 
-def shared_training(source, name=None):
-    """What training.json may tell everybody.
-
-    Names of speakers only with the classifier, whose rows they are.
-
-    Arguments
-    ---------
-    source : Source
-    name : str, optional
-        ``owner/name`` on the hub.
-
-    Returns
-    -------
-    dict
-    """
-    values, folder = source.training, source.folder.resolve()
-    told = {
+def _shared_training(source, name):
+    """What training.json may tell everybody; speakers' names with their rows only."""
+    speakers, folder = source.training.get("speakers"), source.folder.resolve()
+    shared = {
         key: value
-        for key, value in values.items()
+        for key, value in source.training.items()
         if isinstance(value, (str, int, float)) or key == "converted_from"
     }
-    speakers = values.get("speakers") or []
     if source.classifier is not None:
-        told["speakers"] = speakers
+        shared["speakers"] = speakers or []
     else:
-        told.pop("n_speeds", None)
+        shared.pop("n_speeds", None)
     if speakers:
-        told["n_speakers"] = len(speakers)
-    if "stage" not in told and folder.name == "final":
-        told["stage"] = folder.parent.name  # results/STAGE/final
+        shared["n_speakers"] = len(speakers)
+    if "stage" not in shared and folder.name == "final":
+        shared["stage"] = folder.parent.name  # results/STAGE/final
     if name:
-        told["name"] = name
-    return {**told, EXPORTED: f"speechbrain_ext {__version__}"}
+        shared["name"] = name
+    return {**shared, EXPORTED: f"speechbrain_ext {__version__}"}
 
 
-def sizes_of(model):
+def _sizes(model):
     """Parameters and multiply-adds, as CardFacts has them."""
     return {
         "encoder": count_parameters(model.encoder).total,
@@ -210,13 +163,13 @@ def sizes_of(model):
     }
 
 
-def pruned_structure(model):
+def _pruned_structure(model):
     """Units left in each layer, or None where nothing was pruned."""
     if not hasattr(model.encoder, "prunable_groups"):
         return None
-    found = structure(model.encoder)
-    pruned = any(group["kept"] < group["full"] for group in found["groups"])
-    return found if pruned else None
+    units = structure(model.encoder)
+    pruned = any(group["kept"] < group["full"] for group in units["groups"])
+    return units if pruned else None
 
 
 def halved(model):
@@ -230,17 +183,9 @@ def halved(model):
 
 @torch.no_grad()
 def lowest_cosine(model, other):
-    """How alike the embeddings of two models are: 1 where they are equal.
+    """The lowest cosine of two models' embeddings of made-up signals: 1 where equal.
 
-    Of made-up signals, harmonics in noise: a recording is nowhere at hand.
-
-    Arguments
-    ---------
-    model, other : SpeakerEncoder
-
-    Returns
-    -------
-    float
+    Harmonics in noise: a recording is nowhere at hand.
     """
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(SAMPLES) / RATE
@@ -254,11 +199,6 @@ def lowest_cosine(model, other):
         pair = [net(wav[None]).flatten().double() for net in (model, other)]
         lowest = min(lowest, torch.cosine_similarity(*pair, dim=0).item())
     return lowest
-
-
-logger = logging.getLogger(__name__)
-
-CARD, STRUCTURE = "README.md", "structure.png"
 
 
 def export_model(
@@ -316,29 +256,34 @@ def export_model(
         Bad input of any kind, named; ``output`` is then as it was.
     """
     output = Path(output)
-    check_output(output)
+    _check_output(output)
     if trials is not None and not thresholds_from:
         raise InputError(f"--trials {trials}: expected --thresholds_from with it")
-    source = read_source(pretrained_folder, with_classifier)
-    found = read_results(results) if results is not None else None
-    if found:
-        found.check_model(weights_file(source.folder))
-        found.backend.check_width(source.model.embedding_size, source.folder)
-    backend = found.backend if found and with_cohort else _without_cohort(found)
-    measured = _measured(found, source, thresholds_from, trials)
+    source = _read_source(pretrained_folder, with_classifier)
+    verified = read_results(results) if results is not None else None
+    backend = verified.backend if verified else Backend()
+    if verified:
+        verified.check_model(weights_file(source.folder))
+        backend.check_width(source.model.embedding_size, source.folder)
+    if backend.cohort is not None and not with_cohort:
+        backend = Backend()  # a calibrator of normalised scores serves no others
+    measured = _measured(verified, source, thresholds_from, trials)
+    scores = _scores(backend)
     facts = CardFacts(
         name=name or output.name,
-        sizes=sizes_of(source.model),
-        training=shared_training(source, name),
+        sizes=_sizes(source.model),
+        training=_shared_training(source, name),
         licence=licence,
         languages=list(languages),
         training_data=training_data,
-        lists=found.lists if found else [],
-        scores=_scores(backend),
-        thresholds=_applicable(measured.thresholds, _scores(backend)),
+        lists=verified.lists if verified else [],
+        scores=scores,
+        thresholds=_applicable(measured.thresholds, scores),
         threshold_source=measured.source,
         cohort_size=0 if backend.cohort is None else len(backend.cohort.speakers),
-        structure=pruned_structure(source.model),
+        structure=_pruned_structure(source.model),
+        encoder=encoder_title(source.model.encoder),
+        sample_rate=getattr(source.model.encoder, "sample_rate", RATE),
     )
     make_card(facts, card_template)  # what is wrong with it, before anything is written
     with write_folder_atomically(output) as folder, _as_if_in(output, folder):
@@ -350,20 +295,13 @@ def export_model(
     return facts
 
 
-def _without_cohort(found):
-    """The back-end that is left where the cohort stays at home, or nothing was run."""
-    if found is None or found.backend.cohort is not None:
-        return Backend()  # a calibrator of normalised scores serves no others
-    return found.backend
-
-
-def _measured(found, source, thresholds_from, trials):
+def _measured(verified, source, thresholds_from, trials):
     if thresholds_from:
-        tested = found.list_names if found else ()
+        tested = verified.list_names if verified else ()
         return from_files(thresholds_from, trials, tested)
-    if found is None:
+    if verified is None:
         return Measured({}, "no results of verify.py were given")
-    return from_calibration(found, source.training.get("speakers") or ())
+    return from_calibration(verified, source.training.get("speakers") or ())
 
 
 def _scores(backend):
@@ -379,7 +317,7 @@ def _applicable(thresholds, scores):
     """Those of the scores that the folder gives."""
     for kind in set(thresholds) - set(scores):
         logger.warning("no thresholds of %s: the folder does not give it", kind)
-    return {kind: found for kind, found in thresholds.items() if kind in scores}
+    return {kind: curve for kind, curve in thresholds.items() if kind in scores}
 
 
 def _write(folder, facts, source, backend, half):

@@ -6,6 +6,7 @@ folder uploaded as one commit by huggingface_hub.
 """
 
 import glob
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,25 +21,18 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from speechbrain_ext.export.card import FILES, check_card
-from speechbrain_ext.export.folder import is_export, read_json
-from speechbrain_ext.pretrained import ENCODER_CONFIG, HYPERPARAMS, MODEL_FILE, TRAINING
+from speechbrain_ext.export.folder import is_export, read_training
+from speechbrain_ext.pretrained import HYPERPARAMS, MODEL_FILE, TRAINING
 from speechbrain_ext.utils.errors import InputError
 
-NEEDED = (HYPERPARAMS, ENCODER_CONFIG, MODEL_FILE, TRAINING, "README.md")
+NEEDED = (HYPERPARAMS, MODEL_FILE, TRAINING, "README.md")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-REASONS = {
-    401: f"it does not know this token; {LOG_IN}",
-    403: "this token may not write there",
-    404: "no such owner or repository",
-}
+# A file that hyperparams.yaml names: !ref <pretrained_path>/encoder_config.json
+NAMED = re.compile(r"<pretrained_path>/([\w.-]+)")
 
 
 class Plan(NamedTuple):
-    """What a push sends.
-
-    ``folder`` Path; ``repo_id`` owner/name; ``private`` bool; ``files``: list of (name,
-    bytes), sorted by name.
-    """
+    """What a push sends; ``files``: (name, bytes), sorted by name."""
 
     folder: Path
     repo_id: str
@@ -86,10 +80,18 @@ def plan_push(folder, repo_id=None, private=True):
             f"{folder}: not an exported folder, expected one of `python -m "
             "speechbrain_ext export`"
         )
-    for name in NEEDED:
+    needed = list(NEEDED)
+    if (folder / HYPERPARAMS).is_file():
+        needed += NAMED.findall((folder / HYPERPARAMS).read_text(encoding="utf-8"))
+    for name in needed:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file, expected a whole export")
-    _check_weights(folder / MODEL_FILE)
+    weights = folder / MODEL_FILE
+    try:
+        with safetensors.safe_open(weights, "np"):
+            pass
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{weights}: not a whole file of weights ({error})") from error
     repo_id = _checked_name(folder, repo_id)
     check_card(folder / "README.md", repo_id)
     paths = (path for path in folder.rglob("*") if path.is_file())
@@ -141,22 +143,22 @@ def push(plan, message="Upload model"):
 
 
 def _reason(error):
-    """What went wrong between here and the hub, in a few words."""
-    where = constants.ENDPOINT
+    """What huggingface_hub says of a failure, in one line."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
+    where, words = constants.ENDPOINT, str(error).strip() or type(error).__name__
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        said = error.server_message or str(error).split("\n")[0]
-        return f"{where} answers {status}: {REASONS.get(status) or said}"
-    said = str(error).strip().split("\n")[0] or type(error).__name__
+        words = error.server_message or words.split("\n")[0]
+        return f"{where} answers {status}: {words}" + f"; {LOG_IN}" * (status == 401)
+    words = words.split("\n")[0]
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
-        return f"{where} cannot be reached ({said})"
-    return said
+        return f"{where} cannot be reached ({words})"
+    return words
 
 
 def _checked_name(folder, repo_id):
-    repo_id = repo_id or read_json(folder / TRAINING).get("name")
+    repo_id = repo_id or read_training(folder).get("name")
     if repo_id is None:
         raise InputError(f"{folder}: no name on the hub, expected --name owner/name")
     try:
@@ -166,14 +168,6 @@ def _checked_name(folder, repo_id):
     if repo_id.count("/") != 1:
         raise InputError(f"--name {repo_id}: expected owner/name")
     return repo_id
-
-
-def _check_weights(path):
-    try:
-        with safetensors.safe_open(path, "np"):
-            pass
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole file of weights ({error})") from error
 
 
 def _hidden(name):

@@ -1,18 +1,15 @@
-"""From which trials a model's thresholds are measured.
+"""Which trials a model's thresholds are measured on, and what verify.py left.
 
 Trials of speakers that were trained on promise too much, and those of the test list
 make its error rates a promise that was kept beforehand. So thresholds are taken from
 the calibration of verify.py, where its speakers are neither; or from scores that the
-user names; else there are none.
-
-What verify.py left in its output folder, as an export wants it.
+user names; else there are none. The output folder of verify.py holds
 
 results.json                     figures; whose, and by which cohort and calibrator
 cohort.npz, calibration.json     unless results.json names files of an earlier run
 calibration_scores_SYSTEM.npz    beside the calibrator
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +29,10 @@ from speechbrain_ext.scoring.embeddings import SUFFIXES
 from speechbrain_ext.scoring.enrolment import check_speakers, speaker_of, speakers_of
 from speechbrain_ext.scoring.report import as_markdown
 from speechbrain_ext.scoring.score_files import read_score_table, read_scores
-from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
-from speechbrain_ext.utils.jobs import sha256
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import read_json, sha256
+
+logger = logging.getLogger(__name__)
 
 KIND_OF_SYSTEM = {**{kind: kind for kind in KINDS}, "s_norm": "as_norm"}
 LIST = "the trial list"  # among the systems; none of theirs is named so
@@ -138,12 +137,12 @@ def from_files(words, trials=None, tested=()):
 
 def _measure(columns):
     """{system: (labels, scores)} → {kind: Thresholds}; others have no kind."""
-    found = {}
+    curves = {}
     for system, (labels, scores) in columns.items():
         if kind := KIND_OF_SYSTEM.get(system):
             with naming(f"thresholds of {system}"):
-                found[kind] = Thresholds.from_scores(scores, labels)
-    return found
+                curves[kind] = Thresholds.from_scores(scores, labels)
+    return curves
 
 
 def _held_out(trials, results, trained):
@@ -204,9 +203,6 @@ def _labels_and_scores(path, labelled):
     return trials.labels, scores
 
 
-logger = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, eq=False)
 class Results:
     """A results folder, read and checked.
@@ -232,11 +228,6 @@ class Results:
     calibration_folder: Path | None
 
     @property
-    def table(self):
-        """The figures as a table in Markdown."""
-        return as_markdown(self.lists)
-
-    @property
     def list_names(self):
         """File names of the trial lists, without folders."""
         return [Path(result["list"]).name for result in self.lists]
@@ -247,30 +238,35 @@ class Results:
         return [row["system"] for row in self.lists[0]["systems"]]
 
     def check_model(self, weights):
-        """Figures of another model have no place in a model's card.
-
-        Arguments
-        ---------
-        weights : Path
-            The model's file.
-
-        Raises
-        ------
-        InputError
-            They are of other weights.
-        """
+        """InputError where the figures are of other weights than this file's."""
         tested = self.about.get("weights_sha256")
         if tested is None:
             logger.warning(
                 "%s does not say which weights it is of: make sure that it is %s",
                 *(self.folder / "results.json", weights),
             )
-        elif tested != (found := sha256(weights)):
+        elif tested != (digest := sha256(weights)):
             raise InputError(
                 f"{self.folder / 'results.json'}: figures of other weights (SHA-256 "
                 f"{tested[:12]}…, in {self.about.get('pretrained_folder')}), expected "
-                f"those of {weights} ({found[:12]}…)"
+                f"those of {weights} ({digest[:12]}…)"
             )
+
+
+def _is_figures(lists):
+    """the figures of trial lists, as verify.py writes them"""
+    return bool(as_markdown(lists))
+
+
+_RESULTS = {
+    "lists": _is_figures,
+    "top_n?": (int, None),
+    "weights_sha256?": str,
+    **dict.fromkeys(
+        ("cohort?", "calibrator?", "pretrained_folder?", "calibration_manifest?"),
+        (str, None),
+    ),
+}
 
 
 def read_results(folder):
@@ -292,7 +288,7 @@ def read_results(folder):
     """
     folder = Path(folder)
     path = folder / "results.json"
-    about = _read(path)
+    about = read_json(path, _RESULTS, what="the results.json that verify.py writes")
     lists = about.pop("lists")
     cohort = calibrator = calibration_folder = None
     top_n = about.get("top_n", 300)
@@ -301,24 +297,8 @@ def read_results(folder):
     if "calibration_objective" in about:
         file = Path(about.get("calibrator") or folder / "calibration.json")
         names = input_names(True, cohort is not None, top_n)
-        calibrator, calibration_folder = (
-            QualityCalibrator.load(file, names),
-            file.parent,
-        )
+        calibrator = QualityCalibrator.load(file, names)
+        calibration_folder = file.parent
     with naming(path):
         backend = Backend(cohort, calibrator, top_n)
     return Results(folder, lists, about, backend, calibration_folder)
-
-
-def _read(path):
-    expected = "expected the results.json that verify.py writes"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        as_markdown(values["lists"])
-    except OSError as error:
-        raise InputError(f"{describe_os_error(error)}, {expected}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: {type(error).__name__} ({error}), {expected}"
-        ) from error
-    return values

@@ -6,6 +6,7 @@ ratio ℓ and a prior P, the probability of the same speaker is Bayes' rule,
     p = σ(ℓ + ln P / (1 - P))
 """
 
+import contextlib
 import logging
 import math
 from typing import NamedTuple
@@ -69,14 +70,8 @@ class Comparison(NamedTuple):
 class Decider:
     """Chooses score and threshold.
 
-    Arguments
-    ---------
-    kinds : list of str
-        Scores that the model can make, the best last.
-    thresholds : dict of str to Thresholds
-        Those of the model's folder.
-    source : str
-        The folder, for messages.
+    ``kinds`` are the scores that the model can make, the best last; ``thresholds``
+    those of its folder ``source``, by kind.
     """
 
     def __init__(self, kinds, thresholds, source):
@@ -84,14 +79,7 @@ class Decider:
         self._warned = False
 
     def kind(self, score=None, threshold=None, false_accept_rate=None):
-        """The score to decide by: the one asked for, or the best with a threshold.
-
-        Raises
-        ------
-        InputError
-            A score that does not exist or that the model cannot make; a threshold of
-            no particular score where there are several.
-        """
+        """The score to decide by: the one asked for, or the best with a threshold."""
         if score is not None:
             if score not in KINDS:
                 raise InputError(f"score {score!r}, expected one of {', '.join(KINDS)}")
@@ -117,17 +105,7 @@ class Decider:
 
         It is the one given; else that of the false-accept rate; else where both errors
         were equally frequent; else, of a log-likelihood ratio, Bayes' for the prior.
-
-        Returns
-        -------
-        OperatingPoint
-            Rates are None where nothing was measured.
-
-        Raises
-        ------
-        InputError
-            Both were given; a value out of range; a rate without measured thresholds;
-            an AS-norm score without any threshold.
+        Rates are None where nothing was measured.
         """
         measured = self.thresholds.get(kind)
         if threshold is not None:
@@ -195,3 +173,84 @@ def _checked_threshold(threshold):
     if not math.isfinite(value):
         raise InputError(f"threshold is {threshold}, expected a finite number")
     return value
+
+
+def comparison_report(
+    verifier, enrol, test, score=None, threshold=None, false_accept_rate=None
+):
+    """Compare two voices, in plain values: for JSON, and for the page.
+
+    The warnings of a comparison (a rate that was converted, a threshold that nobody
+    measured) belong to its answer: a program that reads the JSON does not see the log.
+
+    Arguments
+    ---------
+    verifier : SpeakerVerifier
+    enrol, test : list of str
+        Recordings of one voice each.
+    score, threshold, false_accept_rate
+        As for :meth:`~speechbrain_ext.inference.verifier.SpeakerVerifier.compare`.
+
+    Returns
+    -------
+    dict
+        ``same_speaker``, ``score``, ``score_kind``, ``threshold``, ``threshold_from``,
+        ``false_accept_rate`` and ``miss_rate`` (fractions measured there, or None),
+        ``scores`` of every kind, ``probability`` and its ``prior``, ``enrol`` and
+        ``test`` (files, seconds), ``model``, ``device``, ``warnings``.
+
+    Raises
+    ------
+    InputError
+        As ``compare``.
+    """
+    with _kept_warnings() as warnings:
+        result = verifier.compare(enrol, test, score, threshold, false_accept_rate)
+    kinds = ("cosine", "as_norm", "llr")
+    return {
+        "same_speaker": bool(result.decision),
+        "score": getattr(result, result.score),
+        "score_kind": result.score,
+        "threshold": result.threshold,
+        "threshold_from": _origin(verifier, result, threshold, false_accept_rate),
+        "false_accept_rate": result.false_accept_rate,
+        "miss_rate": result.miss_rate,
+        "scores": {kind: getattr(result, kind) for kind in kinds},
+        "probability": result.probability,
+        "prior": result.prior,
+        "enrol": {"files": [str(f) for f in enrol], "seconds": result.enrol_seconds},
+        "test": {"files": [str(f) for f in test], "seconds": result.test_seconds},
+        "model": verifier.source,
+        "device": str(verifier.device),
+        "warnings": warnings,
+    }
+
+
+def _origin(verifier, result, threshold, false_accept_rate):
+    """Where the threshold comes from, in words."""
+    if threshold is not None:
+        return "given"
+    if false_accept_rate is not None:
+        return (
+            "the model's held-out trials, at a false accept rate of "
+            f"{false_accept_rate:g} or less"
+        )
+    if result.score in verifier.thresholds:
+        return "the model's held-out trials, where both errors were equally frequent"
+    if result.score == "llr":
+        return f"Bayes' rule for a prior of {result.prior:g}"
+    return "a guess that nobody measured: the model has no thresholds"
+
+
+@contextlib.contextmanager
+def _kept_warnings():
+    """A list that gets the package's warnings of the block; they are logged as well."""
+    kept = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: kept.append(record.getMessage())
+    logger = logging.getLogger("speechbrain_ext")
+    logger.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(handler)

@@ -1,6 +1,4 @@
-"""SpeechBrain's run options → those that fit this machine.
-
-A model's folder, or its name on the hub → all that a verifier is made of.
+"""A model's folder, or its name on the hub → all that a verifier is made of.
 
     hyperparams.yaml               needed: modules, and how recordings are treated
     encoder_config.json            needed
@@ -22,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
-from speechbrain_ext.features import MIN_SAMPLES
+from speechbrain_ext.inference.audio_input import ChunkingConfig
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, load_thresholds
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
@@ -38,9 +36,18 @@ from speechbrain_ext.scoring.backend import Backend, check_top_n, input_names
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.precision import check_device
 from speechbrain_ext.utils.weights import HUB_ID
 
 logger = logging.getLogger(__name__)
+
+
+CALIBRATION_FILE, COHORT_FILE = "calibration.json", "cohort.npz"
+# The classifier and pictures of the model card stay where they are.
+FETCHED = [
+    *(HYPERPARAMS, ENCODER_CONFIG, MODEL_FILE, MODEL_CKPT, TRAINING),
+    *(CALIBRATION_FILE, COHORT_FILE, THRESHOLDS_FILE),
+]
 
 
 def checked_run_opts(run_opts):
@@ -57,23 +64,10 @@ def checked_run_opts(run_opts):
     """
     if hasattr(run_opts, "overridden_args"):
         run_opts = {name: run_opts[name] for name in run_opts.overridden_args}
-    given = dict(run_opts or {})
-    name = given.get("device") or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}, expected cpu, cuda or cuda:0") from error
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise InputError(
-                f"device {name!r}, but this machine has {torch.cuda.device_count()} "
-                "GPU(s)"
-            )
-        device = torch.device("cuda", device.index or 0)
-    elif device.type != "cpu":
-        _check_usable(device)
-    given["device"] = str(device)
-    precision = given.get("precision", "fp32")
+    options = dict(run_opts or {})
+    device = check_device(options.get("device") or None)
+    options["device"] = str(device)
+    precision = options.get("precision", "fp32")
     if precision not in ("fp32", "bf16", "fp16"):
         raise InputError(f"precision {precision!r}, expected fp32, bf16 or fp16")
     unfit = device.type == "cpu" or (
@@ -81,64 +75,18 @@ def checked_run_opts(run_opts):
     )
     if precision != "fp32" and unfit:
         logger.warning("precision fp32 instead of %s on %s", precision, device)
-        given["precision"] = "fp32"
-    return given
-
-
-def _check_usable(device):
-    """InputError where torch knows the name of a device, but cannot compute on it."""
-    try:
-        usable = torch.ones(1, device=device).cpu().item() == 1
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"device {str(device)!r}, which torch cannot use here ({reason}), expected "
-            "cpu or cuda"
-        ) from error
-    if not usable:
-        raise InputError(f"device {str(device)!r}, expected cpu or cuda")
-
-
-CALIBRATION_FILE, COHORT_FILE = "calibration.json", "cohort.npz"
-# The classifier and pictures of the model card stay where they are.
-FETCHED = [
-    *(HYPERPARAMS, ENCODER_CONFIG, MODEL_FILE, MODEL_CKPT, TRAINING),
-    *(CALIBRATION_FILE, COHORT_FILE, THRESHOLDS_FILE),
-]
-
-
-class Rules(NamedTuple):
-    """How recordings are treated; all in seconds.
-
-    Attributes
-    ----------
-    min_seconds : float
-        Shorter ones are refused.
-    window_seconds, hop_seconds : float
-        Longer ones than a window are embedded in windows that begin every hop.
-    """
-
-    min_seconds: float
-    window_seconds: float
-    hop_seconds: float
-
-    def changed(self, window_seconds=None, hop_seconds=None):
-        """The same with other windows, checked; a new window alone is its own hop."""
-        if window_seconds is not None and hop_seconds is None:
-            hop_seconds = window_seconds
-        changes = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
-        given = {name: x for name, x in changes.items() if x is not None}
-        return checked_rules(self._replace(**given))
+        options["precision"] = "fp32"
+    return options
 
 
 class Model(NamedTuple):
     """What is in a folder.
 
-    ``hparams`` dict, ``rules``, ``backend``, ``thresholds`` dict by kind of score.
+    ``hparams`` dict, ``chunking``, ``backend``, ``thresholds`` dict by kind of score.
     """
 
     hparams: dict
-    rules: Rules
+    chunking: ChunkingConfig
     backend: Backend
     thresholds: dict
 
@@ -195,6 +143,20 @@ def load_model(folder, overrides=None):
         Names the file that is missing, damaged, or does not fit the others.
     """
     folder = Path(folder)
+    hparams, chunking = load_encoder(folder, overrides)
+    top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
+    with naming(folder / HYPERPARAMS):
+        check_top_n(top_n, "as_norm_top_n", "null")
+    width = hparams["speaker_encoder"].embedding_size
+    backend = _load_backend(folder, width, top_n)
+    path = folder / THRESHOLDS_FILE
+    thresholds = load_thresholds(path) if _is_there(path) else {}
+    return Model(hparams, chunking, backend, thresholds)
+
+
+def load_encoder(folder, overrides=None):
+    """As :func:`load_model`, without what scores: (hparams, ChunkingConfig)."""
+    folder = Path(folder)
     hparams = load_hyperparams(folder, overrides)
     with naming(folder / HYPERPARAMS):
         model = hparams["speaker_encoder"]
@@ -203,49 +165,25 @@ def load_model(folder, overrides=None):
                 f"speaker_encoder is a {type(model).__name__}, expected a "
                 "SpeakerEncoder"
             )
-        if (rate := hparams.get("sample_rate")) != SAMPLE_RATE:
+        if (rate := hparams.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
-        names = Rules._fields
-        rules = checked_rules(
-            Rules(*(hparams.get(name, INFERENCE[name]) for name in names))
-        )
-        top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
-        check_top_n(top_n, "as_norm_top_n", "null")
-    backend = load_backend(folder, model.embedding_size, top_n)
-    path = folder / THRESHOLDS_FILE
-    thresholds = load_thresholds(path) if is_there(path) else {}
-    return Model(hparams, rules, backend, thresholds)
+        chunking = ChunkingConfig.of(hparams).checked(model.encoder.min_samples)
+    return hparams, chunking
 
 
-def load_backend(folder, width, top_n):
-    """Cohort and calibrator of a folder, those that are there.
+def _load_backend(folder, width, top_n):
+    """Cohort and calibrator of a folder, those that are there → Backend.
 
-    Arguments
-    ---------
-    folder : Path
-    width : int
-        Of the model's embeddings.
-    top_n : int or None
-        Cohort members that count; a calibrator knows better, and a smaller cohort
-        counts whole. None takes all.
-
-    Returns
-    -------
-    Backend
-
-    Raises
-    ------
-    InputError
-        A damaged file; a cohort of another width; a calibrator that takes other scores
-        than the folder can make.
+    ``width`` is that of the model's embeddings. ``top_n`` cohort members count; a
+    calibrator knows its own number, a smaller cohort counts whole, and None takes all.
     """
     cohort = calibrator = None
     path = folder / CALIBRATION_FILE
-    if is_there(path):
+    if _is_there(path):
         calibrator = QualityCalibrator.load(path)
         with naming(path):
             top_n = _top_n_of(calibrator.names[0], top_n)
-    if is_there(folder / COHORT_FILE):
+    if _is_there(folder / COHORT_FILE):
         cohort = load_cohort(folder / COHORT_FILE)
         if calibrator is None and top_n is not None and top_n > len(cohort.speakers):
             logger.info(
@@ -268,30 +206,7 @@ def load_backend(folder, width, top_n):
     return backend
 
 
-def checked_rules(rules):
-    """The same Rules, or InputError."""
-    for name, value in zip(rules._fields, rules):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{name} is {value!r}, expected a number of seconds")
-    shortest = MIN_SAMPLES / SAMPLE_RATE
-    if not shortest <= rules.min_seconds < float("inf"):
-        raise InputError(
-            f"min_seconds is {rules.min_seconds}, expected at least {shortest}"
-        )
-    if not rules.window_seconds >= rules.min_seconds:
-        raise InputError(
-            f"window_seconds is {rules.window_seconds}, expected at least min_seconds, "
-            f"{rules.min_seconds}"
-        )
-    if not 0 < rules.hop_seconds <= rules.window_seconds:
-        raise InputError(
-            f"hop_seconds is {rules.hop_seconds}, expected above 0 and at most "
-            f"window_seconds, {rules.window_seconds}"
-        )
-    return rules
-
-
-def is_there(path):
+def _is_there(path):
     """Whether a folder has this file; a link to nothing is no file that was left out.
 
     The hub's cache is made of links: without this, half a download would be a model

@@ -1,109 +1,34 @@
-"""What stands in ``thresholds.json`` for one kind of score, checked in full.
-
-thresholds            t_1 < t_2 < … < t_P
-false_accept_rates    falling, fractions
-miss_rates            rising, fractions
-n_target, n_nontarget, eer, eer_threshold
-
-Where a model says "same speaker": operating points measured on held-out trials.
+"""Where a model says "same speaker": operating points measured on held-out trials.
 
 A trial is accepted where its score is at or above the threshold t. A model's folder
 holds, for each kind of score, points of the curve
 
     t    FAR(t) = #{s⁻ >= t} / #{s⁻}    miss(t) = #{s⁺ < t} / #{s⁺}
 
-(:mod:`~speechbrain_ext.scoring.metrics`), and by how many trials it was
-measured: N non-targets tell nothing of rates under 1 / N. A rate that was not measured
-exactly is answered by the next measured one that is lower, so a threshold never
-promises more than was seen.
+(:mod:`~speechbrain_ext.scoring.metrics`), and by how many trials it was measured: N
+non-targets tell nothing of rates under 1 / N. For a rate that was not measured exactly
+the next lower measured one is taken, so a threshold never promises more than was seen.
 
     thresholds.json    {"cosine": {...}, "as_norm": {...}, "llr": {...}}
 """
 
-import json
 import logging
-import math
-import reprlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from speechbrain_ext.scoring.metrics import checked_scores, crossing, error_rates
-from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
-from speechbrain_ext.utils.files import write_json
-
-CURVES = ("thresholds", "false_accept_rates", "miss_rates")
-NUMBERS = {"n_target": int, "n_nontarget": int, "eer": float, "eer_threshold": float}
-
-
-def checked_values(values):
-    """Entries as JSON gives them → those of a Thresholds.
-
-    Arguments
-    ---------
-    values : dict
-        Lists [P] and numbers.
-
-    Returns
-    -------
-    dict
-        The same, the curves as float64 [P].
-
-    Raises
-    ------
-    InputError
-        Another entry, type, length, order or range.
-    """
-    if not isinstance(values, dict) or set(values) != {*CURVES, *NUMBERS}:
-        names = ", ".join([*CURVES, *NUMBERS])
-        raise InputError(f"expected the entries {names}")
-    for name, kind in NUMBERS.items():
-        if type(values[name]) is not kind or not math.isfinite(values[name]):
-            raise InputError(
-                f"{name} is {reprlib.repr(values[name])}, expected a finite "
-                f"{kind.__name__}"
-            )
-    if min(values["n_target"], values["n_nontarget"]) < 1:
-        raise InputError("no target or no non-target trials, expected some of each")
-    curves = {name: _checked_curve(name, values[name]) for name in CURVES}
-    _check_order(**curves)
-    return values | curves
-
-
-def _checked_curve(name, values):
-    numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
-    curve = np.array(values if numbers else [], dtype=np.float64)
-    if not len(curve) or not np.isfinite(curve).all():
-        raise InputError(f"{name}: expected a list of finite numbers")
-    return curve
-
-
-def _check_order(thresholds, false_accept_rates, miss_rates):
-    if not len(thresholds) == len(false_accept_rates) == len(miss_rates):
-        raise InputError(
-            f"{len(thresholds)} thresholds, {len(false_accept_rates)} false accept "
-            f"rates and {len(miss_rates)} miss rates, expected as many of each"
-        )
-    rates = np.concatenate([false_accept_rates, miss_rates])
-    if rates.min() < 0 or rates.max() > 1:
-        raise InputError("a rate outside 0 to 1, expected fractions")
-    if (
-        (np.diff(thresholds) <= 0).any()
-        or (np.diff(false_accept_rates) > 0).any()
-        or (np.diff(miss_rates) < 0).any()
-    ):
-        raise InputError(
-            "points out of order, expected rising thresholds and miss rates and "
-            "falling false accept rates"
-        )
-
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 THRESHOLDS_FILE = "thresholds.json"
 KINDS = ("cosine", "as_norm", "llr")
+CURVES = ("thresholds", "false_accept_rates", "miss_rates")
+NUMBERS = {"n_target": int, "n_nontarget": int, "eer": float, "eer_threshold": float}
+ENTRIES = {name: [float] for name in CURVES} | NUMBERS
 FORMAT, VERSION = "speechbrain_ext thresholds", 1
 EXACT = 100  # false accepts or misses up to which every point is kept
 STEPS = 200  # points kept above that, evenly on the logarithm of a rate
@@ -247,17 +172,6 @@ class Thresholds:
         values = {name: getattr(self, name) for name in NUMBERS}
         return values | {name: getattr(self, name).tolist() for name in CURVES}
 
-    @classmethod
-    def from_dict(cls, values):
-        """The way back, checked in full.
-
-        Raises
-        ------
-        InputError
-            Another entry, type, length, order or range.
-        """
-        return cls(**checked_values(values))
-
     def _point(self, row):
         curves = self.thresholds, self.false_accept_rates, self.miss_rates
         return OperatingPoint(*(float(curve[row]) for curve in curves))
@@ -278,8 +192,12 @@ def save_thresholds(path, thresholds):
     InputError
         No kind of score, or an unknown one.
     """
-    _check_kinds(path, thresholds)
     scores = {kind: found.to_dict() for kind, found in thresholds.items()}
+    if not scores or not set(scores) <= set(KINDS):
+        raise InputError(
+            f"{path}: thresholds of {', '.join(map(str, scores)) or 'nothing'}, "
+            f"expected some of {', '.join(KINDS)}"
+        )
     write_json(path, {"format": FORMAT, "version": VERSION, "scores": scores})
 
 
@@ -300,26 +218,42 @@ def load_thresholds(path):
     InputError
         Missing, damaged or foreign file.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = describe_os_error(error)
-        raise InputError(f"{reason}, expected {FORMAT}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as {FORMAT} ({error})") from error
-    content = content if isinstance(content, dict) else {}
-    found = content.get("format"), content.get("version")
-    if found != (FORMAT, VERSION):
-        raise InputError(
-            f"{path}: format {found[0]}, version {found[1]}, expected '{FORMAT}', "
-            f"version {VERSION}"
-        )
-    _check_kinds(path, content.get("scores"))
-    thresholds = {}
-    for kind, values in content["scores"].items():
+    schema = {
+        "format": FORMAT,
+        "version": VERSION,
+        "scores": {f"{kind}?": ENTRIES for kind in KINDS},
+    }
+    scores = read_json(path, schema, others=False, what=FORMAT)["scores"]
+    if not scores:
+        raise InputError(f"{path}: thresholds of nothing, expected {', '.join(KINDS)}")
+    for kind, values in scores.items():
+        values |= {name: np.array(values[name], dtype=np.float64) for name in CURVES}
         with naming(f"{path}: {kind}"):
-            thresholds[kind] = Thresholds.from_dict(values)
-    return thresholds
+            if min(values["n_target"], values["n_nontarget"]) < 1:
+                raise InputError("no target or no non-target trials, expected both")
+            _check_curves(*(values[name] for name in CURVES))
+    return {kind: Thresholds(**values) for kind, values in scores.items()}
+
+
+def _check_curves(thresholds, false_accept_rates, miss_rates):
+    """Lengths, ranges and order, which a schema does not tell."""
+    if not len(thresholds) == len(false_accept_rates) == len(miss_rates) > 0:
+        raise InputError(
+            f"{len(thresholds)} thresholds, {len(false_accept_rates)} false accept "
+            f"rates and {len(miss_rates)} miss rates, expected as many of each"
+        )
+    rates = np.concatenate([false_accept_rates, miss_rates])
+    if rates.min() < 0 or rates.max() > 1:
+        raise InputError("a rate outside 0 to 1, expected fractions")
+    if (
+        (np.diff(thresholds) <= 0).any()
+        or (np.diff(false_accept_rates) > 0).any()
+        or (np.diff(miss_rates) < 0).any()
+    ):
+        raise InputError(
+            "points out of order, expected rising thresholds and miss rates and "
+            "falling false accept rates"
+        )
 
 
 def _thinned(rates, n_target, n_nontarget):
@@ -345,12 +279,3 @@ def _checked_rate(rate):
     if not 0 < rate < 1:
         raise InputError(f"false_accept_rate is {rate}, expected between 0 and 1")
     return float(rate)
-
-
-def _check_kinds(path, scores):
-    if not isinstance(scores, dict) or not scores or not set(scores) <= set(KINDS):
-        found = ", ".join(map(str, scores)) if isinstance(scores, dict) else scores
-        raise InputError(
-            f"{path}: thresholds of {found or 'nothing'}, expected some of "
-            f"{', '.join(KINDS)}"
-        )

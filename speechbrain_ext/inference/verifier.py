@@ -1,17 +1,10 @@
-"""A trained model as its users load it: recordings → embeddings, and voices.
-
-    embedder = SpeakerEmbedder.from_hparams(source="results/stage3_lmft/final")
-    embeddings = embedder.encode_files(paths)
-
-SpeechBrain's inference class with strict loading, any recordings, and batches. What
-compares voices is :class:`~speechbrain_ext.inference.verifier.SpeakerVerifier`.
-
-A trained model as its users load it: verify and compare.
+"""A trained model as its users load it: embed, enrol, verify and compare.
 
     verifier = SpeakerVerifier.from_hparams(source="results/stage3_lmft/final")
     score, same = verifier.verify_files("a.wav", "b.flac")
 
-The score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
+SpeechBrain's inference class with strict loading, any recordings, and batches. The
+score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
 has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.scoring.backend`). Thresholds come from the folder too
 (:mod:`speechbrain_ext.inference.thresholds`).
@@ -25,33 +18,39 @@ import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
 from speechbrain_ext.inference.audio_input import (
+    SILENT,
+    Chunk,
+    check_batch,
     inspect_file,
-    read_piece,
+    read_chunk,
     warn_of_conversions,
 )
-from speechbrain_ext.inference.batching import embed_files
 from speechbrain_ext.inference.decisions import (
     Comparison,
     Decider,
     log_odds,
     probability,
 )
+from speechbrain_ext.inference.engine import encode
+from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import autocast_type
 
+__all__ = ["Comparison", "SpeakerModel", "SpeakerVerifier"]
 
-class Voice(NamedTuple):
+
+class SpeakerModel(NamedTuple):
     """An enrolled speaker: ``embedding`` float32 [E], ``seconds`` of audio behind."""
 
     embedding: np.ndarray
     seconds: float
 
 
-class SpeakerEmbedder(SpeakerRecognition):
-    """SpeechBrain's SpeakerRecognition as far as embeddings go.
+class SpeakerVerifier(SpeakerRecognition):
+    """SpeechBrain's SpeakerRecognition with what the model's folder knows.
 
     Its process keeps freed memory from here on
     (:mod:`speechbrain_ext.utils.allocator`).
@@ -70,8 +69,14 @@ class SpeakerEmbedder(SpeakerRecognition):
 
     Attributes
     ----------
-    rules : Rules
+    chunking : ChunkingConfig
         Shortest recording, windows.
+    backend : Backend
+        Cohort and calibrator, or None each.
+    thresholds : dict of str to Thresholds
+        By kind of score; empty where the model has none.
+    kinds : list of str
+        Scores that it can make: ``cosine``, then ``as_norm`` and ``llr``.
     """
 
     MODULES_NEEDED = ["speaker_encoder"]
@@ -82,8 +87,12 @@ class SpeakerEmbedder(SpeakerRecognition):
         run_opts = checked_run_opts(run_opts)
         super().__init__(modules, model.hparams, run_opts, freeze_params)
         self._half = autocast_type(self.precision)
-        self.source = str(source)
-        self.rules = model.rules
+        self.source, self.chunking = str(source), model.chunking
+        self.backend, self.thresholds = model.backend, model.thresholds
+        self.kinds = ["cosine"]
+        self.kinds += ["as_norm"] * (self.backend.cohort is not None)
+        self.kinds += ["llr"] * (self.backend.calibrator is not None)
+        self._decider = Decider(self.kinds, self.thresholds, self.source)
 
     @classmethod
     def from_hparams(
@@ -118,8 +127,7 @@ class SpeakerEmbedder(SpeakerRecognition):
 
         Returns
         -------
-        SpeakerEmbedder or SpeakerVerifier
-            Of the class that is asked.
+        SpeakerVerifier
 
         Raises
         ------
@@ -167,7 +175,7 @@ class SpeakerEmbedder(SpeakerRecognition):
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
         wav_lens = wav_lens.to(self.device)
-        _check_audible(wavs, wav_lens)
+        check_batch(wavs, wav_lens)
         embeddings = self._encode(wavs, wav_lens)
         if normalize:
             embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
@@ -214,15 +222,16 @@ class SpeakerEmbedder(SpeakerRecognition):
         """
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
-        rules = self.rules.changed(window_seconds, hop_seconds)
+        chunking = self.chunking.changed(window_seconds, hop_seconds)
+        chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
-        found = self._embed(paths, rules, collect=collect, **options)
-        embeddings = torch.from_numpy(found.vectors)
-        return (embeddings, found.failures) if collect else embeddings
+        result = self._embed(paths, chunking, collect=collect, **options)
+        embeddings = torch.from_numpy(result.vectors)
+        return (embeddings, result.failures) if collect else embeddings
 
     def enrol(self, files):
-        """A voice from one or several recordings: the mean of their embeddings.
+        """A speaker from one or several recordings: the mean of their embeddings.
 
         The embeddings are averaged as they are, as in the trial lists of an
         evaluation: one of larger magnitude weighs more
@@ -230,25 +239,25 @@ class SpeakerEmbedder(SpeakerRecognition):
 
         Arguments
         ---------
-        files : str, Path or list of them, or Voice
-            A voice is given back.
+        files : str, Path or list of them, or SpeakerModel
+            A speaker who is enrolled already is returned.
 
         Returns
         -------
-        Voice
+        SpeakerModel
 
         Raises
         ------
         InputError
             As :meth:`encode_files`; no recording.
         """
-        if isinstance(files, Voice):
+        if isinstance(files, SpeakerModel):
             return files
-        found = self._embed(files, self.rules)
-        if not len(found.vectors):
+        result = self._embed(files, self.chunking)
+        if not len(result.vectors):
             raise InputError("no recordings to enrol from, expected at least one")
-        mean = found.vectors.mean(axis=0, dtype=np.float64)
-        return Voice(mean.astype(np.float32), float(found.seconds.sum()))
+        mean = result.vectors.mean(axis=0, dtype=np.float64)
+        return SpeakerModel(mean.astype(np.float32), float(result.seconds.sum()))
 
     def load_audio(self, path):
         """One local file as the model wants it → float32 [T] at 16 kHz.
@@ -258,88 +267,14 @@ class SpeakerEmbedder(SpeakerRecognition):
         InputError
             As :meth:`encode_files`.
         """
-        recording = inspect_file(path, self.rules.min_seconds)
-        warn_of_conversions([recording])
-        wav = read_piece(recording)
+        shortest = self.chunking.min_seconds
+        recording = inspect_file(path, shortest)
+        warn_of_conversions([] if recording.fits else [recording], 1)
+        whole = Chunk(0, 0, -1, recording.seconds)
+        wav, _ = read_chunk(recording, whole, shortest)
         if wav is None:
-            raise InputError(f"{path}: silent, expected speech")
+            raise InputError(f"{path}: {SILENT}")
         return wav.to(self.device)
-
-    def _encode(self, wavs, wav_lens):
-        """wavs [B, T], wav_lens [B] on any device → [B, 1, E]."""
-        model = self.mods.speaker_encoder
-        wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
-        if self._half is None:
-            return model(wavs, wav_lens)
-        with torch.autocast(self.device_type, self._half):
-            states, lens = model.encoder(wavs, wav_lens)
-        return model.head([state.float() for state in states], lens)
-
-    def _embed(self, paths, rules, **options):
-        progress = not self.noprogressbar
-        return embed_files(
-            *(self._encode, self.embedding_size, _as_list(paths), rules),
-            on_cpu=self.device_type == "cpu",
-            progress=progress,
-            **options,
-        )
-
-
-def _as_list(paths):
-    """One path or several → list of str."""
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    try:
-        return [os.fspath(path) for path in paths]
-    except TypeError as error:
-        raise InputError(f"{paths!r}, expected paths of recordings") from error
-
-
-def _check_audible(wavs, wav_lens):
-    """InputError for a row [T] of a batch that is silent or not finite."""
-    if wavs.dim() != 2 or wav_lens.shape != wavs.shape[:1]:
-        return  # the features say what is wrong
-    samples = torch.round(wav_lens.double() * wavs.shape[1]).long().tolist()
-    for row, (wav, length) in enumerate(zip(wavs, samples)):
-        valid = wav[:length]
-        if not len(valid):
-            return
-        low, high = torch.stack(valid.aminmax()).tolist()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise InputError(
-                f"row {row}: NaN or infinite samples, expected finite ones"
-            )
-        if low == high:
-            raise InputError(f"row {row}: silent, expected speech")
-
-
-__all__ = ["Comparison", "SpeakerVerifier", "Voice"]
-
-
-class SpeakerVerifier(SpeakerEmbedder):
-    """SpeechBrain's SpeakerRecognition with what the model's folder knows.
-
-    Loads by :meth:`from_hparams`; embeds recordings as
-    :class:`~speechbrain_ext.inference.verifier.SpeakerEmbedder` does, whose arguments
-    it takes.
-
-    Attributes
-    ----------
-    backend : Backend
-        Cohort and calibrator, or None each.
-    thresholds : dict of str to Thresholds
-        By kind of score; empty where the model has none.
-    kinds : list of str
-        Scores that it can make: ``cosine``, then ``as_norm`` and ``llr``.
-    """
-
-    def __init__(self, model, source, run_opts=None, freeze_params=True):
-        super().__init__(model, source, run_opts, freeze_params)
-        self.backend, self.thresholds = model.backend, model.thresholds
-        self.kinds = ["cosine"]
-        self.kinds += ["as_norm"] * (self.backend.cohort is not None)
-        self.kinds += ["llr"] * (self.backend.calibrator is not None)
-        self._decider = Decider(self.kinds, self.thresholds, self.source)
 
     def compare(
         self,
@@ -354,7 +289,7 @@ class SpeakerVerifier(SpeakerEmbedder):
 
         Arguments
         ---------
-        enrol, test : str, Path, list of them, or Voice
+        enrol, test : str, Path, list of them, or SpeakerModel
             Recordings of one voice each; several are averaged.
         score : str or None
             Which decides: ``cosine``, ``as_norm`` or ``llr``; None takes the best one
@@ -421,9 +356,9 @@ class SpeakerVerifier(SpeakerEmbedder):
         InputError
             As :meth:`compare`.
         """
-        found = self.compare(path_x, path_y, score, threshold, false_accept_rate)
-        value = torch.tensor([getattr(found, found.score)], dtype=torch.float32)
-        return value, torch.tensor([found.decision])
+        result = self.compare(path_x, path_y, score, threshold, false_accept_rate)
+        value = torch.tensor([getattr(result, result.score)], dtype=torch.float32)
+        return value, torch.tensor([result.decision])
 
     def verify_batch(
         self, wavs1, wavs2, wav1_lens=None, wav2_lens=None, threshold=None
@@ -457,15 +392,41 @@ class SpeakerVerifier(SpeakerEmbedder):
         score = self.similarity(emb1, emb2)
         return score, score.double() >= threshold
 
+    def _encode(self, wavs, wav_lens):
+        """wavs [B, T], wav_lens [B] on any device → [B, 1, E]."""
+        model = self.mods.speaker_encoder
+        return encode(model, wavs, wav_lens, self.device, self._half)
+
+    def _embed(self, paths, chunking, **options):
+        return embed_files(
+            torch.inference_mode()(self._encode),  # 8 % faster than no_grad
+            *(self.embedding_size, _as_list(paths), chunking),
+            on_cpu=self.device_type == "cpu",
+            progress=not self.noprogressbar,
+            **options,
+        )
+
     def _scores(self, enrol, test):
-        """Two voices → {kind of score: float}."""
+        """Two SpeakerModels → {kind of score: float}."""
         calibrator = self.backend.calibrator
         timed = calibrator is not None and "duration_min" in calibrator.names
         sides = [
-            Side(voice.embedding[None], np.array([voice.seconds]) if timed else None)
+            TrialSide(
+                voice.embedding[None], np.array([voice.seconds]) if timed else None
+            )
             for voice in (enrol, test)
         ]
-        found = self.backend.scores(*sides, np.array([[0, 0]]))
+        scores = self.backend.scores(*sides, np.array([[0, 0]]))
         # S-norm is AS-norm by the whole cohort
         names = {"s_norm": "as_norm"}
-        return {names.get(kind, kind): float(value[0]) for kind, value in found.items()}
+        return {names.get(kind, kind): float(s[0]) for kind, s in scores.items()}
+
+
+def _as_list(paths):
+    """One path or several → list of str."""
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    try:
+        return [os.fspath(path) for path in paths]
+    except TypeError as error:
+        raise InputError(f"{paths!r}, expected paths of recordings") from error

@@ -1,1 +1,1 @@
-"""Encoders and heads, one file each."""
+"""Encoders (waveform → hidden states), one file each, and heads (→ embedding)."""

@@ -12,16 +12,14 @@ transformers' ``Wav2Vec2Bert``, so that its weights load as they are. Widths com
 is not built at all. What may be removed is declared in ``prunable_groups``.
 """
 
-import itertools
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.relative_attention import attend, inference_on_cpu
-from speechbrain_ext.pruning.gates import NoGate
-from speechbrain_ext.pruning.groups import PrunableGroup
+from speechbrain_ext.lobes.cpu_inference import Linear, swish
+from speechbrain_ext.lobes.encoder import PrunableGroup
+from speechbrain_ext.lobes.relative_attention import attend
 
 
 class LayerShape(NamedTuple):
@@ -35,26 +33,6 @@ class LayerShape(NamedTuple):
     conv: int
 
 
-def swish(x):
-    """x σ(x), in place where no gradient needs x: large new tensors cost pages."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-class Linear(nn.Linear):
-    """``nn.Linear``, in inference on CPUs with its bias added after the product.
-
-    torch fills the output with the bias first, and the product reads it again: 1 to 2 %
-    of a pass of the encoder.
-    """
-
-    def forward(self, x):
-        """[..., in] → [..., out]."""
-        plain = x.dtype == self.weight.dtype == torch.float32
-        if plain and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-            return F.linear(x, self.weight).add_(self.bias)
-        return super().forward(x)
-
-
 class FeedForward(nn.Module):
     """Linear → swish → Linear: [B, T, C] → [B, T, C]."""
 
@@ -64,13 +42,11 @@ class FeedForward(nn.Module):
         self.output_dense = Linear(width, hidden)
         self.activation_dropout = nn.Dropout(activation_dropout)
         self.dropout = nn.Dropout(dropout)
-        self.gate = NoGate()
 
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
-        gate = self.gate()
         x = self.activation_dropout(swish(self.intermediate_dense(x)))
-        return self.dropout(gate.on_output(self.output_dense(gate.on_units(x))))
+        return self.dropout(self.output_dense(x))
 
 
 class RelativeKeyAttention(nn.Module):
@@ -90,7 +66,6 @@ class RelativeKeyAttention(nn.Module):
         self.linear_out = Linear(inner, shape.hidden)
         self.distance_embedding = nn.Embedding(left + right + 1, shape.head_dim)
         nn.init.normal_(self.distance_embedding.weight, std=0.02)
-        self.gate = NoGate()
 
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True where to look away."""
@@ -107,8 +82,18 @@ class RelativeKeyAttention(nn.Module):
             padding,
             self.dropout if self.training else 0.0,
         )
-        gate = self.gate()
-        return gate.on_output(self.linear_out(gate.on_units(context)))
+        return self.linear_out(context)
+
+
+class Pointwise(nn.Conv1d):
+    """A convolution of width 1 as the linear map that it is: no transposes."""
+
+    def __init__(self, width_in, width_out):
+        super().__init__(width_in, width_out, 1, bias=False)
+
+    def forward(self, x):
+        """[B, T, in] → [B, T, out]."""
+        return F.linear(x, self.weight.squeeze(-1))
 
 
 class ConvolutionModule(nn.Module):
@@ -121,25 +106,20 @@ class ConvolutionModule(nn.Module):
     def __init__(self, hidden, width, kernel=31, eps=1e-5, dropout=0.0):
         super().__init__()
         self.layer_norm = nn.LayerNorm(hidden, eps=eps)
-        self.pointwise_conv1 = nn.Conv1d(hidden, 2 * width, 1, bias=False)
+        self.pointwise_conv1 = Pointwise(hidden, 2 * width)
         self.depthwise_conv = nn.Conv1d(width, width, kernel, groups=width, bias=False)
         self.depthwise_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.pointwise_conv2 = nn.Conv1d(width, hidden, 1, bias=False)
+        self.pointwise_conv2 = Pointwise(width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.gate = NoGate()
 
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]."""
-        gate = self.gate()
         x = self.layer_norm(x)
         if padding is not None:
             x = x.masked_fill(padding.unsqueeze(-1), 0.0)
-        # a pointwise convolution is a linear map; this spares two transposes
-        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
-        x = self._depthwise(x)
-        x = gate.on_units(swish(gate.layer_norm(x, self.depthwise_layer_norm)))
-        x = F.linear(x, self.pointwise_conv2.weight.squeeze(-1))
-        return self.dropout(gate.on_output(x))
+        x = self._depthwise(F.glu(self.pointwise_conv1(x)))
+        x = swish(self.depthwise_layer_norm(x))
+        return self.dropout(self.pointwise_conv2(x))
 
     def _depthwise(self, x):
         """Causal, every channel for itself: [B, T, C] → [B, T, C].
@@ -206,38 +186,35 @@ class ConformerLayer(nn.Module):
 
     def prunable_groups(self, full):
         """What may be removed from this layer; ``full``: LayerShape before any was."""
-        head_dim = self.shape.head_dim
-        attention = self.self_attn
-        positions = (
-            0 if attention is None else attention.distance_embedding.num_embeddings
-        )
         heads = PrunableGroup(
             name="self_attn",
             kind="heads",
             units=self.shape.heads,
             full=full.heads,
-            unit_size=head_dim,
-            rows=_names("self_attn.linear_{}.{}", "qkv", ("weight", "bias")),
-            columns="self_attn.linear_out.weight",
-            shift="self_attn.linear_out.bias",
-            vanishes=("self_attn", "self_attn_layer_norm"),
-            # the products with the relative keys, and queries · keys, weights · values
-            frame_macs=head_dim * positions,
-            pair_macs=2 * head_dim,
+            unit_size=self.shape.head_dim,
+            input_weights=tuple(
+                f"self_attn.linear_{map}.{tensor}"
+                for map in "qkv"
+                for tensor in ("weight", "bias")
+            ),
+            output_weight="self_attn.linear_out.weight",
+            output_bias="self_attn.linear_out.bias",
+            removed_with_last=("self_attn", "self_attn_layer_norm"),
         )
         conv = PrunableGroup(
             name="conv_module",
             kind="conv",
             units=self.shape.conv,
             full=full.conv,
-            rows=(
+            input_weights=(
                 "conv_module.pointwise_conv1.weight",
                 "conv_module.depthwise_conv.weight",
                 "conv_module.depthwise_layer_norm.weight",
                 "conv_module.depthwise_layer_norm.bias",
             ),
-            columns="conv_module.pointwise_conv2.weight",
-            vanishes=("conv_module",),
+            output_weight="conv_module.pointwise_conv2.weight",
+            removed_with_last=("conv_module",),
+            norms=("conv_module.depthwise_layer_norm",),
         )
         ffn1 = _feed_forward_group("ffn1", self.shape.ffn1, full.ffn1)
         ffn2 = _feed_forward_group("ffn2", self.shape.ffn2, full.ffn2)
@@ -250,12 +227,11 @@ def _feed_forward_group(name, units, full):
         kind=name,
         units=units,
         full=full,
-        rows=_names(name + ".intermediate_dense.{}", ("weight", "bias")),
-        columns=f"{name}.output_dense.weight",
-        shift=f"{name}.output_dense.bias",
-        vanishes=(name, f"{name}_layer_norm"),
+        input_weights=(
+            f"{name}.intermediate_dense.weight",
+            f"{name}.intermediate_dense.bias",
+        ),
+        output_weight=f"{name}.output_dense.weight",
+        output_bias=f"{name}.output_dense.bias",
+        removed_with_last=(name, f"{name}_layer_norm"),
     )
-
-
-def _names(pattern, *parts):
-    return tuple(pattern.format(*values) for values in itertools.product(*parts))

@@ -21,6 +21,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
+
 # Queries attended at once: [B, H, block, T] scores bound the memory of long recordings.
 FUSED_BLOCK = 512
 BANDED_BLOCK = 256
@@ -54,12 +56,6 @@ def attend(query, key, value, table, left, padding=None, dropout=0.0):
     if inference_on_cpu(query) and not dropout:
         return banded(query, key, value, table, left, padding)
     return fused(query, key, value, table, left, padding, dropout)
-
-
-def inference_on_cpu(x):
-    """Whether ``x`` needs no gradient, is on a CPU, and no graph is being captured."""
-    captured = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not (torch.is_grad_enabled() or captured)
 
 
 def fused(query, key, value, table, left, padding=None, dropout=0.0, block=FUSED_BLOCK):

@@ -1,11 +1,4 @@
-"""Widths of every layer, from a w2v-BERT configuration and back.
-
-A pruned model's configuration lists them per layer, in the published format:
-``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] and ``conv_group``
-[L][2] (hidden, channels), with ``use_attention`` [L] and ``use_feed_forward`` [L][2].
-Without these keys every layer has the full widths.
-
-w2v-BERT 2.0 as a SpeechBrain lobe: waveform → all hidden states.
+"""w2v-BERT 2.0 as a SpeechBrain lobe: waveform → all hidden states.
 
     h₀ = Linear(LN(features)),   h_l = ConformerLayer_l(h_{l−1}),   l = 1 … L
 
@@ -14,15 +7,18 @@ layer adapters aggregate (arXiv 2510.04213, section 2.1). Weights and configurat
 those of transformers' ``Wav2Vec2BertModel``, less ``masked_spec_embed``, which only
 pre-training uses and which would break DistributedDataParallel. Layer drop is left out
 for the same reason; the other dropouts of the configuration are in force in training.
+
+The configuration of a pruned model lists the widths of its layers, in the published
+format: ``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] and
+``conv_group`` [L][2] (hidden, channels), with ``use_attention`` [L] and
+``use_feed_forward`` [L][2]. Without these keys every layer has the full widths.
 """
 
 import copy
-import json
+import functools
 from pathlib import Path
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.features import (
@@ -31,11 +27,223 @@ from speechbrain_ext.features import (
     MIN_SAMPLES,
     SAMPLE_RATE,
     STACK,
+    GraphFeatures,
     W2VBertFeatures,
 )
-from speechbrain_ext.lobes.conformer import ConformerLayer, LayerShape
+from speechbrain_ext.lobes.conformer import (
+    ConformerLayer,
+    ConvolutionModule,
+    FeedForward,
+    LayerShape,
+    RelativeKeyAttention,
+)
+from speechbrain_ext.lobes.encoder import Encoder, padding_mask, shared_copy
+from speechbrain_ext.lobes.relative_attention import fused
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.weights import load_strictly, read_pretrained_folder
+from speechbrain_ext.utils.weights import (
+    load_strictly,
+    read_configuration,
+    read_source,
+)
+
+# In a transformers file, but not in the encoder that verification uses.
+UNUSED = ("masked_spec_embed",)
+
+# What a configuration may choose in transformers, but has no choice of here.
+BUILT = (
+    ("position_embeddings_type", ("relative_key",)),
+    ("hidden_act", ("swish", "silu")),
+)
+
+
+class FeatureProjection(nn.Module):
+    """LayerNorm → Linear: [B, T', 160] → [B, T', C]."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.feature_projection_input_dim
+        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(width, config.hidden_size)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, features):
+        """[B, T', 160] → [B, T', C]."""
+        return self.dropout(self.projection(self.layer_norm(features)))
+
+
+class ConformerStack(nn.Module):
+    """The layers alone; its name in the state dict is transformers' ``encoder``."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(
+            ConformerLayer(config, shape) for shape in layer_shapes(config)
+        )
+
+
+class W2VBertEncoder(Encoder):
+    """Waveform → (L+1 hidden states, lengths).
+
+    Arguments
+    ---------
+    source : str, Path, Wav2Vec2BertConfig or dict
+        A hub id (``facebook/w2v-bert-2.0``), a local folder with ``config.json`` and
+        weights (no network call), or a configuration alone, as an object, a dict or
+        its JSON file: random weights, no download.
+    frozen : bool
+        Parameters need no gradient, and the module stays in eval mode whatever
+        ``.train()`` says. LoRA layers injected later train all the same.
+    gradient_checkpointing : bool
+        Recompute each layer in backward: less memory, about a third more time.
+    savedir : str
+        Where downloads from the hub are kept; None takes the hub's own cache.
+
+    Example
+    -------
+    >>> config = Wav2Vec2BertConfig(
+    ...     hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+    ...     intermediate_size=64,
+    ... )
+    >>> states, lens = W2VBertEncoder(config)(torch.rand(2, 16000) - 0.5)
+    >>> len(states), states[-1].shape
+    (3, torch.Size([2, 49, 32]))
+    """
+
+    title = "w2v-BERT"
+    min_samples = MIN_SAMPLES
+    lora_targets = ("linear_q", "linear_v")
+
+    def __init__(
+        self, source, frozen=False, gradient_checkpointing=False, savedir=None
+    ):
+        super().__init__(frozen, gradient_checkpointing)
+        self.config, weights = _resolve(source, savedir)
+        self.arguments["source"] = self.config.to_dict()
+        # not a key of transformers: our configurations for random weights may have it
+        self.features = W2VBertFeatures(
+            getattr(self.config, "normalise_variance", True)
+        )
+        self.feature_projection = FeatureProjection(self.config)
+        self.encoder = ConformerStack(self.config)
+        if weights is not None:
+            load_strictly(self, weights, str(source), ignore=UNUSED)
+
+    @property
+    def hidden_size(self):
+        """Width C of the hidden states."""
+        return self.config.hidden_size
+
+    @property
+    def n_states(self):
+        """L + 1: the projected input and every layer's output."""
+        return len(self.encoder.layers) + 1
+
+    def front_end(self, wavs, wav_lens=None):
+        """[B, T] → features [B, T', 160], relative lengths [B]."""
+        return self.features(wavs, wav_lens)
+
+    def encode(self, x, lens=None):
+        """Features [B, T', 160] and their lengths → L+1 states [B, T', C]."""
+        x = x.to(self.feature_projection.projection.weight.dtype)
+        padding = padding_mask(x.shape[1], lens)
+        x = self.feature_projection(x)
+        states = [x]
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        x = self.encoder.dropout(x)
+        for layer in self.encoder.layers:
+            x = self.checkpointed(layer, x, padding)
+            states.append(x)
+        return states
+
+    encode_features = encode
+
+    def same_front_end(self, other):
+        """Whether another encoder takes the same features."""
+        return isinstance(other, W2VBertEncoder) and (
+            self.features.normalise_variance == other.features.normalise_variance
+        )
+
+    def layer_kinds(self):
+        """Classes that a profile by layers shows."""
+        return {
+            "features": W2VBertFeatures,
+            "feed-forward": FeedForward,
+            "attention": RelativeKeyAttention,
+            "convolution": ConvolutionModule,
+        }
+
+    def graph_form(self):
+        """All frames in one product, all queries in one block, always a mask."""
+        form = shared_copy(self)
+        form.features = GraphFeatures(self.features.normalise_variance)
+        for module in form.modules():
+            if isinstance(module, RelativeKeyAttention):
+                # the number of blocks would be that of the example
+                module.attend = functools.partial(fused, block=None)
+        return form
+
+    def prunable_groups(self):
+        """What may be removed → list of PrunableGroup, for ``pruning``."""
+        full = full_shape(self.config)
+        return [
+            group.within(f"encoder.layers.{number}", number)
+            for number, layer in enumerate(self.encoder.layers)
+            for group in layer.prunable_groups(full)
+        ]
+
+    def resized(self, widths):
+        """A new encoder of other widths, with random weights.
+
+        Arguments
+        ---------
+        widths : dict
+            Name of every prunable group → its units; its ``config`` keeps them.
+        """
+        layers = (f"encoder.layers.{n}" for n in range(len(self.encoder.layers)))
+        shapes = [
+            full_shape(self.config)._replace(
+                heads=widths[f"{layer}.self_attn"],
+                ffn1=widths[f"{layer}.ffn1"],
+                ffn2=widths[f"{layer}.ffn2"],
+                conv=widths[f"{layer}.conv_module"],
+            )
+            for layer in layers
+        ]
+        return type(self)(
+            with_layer_shapes(self.config, shapes),
+            frozen=self.frozen,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+    def n_frames(self, seconds):
+        """Frames T' of an utterance; InputError where it is too short for one."""
+        if seconds * SAMPLE_RATE < MIN_SAMPLES:
+            raise InputError(
+                f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
+            )
+        return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
+
+
+def _resolve(source, savedir):
+    """Configuration and weights or None; InputError where it is no w2v-BERT 2.0."""
+    prefix = "wav2vec2_bert."
+    config, weights = read_source(source, Wav2Vec2BertConfig, savedir, prefix)
+    kind = source if isinstance(source, str | Path) else "encoder configuration"
+    for name, expected in BUILT:
+        value = getattr(config, name)
+        if value not in expected:
+            raise InputError(f"{kind}: {name} {value!r}, expected {expected[0]!r}")
+    return config, weights
+
+
+def read_config(path):
+    """Read a ``Wav2Vec2BertConfig`` from its JSON file."""
+    return read_configuration(path, Wav2Vec2BertConfig)
+
+
+# -- widths of the layers, from a configuration and back -------------------------------
 
 
 def full_shape(config):
@@ -63,15 +271,7 @@ def full_shape(config):
 
 
 def layer_shapes(config):
-    """Widths of every layer from a configuration.
-
-    Arguments
-    ---------
-    config : Wav2Vec2BertConfig
-
-    Returns
-    -------
-    list of LayerShape
+    """Widths of every layer from a configuration → list of LayerShape.
 
     Raises
     ------
@@ -117,260 +317,3 @@ def with_layer_shapes(config, shapes):
     config.use_feed_forward = [[shape.ffn1 > 0, shape.ffn2 > 0] for shape in shapes]
     config.conv_group = [[shape.hidden, shape.conv] for shape in shapes]
     return config
-
-
-# In a transformers file, but not in the encoder that verification uses.
-UNUSED = ("masked_spec_embed",)
-
-# What a configuration may choose in transformers, but has no choice of here.
-BUILT = (
-    ("position_embeddings_type", ("relative_key",)),
-    ("hidden_act", ("swish", "silu")),
-)
-
-
-class FeatureProjection(nn.Module):
-    """LayerNorm → Linear: [B, T', 160] → [B, T', C]."""
-
-    def __init__(self, config):
-        super().__init__()
-        width = config.feature_projection_input_dim
-        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(width, config.hidden_size)
-        self.dropout = nn.Dropout(config.feat_proj_dropout)
-
-    def forward(self, features):
-        """[B, T', 160] → [B, T', C]."""
-        return self.dropout(self.projection(self.layer_norm(features)))
-
-
-class ConformerStack(nn.Module):
-    """The layers alone; its name in the state dict is transformers' ``encoder``."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(
-            ConformerLayer(config, shape) for shape in layer_shapes(config)
-        )
-
-
-class W2VBertEncoder(nn.Module):
-    """Waveform → (L+1 hidden states, lengths).
-
-    Arguments
-    ---------
-    source : str, Path or Wav2Vec2BertConfig
-        A hub id (``facebook/w2v-bert-2.0``), a local folder with ``config.json`` and
-        weights (no network call), or a configuration alone, as an object or as its
-        JSON file: random weights, no download.
-    frozen : bool
-        Parameters need no gradient, and the module stays in eval mode whatever
-        ``.train()`` says. LoRA layers injected later train all the same.
-    gradient_checkpointing : bool
-        Recompute each layer in backward: less memory, about a third more time.
-    savedir : str
-        Where downloads from the hub are kept; None takes the hub's own cache.
-
-    Example
-    -------
-    >>> config = Wav2Vec2BertConfig(
-    ...     hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-    ...     intermediate_size=64,
-    ... )
-    >>> states, lens = W2VBertEncoder(config)(torch.rand(2, 16000) - 0.5)
-    >>> len(states), states[-1].shape
-    (3, torch.Size([2, 49, 32]))
-    """
-
-    def __init__(
-        self, source, frozen=False, gradient_checkpointing=False, savedir=None
-    ):
-        super().__init__()
-        self.config, weights = resolve_source(source, savedir)
-        # not a key of transformers: our configurations for random weights may have it
-        self.features = W2VBertFeatures(
-            getattr(self.config, "normalise_variance", True)
-        )
-        self.feature_projection = FeatureProjection(self.config)
-        self.encoder = ConformerStack(self.config)
-        self.gradient_checkpointing = gradient_checkpointing
-        self.frozen = frozen
-        if weights is not None:
-            load_strictly(self, weights, str(source), ignore=UNUSED)
-        if frozen:
-            self.requires_grad_(False)
-            self.train(False)
-
-    @property
-    def hidden_size(self):
-        """Width C of the hidden states."""
-        return self.config.hidden_size
-
-    @property
-    def n_states(self):
-        """Number of hidden states, L + 1."""
-        return len(self.encoder.layers) + 1
-
-    def train(self, mode=True):
-        """A frozen encoder stays in eval mode; only LoRA's dropout follows ``mode``."""
-        super().train(mode and not self.frozen)
-        if self.frozen and mode:
-            for name, module in self.named_modules():
-                if "lora_dropout" in name:
-                    module.train(mode)
-        return self
-
-    def forward(self, wavs, wav_lens=None):
-        """Encode a batch of waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], ±1 at 16 kHz.
-        wav_lens : torch.Tensor
-            [B], relative to T; None where nothing is padded.
-
-        Returns
-        -------
-        states : list of torch.Tensor
-            L+1 tensors [B, T', C]: projected input, then every layer's output. Only
-            their valid frames mean anything.
-        lens : torch.Tensor
-            [B], relative to T'.
-        """
-        features, lens = self.features(wavs, wav_lens)
-        return self.encode_features(features, lens), lens
-
-    def front_end(self, wavs, wav_lens=None):
-        """Waveforms → features [B, T', 160] and their relative lengths."""
-        return self.features(wavs, wav_lens)
-
-    def encode(self, x, lens=None):
-        """As :meth:`encode_features`."""
-        return self.encode_features(x, lens)
-
-    def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        return type(self) is type(other) and (
-            self.features.normalise_variance == other.features.normalise_variance
-        )
-
-    def encode_features(self, features, lens=None):
-        """[B, T', 160] features and their relative lengths → L+1 states [B, T', C]."""
-        features = features.to(self.feature_projection.projection.weight.dtype)
-        padding = padding_mask(features.shape[1], lens)
-        x = self.feature_projection(features)
-        states = [x]
-        if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
-        x = self.encoder.dropout(x)
-        for layer in self.encoder.layers:
-            x = self._run(layer, x, padding)
-            states.append(x)
-        return states
-
-    def prunable_groups(self):
-        """What may be removed → list of PrunableGroup, for ``pruning``."""
-        full = full_shape(self.config)
-        return [
-            group.within(f"encoder.layers.{number}", number)
-            for number, layer in enumerate(self.encoder.layers)
-            for group in layer.prunable_groups(full)
-        ]
-
-    def resized(self, widths):
-        """A new encoder of other widths, with random weights.
-
-        Arguments
-        ---------
-        widths : dict
-            Name of every prunable group → its units; its ``config`` keeps them.
-        """
-        layers = (f"encoder.layers.{n}" for n in range(len(self.encoder.layers)))
-        shapes = [
-            full_shape(self.config)._replace(
-                heads=widths[f"{layer}.self_attn"],
-                ffn1=widths[f"{layer}.ffn1"],
-                ffn2=widths[f"{layer}.ffn2"],
-                conv=widths[f"{layer}.conv_module"],
-            )
-            for layer in layers
-        ]
-        return type(self)(
-            with_layer_shapes(self.config, shapes),
-            frozen=self.frozen,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-
-    def n_frames(self, seconds):
-        """Frames T' of an utterance; InputError where it is too short for one."""
-        if seconds * SAMPLE_RATE < MIN_SAMPLES:
-            raise InputError(
-                f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
-            )
-        return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
-
-    def fixed_macs(self, frames):
-        """Multiply-adds of all that is in no prunable group."""
-        return frames * self.feature_projection.projection.weight.numel()
-
-    def _run(self, layer, x, padding):
-        # not only in training mode: a frozen encoder with LoRA is in eval mode
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, x, padding, use_reentrant=False)
-        return layer(x, padding)
-
-
-def padding_mask(frames, lens):
-    """[B, T'] mask, True in the padding; None where there is no padding at all.
-
-    A graph that is compiled or exported cannot depend on the lengths: it always masks.
-    """
-    if lens is None:
-        return None
-    valid = torch.round(lens.double() * frames)
-    if not torch.compiler.is_compiling() and bool((valid >= frames).all()):
-        return None
-    return torch.arange(frames, device=lens.device) >= valid.unsqueeze(1)
-
-
-def resolve_source(source, savedir=None):
-    """What ``W2VBertEncoder`` is given → (configuration, weights or None).
-
-    Raises
-    ------
-    InputError
-        Where the source is none of the accepted kinds, cannot be read or reached, or
-        asks for another position embedding or activation than w2v-BERT 2.0 has.
-    """
-    if isinstance(source, Wav2Vec2BertConfig):
-        config, weights = source, None
-    elif str(source).endswith(".json"):
-        config, weights = read_config(source), None
-    else:
-        folder, weights = read_pretrained_folder(source, savedir, "wav2vec2_bert.")
-        config = read_config(folder / "config.json")
-    kind = source if isinstance(source, str | Path) else "encoder configuration"
-    for name, expected in BUILT:
-        value = getattr(config, name)
-        if value not in expected:
-            raise InputError(f"{kind}: {name} {value!r}, expected {expected[0]!r}")
-    return config, weights
-
-
-def read_config(path):
-    """Read a ``Wav2Vec2BertConfig`` from its JSON file."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = values.get("model_type", "wav2vec2-bert")
-        if kind != "wav2vec2-bert":
-            raise InputError(f"{path}: model_type {kind!r}, expected 'wav2vec2-bert'")
-        return Wav2Vec2BertConfig.from_dict(values)
-    except InputError:
-        raise
-    except Exception as error:  # transformers checks types with errors of its own
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: not a readable Wav2Vec2Bert configuration ({reason})"
-        ) from error

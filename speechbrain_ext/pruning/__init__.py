@@ -6,6 +6,7 @@ harden(budget)                      which units go, so that the size is met
 small = prune(encoder)              a smaller encoder with the same outputs
 """
 
+from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.pruning.budget import (
     Budget,
     expected_macs,
@@ -13,7 +14,7 @@ from speechbrain_ext.pruning.budget import (
     remaining_parameters,
 )
 from speechbrain_ext.pruning.gates import HardConcrete
-from speechbrain_ext.pruning.groups import PrunableGroup, add_gates, remove_gates
+from speechbrain_ext.pruning.groups import add_gates, remove_gates
 from speechbrain_ext.pruning.surgery import harden, prune, structure
 
 __all__ = [

@@ -1,13 +1,4 @@
-"""What gated units cost, in parameters or in multiply-adds, exactly.
-
-    cost = rest + Σ_groups ( unit · E[units kept] + fixed · P(any is kept) )
-
-``unit`` is what one unit owns (its rows, biases and columns), ``fixed`` what goes with
-the last one (output bias, LayerNorm, distance embedding), ``rest`` what has no gate.
-All three are read off the tensors themselves, so that hard gates give the number of
-parameters of the pruned module, to the last one.
-
-The size that gates are driven to, as a penalty.
+"""The size that gates are driven to, as a penalty.
 
     s = 1 − E[cost] / cost of the full model
     t(step) = s₀ + (t − s₀) · min(1, step / warm-up)
@@ -23,117 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from speechbrain_ext.pruning.gates import GroupGate
-from speechbrain_ext.pruning.groups import PrunableGroup, gated_groups
+from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
 from speechbrain_ext.utils.errors import InputError
-
-
-class Account(NamedTuple):
-    """One gated group, what one of its units costs, and what goes with the last."""
-
-    group: PrunableGroup
-    gate: GroupGate
-    unit: int
-    fixed: int
-
-
-class Ledger:
-    """Costs of a gated model.
-
-    Arguments
-    ---------
-    accounts : list of Account
-        Every gated group.
-    rest : int
-        Cost of what has no gate.
-    what : str
-        "parameters" or "multiply-adds", for messages.
-    """
-
-    def __init__(self, accounts, rest, what):
-        self.accounts = accounts
-        self.rest = rest
-        self.what = what
-
-    @property
-    def full(self):
-        """Cost with all units."""
-        return self.rest + sum(a.unit * a.gate.size + a.fixed for a in self.accounts)
-
-    @property
-    def smallest(self):
-        """Cost of what no gate can remove: the rest and the floors."""
-        floors = [(a.gate.floor, a) for a in self.accounts]
-        return self.rest + sum(n * a.unit + a.fixed * bool(n) for n, a in floors)
-
-    def expected(self):
-        """Expected cost, a float64 scalar with a gradient."""
-        total = self.rest
-        for _, gate, unit, fixed in self.accounts:
-            units, alive = gate.expected()
-            total = total + unit * units + fixed * alive
-        return total
-
-    def remaining(self):
-        """Cost of what :func:`~speechbrain_ext.pruning.surgery.prune` leaves: int."""
-        total = self.rest
-        for _, gate, unit, fixed in self.accounts:
-            units = int(gate.kept().sum())
-            total += unit * units + fixed * bool(units)
-        return total
-
-
-def parameter_ledger(model):
-    """Costs of a gated model in parameters; those of the gates do not count."""
-    gates = gated_groups(model)
-    inside = tuple(f"{group.name}.gate." for group, _ in gates)
-    sizes = {
-        name: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if not name.startswith(inside)
-    }
-    accounts = []
-    for group, gate in gates:
-        owned = [*group.rows, group.columns]
-        unit = sum(sizes[name] for name in owned) // group.units
-        gone = [n for n in sizes if group.goes_with_last(n) and n not in owned]
-        accounts.append(Account(group, gate, unit, sum(sizes[name] for name in gone)))
-    rest = sum(sizes.values())
-    rest -= sum(a.unit * a.gate.size + a.fixed for a in accounts)
-    return Ledger(accounts, rest, "parameters")
-
-
-def macs_ledger(model, seconds=1.0):
-    """Costs of a gated encoder in multiply-adds of one utterance.
-
-    As :func:`speechbrain_ext.profiling.count_macs` counts them: matrix products,
-    convolutions, attention.
-
-    Raises
-    ------
-    InputError
-        For a model that does not say how many frames ``seconds`` have.
-    """
-    if not hasattr(model, "fixed_macs"):
-        raise InputError(
-            f"{type(model).__name__}: says nothing on multiply-adds; give the encoder "
-            "itself, or a budget in parameters"
-        )
-    frames = model.n_frames(seconds)
-    tensors = dict(model.named_parameters())
-    gates = {group.name: gate for group, gate in gated_groups(model)}
-    accounts, rest = [], model.fixed_macs(frames)
-    for group in model.prunable_groups():
-        if not group.units:
-            continue
-        weights = [tensors[name] for name in (*group.rows, group.columns)]
-        weights = sum(w.numel() for w in weights if w.dim() > 1) // group.units
-        unit = frames * (weights + group.frame_macs + frames * group.pair_macs)
-        if group.name in gates:
-            accounts.append(Account(group, gates[group.name], unit, 0))
-        else:
-            rest += unit * group.units
-    return Ledger(accounts, rest, "multiply-adds")
 
 
 class Penalty(NamedTuple):
@@ -158,17 +40,17 @@ def expected_parameters(model):
         Float64 scalar with a gradient to every ``log_alpha``; the number of parameters
         of the pruned model itself where all gates are hard.
     """
-    return _tensor(parameter_ledger(model).expected(), model)
+    return _tensor(parameter_costs(model).expected(), model)
 
 
 def expected_macs(model, seconds=1.0):
     """As :func:`expected_parameters`, multiply-adds of one utterance of an encoder."""
-    return _tensor(macs_ledger(model, seconds).expected(), model)
+    return _tensor(mac_costs(model, seconds).expected(), model)
 
 
 def remaining_parameters(model):
     """Parameters that :func:`prune` would leave if it were called now: an int."""
-    return parameter_ledger(model).remaining()
+    return parameter_costs(model).remaining()
 
 
 class Budget(nn.Module):
@@ -220,19 +102,19 @@ class Budget(nn.Module):
     ):
         super().__init__()
         targets = {"sparsity": sparsity, "parameters": parameters, "macs": macs}
-        given = {k: value for k, value in targets.items() if value is not None}
-        if len(given) != 1:
+        chosen = {k: value for k, value in targets.items() if value is not None}
+        if len(chosen) != 1:
             raise InputError(
-                f"Budget: {len(given)} targets, expected one of {list(targets)}"
+                f"Budget: {len(chosen)} targets, expected one of {list(targets)}"
             )
-        ((name, value),) = given.items()
+        ((name, value),) = chosen.items()
         if name == "macs":
-            self.ledger = macs_ledger(model, seconds)
+            self.costs = mac_costs(model, seconds)
         else:
-            self.ledger = parameter_ledger(model)
-        if not self.ledger.accounts:
+            self.costs = parameter_costs(model)
+        if not self.costs.groups:
             raise InputError("Budget: this model has no gates; call add_gates first")
-        full = self.ledger.full
+        full = self.costs.full
         self.target_cost = full * (1 - value) if name == "sparsity" else value
         self.target = 1 - self.target_cost / full
         self._check_reachable(name, value)
@@ -243,9 +125,9 @@ class Budget(nn.Module):
 
     def sparsity(self):
         """s, a float64 scalar with a gradient."""
-        account = self.ledger.accounts[0]
-        expected = self.ledger.expected()
-        return _tensor(1 - expected / self.ledger.full, account.gate)
+        gate = self.costs.groups[0].gate
+        expected = self.costs.expected()
+        return _tensor(1 - expected / self.costs.full, gate)
 
     def forward(self, step):
         """Penalty after ``step`` training steps (0 before the first).
@@ -269,15 +151,15 @@ class Budget(nn.Module):
         return Penalty(loss, sparsity.detach(), target)
 
     def _check_reachable(self, name, value):
-        ledger = self.ledger
-        if ledger.smallest <= self.target_cost <= ledger.full:
+        costs = self.costs
+        if costs.smallest <= self.target_cost <= costs.full:
             return
-        span = f"{ledger.smallest:,} to {ledger.full:,}"
+        span = f"{costs.smallest:,} to {costs.full:,}"
         if name == "sparsity":
-            span = f"0 to {1 - ledger.smallest / ledger.full:.4f}"
+            span = f"0 to {1 - costs.smallest / costs.full:.4f}"
         raise InputError(
-            f"Budget: {name} {value:,}, expected {span}: {ledger.smallest:,} of the "
-            f"{ledger.full:,} {ledger.what} have no gate or are below a floor"
+            f"Budget: {name} {value:,}, expected {span}: {costs.smallest:,} of the "
+            f"{costs.full:,} {costs.measure} have no gate or are below a floor"
         )
 
 

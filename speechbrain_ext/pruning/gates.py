@@ -19,6 +19,10 @@ A module with gates is defined so that its pruned form computes the same:
   small, one part in the number of units, and has no gradient with respect to log α.
 - A module without any unit left gives 0: its output bias and its LayerNorms go too.
   In training this holds sample by sample.
+
+Gates are hooks. Each call of the module that holds them draws once; a hook before its
+last linear map multiplies the units, one behind it the output, one behind a LayerNorm
+across units puts the masked one in its place. So no forward knows of them.
 """
 
 import math
@@ -95,7 +99,7 @@ def log_alpha_of(value):
 
 
 class GateValues(NamedTuple):
-    """One draw of a module's gates; None: nothing to multiply.
+    """One draw of a module's gates; None: there are none of this kind.
 
     ``units`` float [n], ``kept`` bool [n], ``whole`` float, a scalar.
     """
@@ -103,23 +107,6 @@ class GateValues(NamedTuple):
     units: torch.Tensor | None = None
     kept: torch.Tensor | None = None
     whole: torch.Tensor | None = None
-
-    def on_units(self, x):
-        """Gate what enters the last linear map: [..., n · rows per unit]."""
-        if self.units is None:
-            return x
-        size = x.shape[-1] // len(self.units)
-        return x * self.units.to(x.dtype).repeat_interleave(size)
-
-    def layer_norm(self, x, norm):
-        """LayerNorm over the kept units of [..., n], as the pruned one will be."""
-        if self.units is None:
-            return norm(x)
-        return masked_layer_norm(x, self.kept, norm)
-
-    def on_output(self, x):
-        """Gate what the module gives, its bias included."""
-        return x if self.whole is None else x * self.whole.to(x.dtype)
 
 
 def masked_layer_norm(x, kept, norm):
@@ -146,14 +133,6 @@ def masked_layer_norm(x, kept, norm):
     variance = (centred.square() * weights).sum(-1, keepdim=True)
     normal = centred * torch.rsqrt(variance + norm.eps)
     return (normal * norm.weight + norm.bias).to(x.dtype)
-
-
-class NoGate(nn.Module):
-    """What a prunable module has in the place of its gate until it gets one."""
-
-    def forward(self):
-        """Nothing to multiply."""
-        return GateValues()
 
 
 class GroupGate(nn.Module):
@@ -188,6 +167,57 @@ class GroupGate(nn.Module):
         self.floor = min(size, max(floor, int(not can_vanish)))
         self.units = HardConcrete(size, log_alpha) if gate_units else None
         self.whole = HardConcrete(1, log_alpha) if gate_whole else None
+        self.unit_dim = -1
+        self.drawn = GateValues()
+
+    def __getstate__(self):
+        # a draw has a graph, which can neither be copied nor pickled
+        return {**self.__dict__, "drawn": GateValues()}
+
+    def attach(self, model, group):
+        """Become ``gate`` of the module that ``group`` names, and hook its parts."""
+        self.unit_dim = group.unit_dim
+        holder = model.get_submodule(group.name)
+        holder.gate = self
+        holder.register_forward_pre_hook(self._draw)
+        last = model.get_submodule(group.output_weight.rpartition(".")[0])
+        last.register_forward_pre_hook(self._gate_units)
+        last.register_forward_hook(self._gate_output)
+        for name in group.norms:
+            model.get_submodule(name).register_forward_hook(self._mask_norm)
+        return self
+
+    def detach(self, model, group):
+        """Take back what :meth:`attach` did."""
+        del model.get_submodule(group.name).gate
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [k for k, hook in hooks.items() if self._owns(hook)]:
+                    del hooks[key]
+
+    def _owns(self, hook):
+        return getattr(hook, "__self__", None) is self
+
+    def _draw(self, module, inputs):
+        self.drawn = self()
+
+    def _gate_units(self, module, inputs):
+        x, units = inputs[0], self.drawn.units
+        if units is None:
+            return None
+        factors = units.to(x.dtype)
+        factors = factors.repeat_interleave(x.shape[self.unit_dim] // len(units))
+        if self.unit_dim != -1:
+            factors = factors.view(-1, *[1] * (x.dim() - 1 - self.unit_dim))
+        return (x * factors, *inputs[1:])
+
+    def _gate_output(self, module, inputs, output):
+        whole = self.drawn.whole
+        return None if whole is None else output * whole.to(output.dtype)
+
+    def _mask_norm(self, module, inputs, output):
+        kept = self.drawn.kept
+        return None if kept is None else masked_layer_norm(inputs[0], kept, module)
 
     def forward(self):
         """GateValues: drawn in training mode, fixed in eval mode."""

@@ -1,4 +1,4 @@
-"""Pictures of pruning: what is left where, and how training got there.
+"""Pictures of pruning: remaining units by layer, and how training reached them.
 
 matplotlib is imported when a picture is drawn, as in
 :mod:`speechbrain_ext.scoring.plots`.
@@ -13,14 +13,14 @@ from speechbrain_ext.utils.files import write_json
 
 
 def write_structure(folder, encoder):
-    """Write ``pruning.json`` and ``structure.png``: units that are left, by layer."""
+    """Write ``pruning.json`` and ``structure.png``: remaining units by layer."""
     remaining = structure(encoder)
     write_json(folder / "pruning.json", remaining)
     plot_structure(folder / "structure.png", remaining)
 
 
 def plot_structure(path, structure):
-    """Draw the share removed per layer and kind, with the units left in figures.
+    """Draw the share removed per layer and kind, with the remaining units in figures.
 
     Arguments
     ---------
@@ -34,7 +34,7 @@ def plot_structure(path, structure):
     InputError
         No groups.
     """
-    removed, left, kinds = sparsity_table(structure)
+    removed, kept, kinds = sparsity_table(structure)
     if not removed.size:
         raise InputError(f"{path}: no groups to draw, expected at least one")
     figure, axes = new_figure(1.6 + 1.1 * len(kinds), 1.6 + 0.27 * len(removed))
@@ -43,7 +43,7 @@ def plot_structure(path, structure):
         if not np.isnan(share):
             colour = "black" if share > 0.6 else "white"
             style = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
-            axes.text(column, layer, str(left[layer, column]), **style)
+            axes.text(column, layer, str(kept[layer, column]), **style)
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set_yticks(range(len(removed)))
     axes.tick_params(labelsize=8)
@@ -60,7 +60,7 @@ def sparsity_table(structure):
     -------
     removed : np.ndarray
         float [layers, kinds], share of the unpruned width; NaN: no such group.
-    left : np.ndarray
+    kept : np.ndarray
         int [layers, kinds], units kept.
     kinds : list of str
         In the order in which a layer has them.
@@ -69,12 +69,12 @@ def sparsity_table(structure):
     kinds = list(dict.fromkeys(group["kind"] for group in groups))
     layers = 1 + max((group["layer"] for group in groups), default=-1)
     removed = np.full((layers, len(kinds)), np.nan)
-    left = np.zeros(removed.shape, dtype=int)
+    kept = np.zeros(removed.shape, dtype=int)
     for group in groups:
         place = group["layer"], kinds.index(group["kind"])
         removed[place] = 1 - group["kept"] / group["full"]
-        left[place] = group["kept"]
-    return removed, left, kinds
+        kept[place] = group["kept"]
+    return removed, kept, kinds
 
 
 def plot_progress(path, steps, sparsity, target, loss):

@@ -2,8 +2,8 @@
 
 All units of all groups are sorted by log α, and the smallest are removed one after
 another for as long as the cost stays above the target; one that would go below it is
-passed over, so that finer units close the gap. The cheapest removal that is left takes
-the last step: the delivered cost is below the target by less than one unit.
+passed over, so that finer units close the gap. The cheapest remaining removal takes the
+last step: the delivered cost is below the target by less than one unit.
 
 The physical removal of units: slices of tensors, and a smaller module around them.
 
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from speechbrain_ext.pruning.budget import parameter_ledger
+from speechbrain_ext.pruning.costs import parameter_costs
 from speechbrain_ext.pruning.gates import CLOSED, log_alpha_of
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.utils.errors import InputError
@@ -61,7 +61,7 @@ def harden(budget, multiple=1):
     Returns
     -------
     int
-        Cost that is left, in the budget's measure: at most its target.
+        Remaining cost, in the budget's measure: at most its target.
 
     Raises
     ------
@@ -70,14 +70,14 @@ def harden(budget, multiple=1):
     """
     if multiple < 1:
         raise InputError(f"harden: multiple {multiple}, expected 1 or more")
-    ledger = budget.ledger
-    removed, cost = _select(ledger, budget.target_cost, multiple)
+    costs = budget.costs
+    removed, cost = _select(costs, budget.target_cost, multiple)
     with torch.no_grad():
-        for account in ledger.accounts:
-            for gates in filter(None, (account.gate.units, account.gate.whole)):
+        for group in costs.groups:
+            for gates in filter(None, (group.gate.units, group.gate.whole)):
                 _lift(gates)
         for removal in removed:
-            gate = ledger.accounts[removal.group].gate
+            gate = costs.groups[removal.group].gate
             if removal.units is None:
                 gate.whole.log_alpha.fill_(CLOSED)
             else:
@@ -85,33 +85,33 @@ def harden(budget, multiple=1):
     return cost
 
 
-def _select(ledger, target, multiple):
-    """What to remove → (list of _Removal, cost that is left)."""
+def _select(costs, target, multiple):
+    """What to remove → (list of _Removal, cost that remains)."""
     removals = [
         removal
-        for number, account in enumerate(ledger.accounts)
-        for removal in _removals(number, account, multiple)
+        for number, group in enumerate(costs.groups)
+        for removal in _removals(number, group, multiple)
     ]
-    cost, left = ledger.full, [account.gate.size for account in ledger.accounts]
+    cost, remaining = costs.full, [group.gate.size for group in costs.groups]
     removed, passed = [], []
     for removal in sorted(removals, key=lambda r: (r.score, r.place, r.group)):
-        saving = _saving(removal, left, ledger)
+        saving = _saving(removal, remaining, costs)
         if saving and cost - saving >= target:
             cost -= saving
-            left[removal.group] -= _units(removal, left)
+            remaining[removal.group] -= _units(removal, remaining)
             removed.append(removal)
         else:
             passed.append(removal)
     if cost > target:
-        last, saving = _last_step(passed, left, ledger, cost, target)
+        last, saving = _last_step(passed, remaining, costs, cost, target)
         removed.append(last)
         cost -= saving
     return removed, cost
 
 
-def _removals(number, account, multiple):
+def _removals(number, cost, multiple):
     """What may be removed of one group, in the order in which it has to be."""
-    group, gate = account.group, account.gate
+    group, gate = cost.group, cost.gate
     if gate.whole is not None:
         yield _Removal(gate.whole.log_alpha.item(), 0.5, number, None)
     if gate.units is None:
@@ -128,33 +128,34 @@ def _removals(number, account, multiple):
             yield _Removal(score, start / gate.size, number, order[start:end])
 
 
-def _units(removal, left):
+def _units(removal, remaining):
     """How many units go: none where the group has gone already."""
-    units = left[removal.group]
+    units = remaining[removal.group]
     return units if removal.units is None else min(units, len(removal.units))
 
 
-def _saving(removal, left, ledger):
+def _saving(removal, remaining, costs):
     """What the cost goes down by; 0 where the group has gone already."""
-    account, units = ledger.accounts[removal.group], left[removal.group]
-    gone = _units(removal, left)
-    return gone * account.unit + account.fixed * (gone == units > 0)
+    cost, units = costs.groups[removal.group], remaining[removal.group]
+    gone = _units(removal, remaining)
+    unit = cost.unit + sum(pair * remaining[other] for other, pair in cost.pairs)
+    return gone * unit + cost.fixed * (gone == units > 0)
 
 
-def _last_step(passed, left, ledger, cost, target):
-    """The cheapest removal that is left → (it, its saving)."""
+def _last_step(passed, remaining, costs, cost, target):
+    """The cheapest removal that remains → (it, its saving)."""
     following = {}  # of each group, only the first in order may be removed
     for removal in passed:
-        if _saving(removal, left, ledger):
+        if _saving(removal, remaining, costs):
             following.setdefault((removal.group, removal.units is None), removal)
     savings = [
-        (_saving(r, left, ledger), number, r)
+        (_saving(r, remaining, costs), number, r)
         for number, r in enumerate(following.values())
     ]
     enough = [entry for entry in savings if cost - entry[0] <= target]
     if not enough:
         raise InputError(
-            f"harden: {cost:,} {ledger.what} are left and no smaller width is allowed, "
+            f"harden: {cost:,} {costs.measure} remain and no smaller width is allowed, "
             f"expected {target:,.0f} or fewer; choose a smaller multiple"
         )
     saving, _, removal = min(enough)
@@ -203,7 +204,7 @@ def structure(model):
     Returns
     -------
     dict
-        ``parameters``: what is left; ``groups``: per group its ``name``, ``layer``,
+        ``parameters``: what remains; ``groups``: per group its ``name``, ``layer``,
         ``kind``, units ``kept`` and those of the unpruned model, ``full``.
     """
     gates = {group.name: gate for group, gate in gated_groups(model)}
@@ -213,7 +214,7 @@ def structure(model):
         kept = group.units if gate is None else int(gate.kept().sum())
         row = {"name": group.name, "layer": group.layer, "kind": group.kind}
         groups.append({**row, "kept": kept, "full": group.full})
-    return {"parameters": parameter_ledger(model).remaining(), "groups": groups}
+    return {"parameters": parameter_costs(model).remaining(), "groups": groups}
 
 
 def _cut(state, group, gate):
@@ -226,18 +227,20 @@ def _cut(state, group, gate):
             del state[name]
         return 0
     units, _, whole = gate.values()
-    index = kept.nonzero().squeeze(1).to(state[group.columns].device)
-    for name in group.rows:
+    index = kept.nonzero().squeeze(1).to(state[group.output_weight].device)
+    for name in group.input_weights:
         blocks = state[name].unflatten(0, (-1, group.units, group.unit_size))
         state[name] = blocks[:, index].flatten(0, 2)
-    columns = state[group.columns]
+    columns = state[group.output_weight]
     columns = columns.unflatten(1, (group.units, group.unit_size))[:, index]
     if units is not None:
         scale = units.detach()[index]
         columns = columns * scale.view(-1, *[1] * (columns.dim() - 2)).to(columns.dtype)
     if whole is not None:
         columns = columns * whole.detach().to(columns.dtype)
-        if group.shift:
-            state[group.shift] = state[group.shift] * whole.detach().to(columns.dtype)
-    state[group.columns] = columns.flatten(1, 2)
+        if group.output_bias:
+            state[group.output_bias] = state[group.output_bias] * whole.detach().to(
+                columns.dtype
+            )
+    state[group.output_weight] = columns.flatten(1, 2)
     return len(index)

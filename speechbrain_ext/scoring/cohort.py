@@ -30,14 +30,8 @@ BLOCK = 16384  # embeddings per step: 32 MiB of float64 at E = 256
 class Cohort(NamedTuple):
     """``speakers`` str [K], ``vectors`` float32 [K, E], ``mean`` float32 [E].
 
-    Attributes
-    ----------
-    speakers : np.ndarray
-        Speaker IDs, each once.
-    vectors : np.ndarray
-        Mean of each speaker's embeddings, not centred.
-    mean : np.ndarray
-        What to subtract from all embeddings and from ``vectors``.
+    ``vectors`` are the mean of each speaker's embeddings, not centred; ``mean`` is what
+    to subtract from all embeddings and from ``vectors``.
     """
 
     speakers: np.ndarray
@@ -102,12 +96,9 @@ def speaker_means(vectors, speakers):
 
 
 def save_cohort(path, cohort):
-    """Write a cohort, atomically, as ``.npz`` or ``.safetensors``.
+    """Write a cohort, atomically, as ``.npz`` or ``.safetensors`` by the suffix.
 
-    Raises
-    ------
-    InputError
-        Unknown suffix, or content as :func:`load_cohort` refuses it.
+    InputError for another suffix, and for what :func:`load_cohort` would refuse.
     """
     speakers, vectors, mean = _checked(path, *cohort)
     write_arrays(path, speakers=speakers, vectors=vectors, mean=mean)
@@ -116,20 +107,8 @@ def save_cohort(path, cohort):
 def load_cohort(path):
     """Read a cohort written by :func:`save_cohort`, checked in full.
 
-    Arguments
-    ---------
-    path : str or Path
-        ``.npz`` or ``.safetensors``.
-
-    Returns
-    -------
-    Cohort
-
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file, pickled content, shapes that do not fit, a
-        speaker twice, empty or with white space, a value that is not finite.
+    InputError for a missing, damaged or foreign file, pickled content, shapes that do
+    not fit, a speaker twice, empty or with white space, a value that is not finite.
     """
     arrays = read_arrays(path, "a cohort", "speakers", "vectors", "mean")
     return Cohort(*_checked(path, *arrays))

@@ -1,13 +1,9 @@
-"""Files of named arrays, whole or absent: npz (numpy) or safetensors.
+"""Embeddings: their files, and cosine scores between their rows.
 
-The suffix chooses the format. safetensors stores numbers only, so a text array becomes
-the UTF-8 bytes of one value per line. Neither format can carry code: pickled arrays are
-refused.
-
-Files of embeddings, and cosine scores between their rows.
-
-A file (:mod:`~speechbrain_ext.scoring.embeddings`) holds ``ids``, U utterance IDs, and
-``vectors``, float32 [U, E].
+A file holds ``ids``, U utterance IDs, and ``vectors``, float32 [U, E]. It is one of
+named arrays, npz (numpy) or safetensors by its suffix, as files of cohorts and scores
+are. safetensors stores numbers only, so a text array becomes the UTF-8 bytes of one
+value per line. Neither format can carry code: pickled arrays are refused.
 
 The score of a trial is the cosine of its two embeddings, a·b / (|a| |b|).
 """
@@ -32,6 +28,9 @@ SUFFIXES = (".npz", ".safetensors")
 DAMAGE = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 DAMAGE += (MemoryError, tokenize.TokenError)
 DAMAGE += (safetensors.SafetensorError,)
+BLOCK = 4096  # rows or trials per step: 4 MiB of float32 at E = 256, in the cache
+NORM_BLOCK = 512  # in float64, beside such a block
+SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
 def write_arrays(path, **arrays):
@@ -52,11 +51,8 @@ def write_arrays(path, **arrays):
 def read_arrays(path, what, text, *numbers):
     """Read the arrays of these names, the first of them text.
 
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file, pickled content; ``what`` says what was
-        expected. The arrays' own content is the caller's to check.
+    InputError for a missing, damaged or foreign file and for pickled content; ``what``
+    says what was expected. The content of the arrays is the caller's to check.
     """
     path = Path(path)
     read = _read_npz if check_suffix(path) == ".npz" else _read_safetensors
@@ -104,11 +100,6 @@ def _read_safetensors(path, text, numbers):
         raise ValueError(f"{text} of type {lines.dtype}, expected UTF-8 bytes")
     lines = np.array(lines.tobytes().decode().split("\n"))
     return [lines, *(arrays[name] for name in numbers)]
-
-
-BLOCK = 4096  # rows or trials per step: 4 MiB of float32 at E = 256, in the cache
-NORM_BLOCK = 512  # in float64, beside such a block
-SMALLEST_NORM, LARGEST_NORM = 1e-30, 1e30  # a float32 cosine is sound between
 
 
 class Embeddings(NamedTuple):
@@ -163,25 +154,10 @@ def load_embeddings(path):
 
 
 def select_vectors(embeddings, ids, source):
-    """Vectors of some recordings, in their order.
+    """Vectors of some recordings, float32 [N, E], in the order of their ``ids`` [N].
 
-    Arguments
-    ---------
-    embeddings : Embeddings
-    ids : sequence of str
-        N utterance IDs, as a manifest has them.
-    source : str or Path
-        Where the embeddings are from, for the message.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [N, E].
-
-    Raises
-    ------
-    InputError
-        Names the first recording that has no embedding.
+    ``source`` says where the embeddings are from; InputError names the first recording
+    that has none.
     """
     row_of = {name: row for row, name in enumerate(embeddings.ids.tolist())}
     names = np.asarray(ids).tolist()

@@ -1,4 +1,4 @@
-"""Who speaks in the recordings of a trial list, told by their names.
+"""Who speaks in the recordings of a trial list, and how speakers are enrolled.
 
 Trials that share a speaker are not independent: intervals for an error rate come from
 drawing speakers, not trials. A list tells no speakers, but the corpora write them into
@@ -11,21 +11,18 @@ their names:
     ``test/id00800-singing-01-001``         CN-Celeb, below ``eval``
     ======================================  ==============================
 
-The rule: leading folders that name a part of a corpus (eval, enroll, test) are passed
-over. The speaker is then the first folder or, where no folder is left, the file name up
-to its first hyphen. A manifest, where it knows the recording, goes before the rule.
+Leading folders that name a part of a corpus (eval, enroll, test) are passed over. The
+speaker is then the first folder or, without one, the file name up to its first hyphen.
+A manifest that knows the recording is preferred to this rule. No rule fits every
+corpus, so :func:`check_speakers` compares it with the labels: a trial is a target
+exactly where both sides have one speaker.
 
-No rule fits every corpus, so :func:`check_speakers` holds it against the labels: a
-trial is a target exactly where both sides have one speaker.
-
-Speakers enrolled from several recordings.
-
-A map has one line per model, ``model utterance [utterance ...]``; CN-Celeb's
+An enrolment map has one line per model, ``model utterance [utterance ...]``; CN-Celeb's
 ``enroll.map`` and ``enroll.lst`` are such files (Fan et al., "CN-Celeb: a challenging
 Chinese speaker recognition dataset", ICASSP 2020). A trial list then names models on
 its enrol side. Two protocols follow, whose error rates differ:
 
-* averaging: the model is the mean of its K embeddings, :math:`m = \frac1K \\sum_k e_k`
+* averaging: the model is the mean of its K embeddings, :math:`m = \\frac1K \\sum_k e_k`
   (:func:`average_enrolment`);
 * concatenating: the model is the embedding of its recordings joined into one
   (:func:`speechbrain_ext.data.concatenated_audio.concatenate_enrolment`).
@@ -40,6 +37,7 @@ from speechbrain_ext.scoring.trials import read_rows, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 PARTS = frozenset({"eval", "enrol", "enroll", "test"})
+_EXPECTED = "'model utterance [utterance ...]'"
 
 
 def speaker_of(name):
@@ -51,20 +49,10 @@ def speaker_of(name):
 
 
 def speakers_of(names, speaker_by_id=None):
-    """Number the speakers of some recordings.
+    """Number the speakers of recordings or models, int64 [U].
 
-    Arguments
-    ---------
-    names : sequence of str
-        Utterance IDs or names of models [U].
-    speaker_by_id : dict of str to str, optional
-        Utterance ID → speaker, as in a manifest; :func:`speaker_of` tells the others.
-
-    Returns
-    -------
-    np.ndarray
-        int64 [U], the same number for the same speaker, 0 to S - 1 in the order of
-        their names.
+    Numbers count the speakers' names in their order. ``speaker_by_id``, utterance ID →
+    speaker as in a manifest, is preferred to :func:`speaker_of`.
     """
     known = speaker_by_id or {}
     names = np.asarray(names).tolist()
@@ -73,20 +61,10 @@ def speakers_of(names, speaker_by_id=None):
 
 
 def check_speakers(trials, speakers):
-    """Hold speakers against the labels of a trial list.
+    """Compare the ``speakers`` int [U] of a list's names with its labels.
 
-    Arguments
-    ---------
-    trials : Trials
-        T labelled trials over U names.
-    speakers : np.ndarray
-        int [U], the speaker of each name.
-
-    Raises
-    ------
-    InputError
-        No labels, or a trial whose label and speakers disagree: list, line, names. The
-        speakers are then wrong, or a label is.
+    InputError where there are no labels, or where the label of a trial and its speakers
+    disagree: list, line, names. Then the speakers are wrong, or a label is.
     """
     if trials.labels is None:
         raise InputError(f"{trials.path}: no labels, expected some to check speakers")
@@ -101,9 +79,6 @@ def check_speakers(trials, speakers):
             f"of '{enrol}' and '{test}', expected 1 exactly where both are of one "
             f"speaker ({len(wrong)} such lines)"
         )
-
-
-_EXPECTED = "'model utterance [utterance ...]'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,24 +105,10 @@ class EnrolMap:
         return np.array(list(self.utterances))
 
     def rows(self, ids, source):
-        """Find the recordings of every model in a manifest or embedding file.
+        """Rows of each model's recordings in ``ids``: M times int64 [K].
 
-        Arguments
-        ---------
-        ids : sequence of str
-            Utterance IDs of ``source``.
-        source : str or Path
-            Its name, for the message.
-
-        Returns
-        -------
-        list of np.ndarray
-            M times int64 [K], rows of ``ids``.
-
-        Raises
-        ------
-        InputError
-            Names the map, the line and the utterance that is unknown.
+        ``source`` names the manifest or file that the IDs are from. InputError for an
+        unknown utterance names the map, the line and the utterance.
         """
         known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
         for line, (model, names) in enumerate(self.utterances.items(), 1):
@@ -161,25 +122,16 @@ class EnrolMap:
         return [np.array([known[n] for n in k]) for k in self.utterances.values()]
 
     def speakers(self, speaker_by_id):
-        """Say who each model is: whoever speaks in all its recordings.
+        """Utterance ID → speaker, as in a manifest, to model → speaker.
 
-        Arguments
-        ---------
-        speaker_by_id : dict of str to str
-            Utterance ID → speaker, as in a manifest.
-
-        Returns
-        -------
-        dict of str to str
-            Model → speaker; without the models whose recordings are unknown, or of
-            several speakers.
+        Models whose recordings are unknown, or of several speakers, are left out.
         """
-        found = {}
+        speaker_of_model = {}
         for model, names in self.utterances.items():
             speakers = {speaker_by_id.get(name) for name in names}
             if len(speakers) == 1 and None not in speakers:
-                found[model] = speakers.pop()
-        return found
+                speaker_of_model[model] = speakers.pop()
+        return speaker_of_model
 
 
 def read_enrol_map(path):
@@ -202,7 +154,7 @@ def read_enrol_map(path):
         utterance that comes twice within one model; each names the file and line.
     """
     utterances, lines = {}, {}
-    for line, (name, *recordings) in read_rows(path, _EXPECTED, 2):
+    for line, (name, *recordings) in enumerate(read_rows(path, _EXPECTED, 2), 1):
         model, ids = utterance_id(name), tuple(map(utterance_id, recordings))
         if model in utterances:
             raise InputError(
@@ -220,24 +172,10 @@ def read_enrol_map(path):
 
 
 def utterances_of(trials, enrol_map=None):
-    """Say which recordings a trial list needs.
+    """Utterance IDs that a trial list needs: of both sides, or of test side and map.
 
-    Arguments
-    ---------
-    trials : Trials
-        The list.
-    enrol_map : EnrolMap or None
-        What the names of its enrol side stand for; None where they are recordings.
-
-    Returns
-    -------
-    set of str
-        Utterance IDs: of the test side and of the whole map, or of both sides.
-
-    Raises
-    ------
-    InputError
-        With a map, an enrol side that is none of its models: list, line, name.
+    Without an ``enrol_map`` the names of the enrol side are recordings. With one,
+    InputError for a name there that is none of its models: list, line, name.
     """
     names = trials.names
     if enrol_map is None:

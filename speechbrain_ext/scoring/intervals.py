@@ -95,18 +95,7 @@ def bootstrap_intervals(
 
 
 class WeightedMetrics:
-    """The metrics of a trial list whose speakers count several times or not at all.
-
-    Arguments
-    ---------
-    scores, labels, enrol_speakers, test_speakers : array_like
-        As for :func:`bootstrap_intervals`.
-
-    Attributes
-    ----------
-    n_speakers : int
-        S; they are numbered in the order of their codes.
-    """
+    """The metrics of a trial list whose speakers count several times or not at all."""
 
     def __init__(self, scores, labels, enrol_speakers, test_speakers):
         scores, labels = checked_scores(scores, labels)

@@ -1,4 +1,4 @@
-"""Operating points of a verifier: miss against false-alarm rate at every threshold.
+"""Verification metrics from one sort: error rates, EER, minDCF, actDCF, Cllr, minCllr.
 
 A trial is accepted where its score is at or above the threshold t. With targets s⁺
 (same speaker) and non-targets s⁻::
@@ -9,13 +9,6 @@ Both are step functions that change only at scores, so one sort and one cumulati
 give every operating point: O(T log T). Tied scores share a threshold and move
 together; nothing depends on the order of the trials.
 
-Verification metrics from one sort: EER, minDCF, actual DCF, Cllr, minCllr.
-
-A trial is accepted where its score is at or above the threshold t. With targets s⁺
-(same speaker) and non-targets s⁻::
-
-    FNR(t) = #{s⁺ < t} / #{s⁺}        FPR(t) = #{s⁻ >= t} / #{s⁻}
-
 * EER: FNR = FPR on the straight line between the two operating points around the
   crossing (Martin et al., "The DET curve in assessment of detection task performance",
   Eurospeech 1997, reports the same point of the curve).
@@ -25,7 +18,7 @@ A trial is accepted where its score is at or above the threshold t. With targets
   log-likelihood ratios one can trust, t = ln(C_fa (1 - P) / (C_miss P)).
 * Cllr: Brümmer & du Preez, "Application-independent evaluation of speaker detection",
   Computer Speech & Language 20 (2006): the mean cost in bits of log-likelihood ratios;
-  and minCllr, what is left of it after the best rising map of the scores.
+  and minCllr, the cost that remains after the best rising map of the scores.
 """
 
 from typing import NamedTuple
@@ -73,25 +66,11 @@ def error_rates(scores, labels):
 
 
 def roc_convex_hull(scores, labels):
-    """The operating points that cost least for some prior: the lower convex hull.
+    """ErrorRates that cost least for some prior: the lower convex hull, both ends incl.
 
     Scores are pooled until the share of targets does not fall from one pool to the
     next (pool adjacent violators, which is isotonic regression of the labels).
-
-    Arguments
-    ---------
-    scores, labels : array_like
-        As for :func:`error_rates`.
-
-    Returns
-    -------
-    ErrorRates
-        A few of the points of :func:`error_rates`, among them both ends.
-
-    Raises
-    ------
-    InputError
-        As :func:`error_rates`.
+    Arguments and errors are those of :func:`error_rates`.
     """
     counts = _count_below(*checked_scores(scores, labels))
     _, targets_below, nontargets_below = counts
@@ -109,14 +88,9 @@ def rates_of_counts(thresholds, targets_below, nontargets_below):
 
 
 def sort_by_score(scores):
-    """Order of the scores [T], and how many lie under each threshold.
+    """Order of the scores int [T], ascending, and how many lie under each threshold.
 
-    Returns
-    -------
-    order : np.ndarray
-        int [T], ascending scores; ties in any order.
-    below : np.ndarray
-        int [K + 1]: trials under each of the K distinct scores, and T.
+    The latter int [K + 1]: trials under each of the K distinct scores, and T.
     """
     order = np.argsort(scores)
     scores = scores[order]
@@ -134,27 +108,10 @@ def _count_below(scores, labels):
 
 
 def checked_scores(scores, labels):
-    """Scores and labels that have error rates.
+    """Scores as floats [T] and labels as bool [T], or InputError.
 
-    Arguments
-    ---------
-    scores : array_like
-        Real numbers [T].
-    labels : array_like
-        0 or 1 [T], 1 = same speaker.
-
-    Returns
-    -------
-    scores : np.ndarray
-        Floats [T], of the type given where that is a float.
-    labels : np.ndarray
-        bool [T].
-
-    Raises
-    ------
-    InputError
-        Empty, not one-dimensional, different lengths, NaN or infinite scores, labels
-        other than 0 and 1, or only one of the two classes.
+    Integers become float64. Refused: empty, not one-dimensional, different lengths, NaN
+    or infinite scores, labels other than 0 and 1, or only one of the two classes.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or labels.shape != scores.shape:

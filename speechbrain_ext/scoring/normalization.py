@@ -1,16 +1,4 @@
-"""Mean and spread of an embedding's scores with a cohort of other speakers.
-
-For an embedding x and the members c_1 … c_K of the cohort, with cosines s(x, c_k)::
-
-    μ(x) = mean of the N highest s(x, c_k)
-    σ(x) = their population standard deviation
-
-Score normalisation divides by σ, and μ tells how common a voice sounds. The matrix of
-scores [U, K] is made and reduced in blocks that stay in the cache. Over all K there is
-no need for the scores: with m the mean of the unit vectors c_k and M that of c_k c_kᵀ,
-μ = x·m and μ² + σ² = xᵀ M x.
-
-Score normalisation against a cohort of other speakers: AS-norm and S-norm.
+"""Score normalisation against a cohort of other speakers: AS-norm and S-norm.
 
 s(e, t) is the cosine of a trial's embeddings, s(x, c_k) that of an embedding x and
 member k of the cohort. With μ(x) and σ(x), the mean and the population standard
@@ -24,8 +12,10 @@ only the N members that score highest with x: the impostors that matter to it (M
 et al., "Analysis of score normalization in multilingual speaker recognition",
 Interspeech 2017). Vectors are taken as given: centring is the caller's.
 
-T trials name U << T embeddings, so μ and σ are found once per embedding, in
-:mod:`~speechbrain_ext.scoring.normalization`.
+T trials name U << T embeddings, so μ and σ are found once per embedding
+(:func:`cohort_statistics`). The matrix of scores [U, K] is made and reduced in blocks
+that stay in the cache. Over all K there is no need for the scores: with m the mean of
+the unit vectors c_k and M that of c_k c_kᵀ, μ = x·m and μ² + σ² = xᵀ M x.
 """
 
 import functools
@@ -45,6 +35,7 @@ from speechbrain_ext.utils.errors import InputError
 # 527 rows of 5,994 scores, which stay in the cache: 19 µs per embedding of 256 values
 # on two cores; from 64 MiB on it is 25 µs.
 MEMORY_MIB = 16
+SMALLEST_STD = 1e-6  # float32 cosines of equal vectors spread by 1e-7
 
 
 class CohortStatistics(NamedTuple):
@@ -115,8 +106,8 @@ def cohort_statistics(
 def _over_top(members, top_n, units, own):
     """Statistics over the ``top_n`` highest scores of each row of ``units`` [N, E]."""
     scores = units @ members.T  # [N, K]
-    known = np.flatnonzero(own >= 0)
-    scores[known, own[known]] = -np.inf
+    with_own = np.flatnonzero(own >= 0)
+    scores[with_own, own[with_own]] = -np.inf
     scores.partition(scores.shape[1] - top_n, axis=1)  # the highest to the right
     top = scores[:, -top_n:]
     return top.mean(axis=1, dtype=np.float64), top.std(axis=1, dtype=np.float64)
@@ -135,9 +126,9 @@ def _over_all(members, first, second, units, own):
     own_scores[known] = np.einsum("ne,ne->n", units[known], members[own[known]])
     units = units.astype(np.float64)
     squares = np.einsum("ne,ne->n", units @ second, units)
-    size, left = len(members), len(members) - known
-    mean = (size * (units @ first) - own_scores) / left
-    variance = (size * squares - own_scores**2) / left - mean**2
+    size, others = len(members), len(members) - known
+    mean = (size * (units @ first) - own_scores) / others
+    variance = (size * squares - own_scores**2) / others - mean**2
     return mean, np.sqrt(variance.clip(min=0))
 
 
@@ -184,15 +175,11 @@ def _check_sizes(vectors, cohort, top_n, one_is_left_out):
     wanted = 2 if top_n is None else top_n
     if wanted < 2:
         raise InputError(f"top_n is {top_n}, expected at least 2: one has no spread")
-    left = len(cohort) - one_is_left_out
-    if left < wanted:
+    if len(cohort) - one_is_left_out < wanted:
         without = ", one less where a speaker is left out" if one_is_left_out else ""
         raise InputError(
             f"cohort of {len(cohort)} members{without}, expected at least {wanted}"
         )
-
-
-SMALLEST_STD = 1e-6  # float32 cosines of equal vectors spread by 1e-7
 
 
 def as_norm(
@@ -273,29 +260,11 @@ def s_norm(
 
 
 def symmetric_norm(scores, trials, enrol_statistics, test_statistics):
-    """The half sum of both sides' normalised scores: the equation above.
+    """The half sum of both sides' normalised scores: the equation above, float32 [T].
 
-    For statistics that are at hand already, as quality measures need them.
-
-    Arguments
-    ---------
-    scores : array_like
-        float [T].
-    trials : array_like
-        int [T, 2], rows of the statistics of either side.
-    enrol_statistics, test_statistics : CohortStatistics
-        Of the enrolment and the test embeddings.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [T].
-
-    Raises
-    ------
-    InputError
-        A trial's embedding without statistics, or with a standard deviation that is
-        zero but for rounding.
+    Of scores float [T], trials int [T, 2] and the CohortStatistics of either side,
+    whose rows the trials name. InputError for a trial's embedding without statistics,
+    or with a standard deviation that is zero but for rounding.
     """
     scores, trials = np.asarray(scores, dtype=np.float64), _checked_trials(trials)
     if scores.shape != trials.shape[:1]:

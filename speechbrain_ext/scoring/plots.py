@@ -1,23 +1,19 @@
-"""Pictures of scores: the DET curve and the two score densities.
+"""Pictures of scores: DET curves, score densities, Bayes error rates.
 
 A DET curve (Martin et al., "The DET curve in assessment of detection task
 performance", Eurospeech 1997) draws miss against false-alarm rate on normal-deviate
 axes, x = Φ⁻¹(FPR), y = Φ⁻¹(FNR): Gaussian scores of equal variance give a straight line
 of slope -1, and both ends of the curve stay readable.
 
+The normalised Bayes error-rate plot (Brümmer & de Villiers, "The BOSARIS toolkit:
+theory, algorithms and code for surviving the new DCF", 2011) shows how far
+log-likelihood ratios can be trusted. For every prior P of a target, with log odds
+θ = ln(P / (1 - P)), ratios taken at their word are compared with the threshold -θ. The
+cost (P FNR(-θ) + (1 - P) FPR(-θ)) / min(P, 1 - P) is drawn over θ, beside the least
+cost that any threshold reaches: their distance is the loss in calibration. Above 1 it
+would have been better to decide by the prior alone.
+
 matplotlib is imported when a picture is drawn, so that scoring needs none.
-
-How far log-likelihood ratios can be trusted: the normalised Bayes error-rate plot.
-
-For every prior P of a target, with log odds θ = ln(P / (1 - P)), ratios taken at their
-word are compared with the threshold -θ. What that costs,
-
-    (P FNR(-θ) + (1 - P) FPR(-θ)) / min(P, 1 - P)
-
-is drawn over θ, beside the least cost that any threshold reaches: their distance is the
-loss in calibration. Above 1 it would have been better to decide by the prior alone.
-(Brümmer & de Villiers, "The BOSARIS toolkit: theory, algorithms and code for surviving
-the new DCF", 2011.)
 """
 
 import io
@@ -31,18 +27,22 @@ from speechbrain_ext.scoring.metrics import (
     ErrorRates,
     checked_scores,
     cllr,
+    crossing,
     equal_error_rate,
     error_rates,
+    lowest_cost,
     min_cllr,
-    min_dcf,
     roc_convex_hull,
 )
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import write_atomically
 
 TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 90, 95, 98)
 CURVE_POINTS = 2000
 FEWEST_BINS, MOST_BINS = 11, 101
+LOG_ODDS = np.linspace(-10, 10, 401)
+MARKED_PRIORS = (0.01, 0.05, 0.5)
+HIGHEST_COST = 1.4  # drawn
 
 
 def plot_det(path, curves, p_target=0.01):
@@ -120,20 +120,10 @@ def plot_histogram(path, scores, labels, threshold=None):
 
 
 def thin_curve(x, y, points=CURVE_POINTS):
-    """Indices that keep the look of a curve: its corners on a grid of the picture.
+    """Indices, ascending, that keep the look of a curve x, y [K]: about ``points``.
 
-    Arguments
-    ---------
-    x, y : np.ndarray
-        [K], the curve as drawn.
-    points : int
-        About how many to keep.
-
-    Returns
-    -------
-    np.ndarray
-        int, ascending: the first and last point, and one wherever the distance walked
-        (|dx| + |dy|) passes another ``points``-th of the whole.
+    The first and last point, and one wherever the distance walked (|dx| + |dy|) passes
+    another ``points``-th of the whole.
     """
     if len(x) <= points:
         return np.arange(len(x))
@@ -153,12 +143,9 @@ class _Curve(NamedTuple):
 
 
 def _points(name, scores, labels, p_target):
-    try:
+    with naming(f"curve '{name}'"):
         rates = error_rates(scores, labels)
-        eer = equal_error_rate(scores, labels).eer
-        best = min_dcf(scores, labels, p_target=p_target)
-    except InputError as error:
-        raise InputError(f"curve '{name}': {error}") from error
+        eer, best = crossing(rates).eer, lowest_cost(rates, p_target)
     n_target = int(np.count_nonzero(labels))
     floors = 0.5 / (len(labels) - n_target + 1), 0.5 / (n_target + 1)
     return _Curve(rates, eer, best, floors)
@@ -240,11 +227,6 @@ def save_figure(figure, path):
         file.write(drawn)
 
 
-LOG_ODDS = np.linspace(-10, 10, 401)
-MARKED_PRIORS = (0.01, 0.05, 0.5)
-HIGHEST = 1.4
-
-
 def plot_calibration(path, systems):
     """Draw actual and least cost over the prior.
 
@@ -269,13 +251,13 @@ def plot_calibration(path, systems):
     for prior in MARKED_PRIORS:
         place = {"ha": "center", "va": "bottom", "fontsize": 8}
         axes.axvline(logit(prior), color="grey", linewidth=0.6, zorder=1)
-        axes.text(logit(prior), HIGHEST, f"{prior:g}", **place)
+        axes.text(logit(prior), HIGHEST_COST, f"{prior:g}", **place)
     for name, (actual, least, costs) in curves.items():
         label = f"{name}: Cllr {costs[0]:.3f}, minCllr {costs[1]:.3f}"
         (line,) = axes.plot(LOG_ODDS, actual, linewidth=1.6, label=label)
         axes.plot(LOG_ODDS, least, "--", linewidth=1.2, color=line.get_color())
     axes.plot([], [], "k--", linewidth=1.2, label="least cost of any threshold")
-    axes.set(xlim=(LOG_ODDS[0], LOG_ODDS[-1]), ylim=(0, HIGHEST))
+    axes.set(xlim=(LOG_ODDS[0], LOG_ODDS[-1]), ylim=(0, HIGHEST_COST))
     axes.set_xlabel("ln(P / (1 − P)) of the target prior P (grey lines)")
     axes.set_ylabel("normalised cost of decisions")
     axes.grid(True, axis="y", linewidth=0.4, alpha=0.6)
@@ -287,26 +269,9 @@ def plot_calibration(path, systems):
 def bayes_costs(llrs, labels, log_odds):
     """Normalised cost of decisions at many priors, unit costs.
 
-    Arguments
-    ---------
-    llrs : array_like
-        float [T], natural-log likelihood ratios.
-    labels : array_like
-        0 or 1 [T], 1 = same speaker.
-    log_odds : array_like
-        float [P], ln(prior / (1 - prior)).
-
-    Returns
-    -------
-    actual : np.ndarray
-        float64 [P], as :func:`~speechbrain_ext.scoring.metrics.actual_dcf`.
-    least : np.ndarray
-        float64 [P], as :func:`~speechbrain_ext.scoring.metrics.min_dcf`.
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.scoring.metrics.error_rates`.
+    Of ``llrs`` [T], labels [T] and the priors' ``log_odds`` [P]: actual and least cost,
+    float64 [P] each, as :func:`~speechbrain_ext.scoring.metrics.actual_dcf` and
+    :func:`~speechbrain_ext.scoring.metrics.min_dcf` have them.
     """
     llrs, labels = checked_scores(llrs, labels)
     log_odds = np.asarray(log_odds, dtype=np.float64)
@@ -322,8 +287,6 @@ def bayes_costs(llrs, labels, log_odds):
 
 
 def _curves(name, llrs, labels):
-    try:
+    with naming(f"system '{name}'"):
         actual, least = bayes_costs(llrs, labels, LOG_ODDS)
         return actual, least, (cllr(llrs, labels).cllr, min_cllr(llrs, labels).cllr)
-    except InputError as error:
-        raise InputError(f"system '{name}': {error}") from error

@@ -1,6 +1,4 @@
-"""What people read of a report: its tables, in Markdown.
-
-The report of a verification: every figure of every system on every trial list.
+"""The report of a verification: every figure of every system on every trial list.
 
 Systems are the scores of one model after each step (cosine, AS-norm, calibrated), or
 those of several models. Written to one folder:
@@ -19,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.scoring.genres import genres_as_markdown
+from speechbrain_ext.scoring.conditions import ERRORS_WANTED
 from speechbrain_ext.scoring.intervals import bootstrap_intervals
 from speechbrain_ext.scoring.metrics import (
     actual_dcf,
@@ -37,73 +35,6 @@ LEGEND = (
     "brackets, normalised. Cllr in bits; of scores that are not calibrated it says how "
     "wrong they would be as likelihood ratios."
 )
-
-
-def as_markdown(results):
-    """The table: a row per list and system."""
-    points = list(results[0]["systems"][0]["min_dcf"])
-    head = ["list", "system", "AS-norm", "QMF", "EER % (95 %)"]
-    head += [f"minDCF({p}) (95 %)" for p in points]
-    head += [f"actDCF({p})" for p in points] + ["Cllr (95 %)", "minCllr"]
-    lines = [_row(head), "|" + " --- |" * len(head)]
-    for result in results:
-        name = _name_of(result)
-        lines += [_row([name, *_cells(row, points)]) for row in result["systems"]]
-    return "\n".join(lines)
-
-
-def _name_of(result):
-    """The list's file name, its enrolment where that is not one recording, its size."""
-    enrolment = result.get("enrolment")
-    by = f", enrolment: {enrolment}" if enrolment else ""
-    return f"{Path(result['list']).name} ({result['trials']:,}{by})"
-
-
-def _cells(row, points):
-    intervals = row.get("intervals_95", {})
-    percent = [100 * bound for bound in intervals.get("eer", ())]
-    known = {True: "yes", False: "no", None: "–"}
-    cells = [row["title"], *(known[row[key]] for key in ("as_norm", "qmf"))]
-    cells.append(_with_interval(row["eer_percent"], percent, 2))
-    for p in points:
-        interval = intervals.get(f"min_dcf_{p}", ())
-        cells.append(_with_interval(row["min_dcf"][p], interval, 3))
-    actual = row.get("actual_dcf", {})
-    cells += [f"{actual[p]:.3f}" if p in actual else "–" for p in points]
-    cells.append(_with_interval(row["cllr"], intervals.get("cllr", ()), 3))
-    return [*cells, f"{row['min_cllr']:.3f}"]
-
-
-def _with_interval(value, interval, digits):
-    if not interval:
-        return f"{value:.{digits}f}"
-    low, high = interval
-    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
-
-
-def genres_table(result):
-    """Error rates by genre of the last system."""
-    title = f"{_name_of(result)}, {result['systems'][-1]['title']}"
-    return genres_as_markdown(result["genres"], title)
-
-
-def worst_as_markdown(result):
-    """The worst trials of the last system, which is the one that a user would take."""
-    row = result["systems"][-1]
-    lines = [f"Worst trials of {_name_of(result)}, {row['title']}:", ""]
-    lines += [_row(["", "line", "enrol", "test", "score"]), "|" + " --- |" * 5]
-    for kind, trials in row["worst"].items():
-        what = "target" if kind == "targets" else "non-target"
-        for trial in trials:
-            cells = [what, str(trial["line"]), trial["enrol"], trial["test"]]
-            lines.append(_row([*cells, f"{trial['score']:.3f}"]))
-    return "\n".join(lines)
-
-
-def _row(cells):
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 P_TARGETS = (0.01, 0.05)
 N_RESAMPLES = 200
 N_WORST = 10
@@ -183,25 +114,12 @@ def evaluate(trials, systems, speakers=None, n_resamples=N_RESAMPLES):
 
 
 def worst_trials(trials, scores, n=N_WORST):
-    """Targets that score lowest and non-targets that score highest.
+    """Up to ``n`` targets that score lowest and non-targets that score highest.
 
-    Arguments
-    ---------
-    trials : Trials
-        T trials with labels.
-    scores : np.ndarray
-        float [T].
-    n : int
-        How many of each, at least 1.
-
-    Returns
-    -------
-    dict
-        ``targets`` and ``nontargets``: lists of up to ``n`` dictionaries ``line``,
-        ``enrol``, ``test``, ``score``, the worst first; of equal scores, the first in
-        the list.
+    ``targets`` and ``nontargets`` → lists of dictionaries ``line``, ``enrol``,
+    ``test``, ``score``, the worst first; of equal scores, the first in the list.
     """
-    found = {}
+    worst = {}
     for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1)):
         rows = np.flatnonzero(trials.labels == label)
         goodness = sign * scores[rows]
@@ -209,26 +127,15 @@ def worst_trials(trials, scores, n=N_WORST):
             among = goodness <= np.partition(goodness, n - 1)[n - 1]
             rows, goodness = rows[among], goodness[among]
         rows = rows[np.argsort(goodness, kind="stable")[:n]]
-        found[name] = [_as_dict(trials, scores, row) for row in rows.tolist()]
-    return found
+        worst[name] = [_trial_as_dict(trials, scores, row) for row in rows.tolist()]
+    return worst
 
 
 def draw_pictures(folder, name, trials, systems):
-    """DET curves, histograms and the calibration of one list.
+    """Draw DET curves, histograms and the calibration of one list, called ``name``.
 
-    Arguments
-    ---------
-    folder : str or Path
-    name : str
-        Of the list, as in file names.
-    trials : Trials
-        With labels.
-    systems : list of System
-
-    Returns
-    -------
-    dict
-        ``det``, ``histograms`` (by system) and ``calibration`` → path.
+    Returns ``det``, ``histograms`` (by system) and, of likelihood ratios,
+    ``calibration`` → path of the PNG in ``folder``.
     """
     folder, labels = Path(folder), trials.labels
     pictures = {"det": str(folder / f"det_{name}.png"), "histograms": {}}
@@ -247,6 +154,9 @@ def draw_pictures(folder, name, trials, systems):
 def write_report(folder, results, about):
     """Write results.json and results.md.
 
+    Figures that are not finite (the Cllr of scores such as 1e308) are null in the JSON
+    file, which knows no other name for them.
+
     Arguments
     ---------
     folder : str or Path
@@ -259,20 +169,113 @@ def write_report(folder, results, about):
     -------
     str
         The table in Markdown.
-
-    Figures that are not finite (the Cllr of scores such as 1e308) are null in the JSON
-    file, which knows no other name for them.
     """
-    folder = Path(folder)
-    table = as_markdown(results)
+    folder, table = Path(folder), as_markdown(results)
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    parts = [genres_table(result) for result in results if "genres" in result]
-    parts += [worst_as_markdown(result) for result in results]
-    rest = "\n\n".join(parts)
+    parts = [table, LEGEND, notes]
+    for result in results:
+        if "genres" in result:
+            title = f"{_name_of(result)}, {result['systems'][-1]['title']}"
+            parts.append(conditions_as_markdown(result["genres"], title))
+    parts += map(_worst_as_markdown, results)
     write_json(folder / "results.json", _without_nan({**about, "lists": results}))
     with write_atomically(folder / "results.md") as file:
-        file.write(f"{table}\n\n{LEGEND}\n\n{notes}\n\n{rest}\n")
+        file.write("\n\n".join(parts) + "\n")
     return table
+
+
+def as_markdown(results):
+    """The table of :func:`evaluate`'s results: a row per list and system."""
+    points = list(results[0]["systems"][0]["min_dcf"])
+    head = ["list", "system", "AS-norm", "QMF", "EER % (95 %)"]
+    head += [f"minDCF({p}) (95 %)" for p in points]
+    head += [f"actDCF({p})" for p in points] + ["Cllr (95 %)", "minCllr"]
+    return _markdown_table(
+        head,
+        (
+            [_name_of(result), *_figure_cells(row, points)]
+            for result in results
+            for row in result["systems"]
+        ),
+    )
+
+
+def conditions_as_markdown(table, title):
+    """A table of :func:`~speechbrain_ext.scoring.conditions.by_condition` as read.
+
+    Rows are conditions of the enrolment, columns those of the test; ``title`` says of
+    which list and system.
+    """
+    kind = table["kind"]
+    keys = ("eer_percent", "targets", "enough")
+    rows = (
+        [name, *map(_condition_cell, *(table[key][row] for key in keys))]
+        for row, name in enumerate(table["enrol"])
+    )
+    same, other = (
+        _condition_cell(*(table[f"{which}_{kind}"][key] for key in keys))
+        for which in ("same", "other")
+    )
+    cells = _markdown_table([r"enrolment \ test", *table["test"]], rows)
+    return (
+        f"EER % (targets) by {kind} of {title}:\n\n{cells}\n\n"
+        f"Enrolment and test of the same {kind} {same}, another {other}. Each cell has "
+        f"its own threshold. *: fewer than {ERRORS_WANTED} misses or false alarms, too "
+        "few to rely on; –: no targets or no non-targets."
+    )
+
+
+def _condition_cell(eer_percent, targets, enough):
+    if eer_percent is None:
+        return f"– ({targets:,})" if targets else "–"
+    return f"{eer_percent:.2f}{'' if enough else '*'} ({targets:,})"
+
+
+def _worst_as_markdown(result):
+    """The worst trials of the last system, which is the one that a user would take."""
+    row = result["systems"][-1]
+    cells = (
+        [what, str(t["line"]), t["enrol"], t["test"], f"{t['score']:.3f}"]
+        for key, what in (("targets", "target"), ("nontargets", "non-target"))
+        for t in row["worst"][key]
+    )
+    table = _markdown_table(["", "line", "enrol", "test", "score"], cells)
+    return f"Worst trials of {_name_of(result)}, {row['title']}:\n\n{table}"
+
+
+def _markdown_table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _name_of(result):
+    """The list's file name, its enrolment where that is not one recording, its size."""
+    enrolment = result.get("enrolment")
+    by = f", enrolment: {enrolment}" if enrolment else ""
+    return f"{Path(result['list']).name} ({result['trials']:,}{by})"
+
+
+def _figure_cells(row, points):
+    intervals = row.get("intervals_95", {})
+    percent = [100 * bound for bound in intervals.get("eer", ())]
+    yes_or_no = {True: "yes", False: "no", None: "–"}
+    cells = [row["title"], *(yes_or_no[row[key]] for key in ("as_norm", "qmf"))]
+    cells.append(_with_interval(row["eer_percent"], percent, 2))
+    for p in points:
+        interval = intervals.get(f"min_dcf_{p}", ())
+        cells.append(_with_interval(row["min_dcf"][p], interval, 3))
+    actual = row.get("actual_dcf", {})
+    cells += [f"{actual[p]:.3f}" if p in actual else "–" for p in points]
+    cells.append(_with_interval(row["cllr"], intervals.get("cllr", ()), 3))
+    return [*cells, f"{row['min_cllr']:.3f}"]
+
+
+def _with_interval(value, interval, digits):
+    if not interval:
+        return f"{value:.{digits}f}"
+    low, high = interval
+    return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def _without_nan(value):
@@ -306,7 +309,7 @@ def _figures(system, labels):
     return row
 
 
-def _as_dict(trials, scores, row):
+def _trial_as_dict(trials, scores, row):
     return {
         "line": row + 1,
         "enrol": str(trials.names[trials.enrol[row]]),

@@ -6,13 +6,12 @@ scores: ``names`` [U]; ``enrol`` and ``test`` int32 [T], rows of them; ``scores`
 float32 or float64; ``labels`` int8 [T], or [0] where the list has none.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 
 from speechbrain_ext.scoring.embeddings import check_ids, read_arrays, write_arrays
-from speechbrain_ext.scoring.trials import PairColumns, Trials, read_fields
+from speechbrain_ext.scoring.trials import Trials, number_names, read_columns
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 
@@ -74,12 +73,8 @@ def read_scores(path):
         Missing or empty file, wrong number of columns, a score that is no finite
         number; names the file and the line.
     """
-    pairs, scores = PairColumns(), []
-    for line, fields in read_fields(path, "'enrol test score'", 3):
-        scores.append(_parse_scores(path, line, fields[2::3]))
-        del fields[2::3]
-        pairs.add(fields)
-    return Trials(Path(path), *pairs.finish()), np.concatenate(scores)
+    enrol, test, scores = read_columns(path, "'enrol test score'", 3, number=2)
+    return Trials(Path(path), *number_names(enrol, test)), scores
 
 
 def write_score_table(path, trials, scores):
@@ -97,8 +92,7 @@ def write_score_table(path, trials, scores):
     Raises
     ------
     InputError
-        Unknown suffix, scores of another shape or type or not finite, trials that
-        :func:`read_score_table` would refuse.
+        As :func:`read_score_table`, before anything is written.
     """
     scores = np.asarray(scores)
     _check_scores(path, scores, len(trials), trials.path)
@@ -137,27 +131,6 @@ def read_score_table(path):
     _check_table(path, names, enrol, test, scores, labels)
     labels = labels if len(labels) else None
     return Trials(Path(path), names, enrol, test, labels), scores
-
-
-def _parse_scores(path, line, words):
-    """float64 scores of a block that begins with ``line``."""
-    try:
-        scores = np.fromiter(map(float, words), np.float64, len(words))
-        if np.isfinite(scores).all():
-            return scores
-    except ValueError:
-        pass
-    row = next(row for row, word in enumerate(words) if not _is_finite(word))
-    raise InputError(
-        f"{path}: line {line + row}: score '{words[row]}', expected a finite number"
-    )
-
-
-def _is_finite(word):
-    try:
-        return math.isfinite(float(word))
-    except ValueError:
-        return False
 
 
 def _check_scores(path, scores, size, source):

@@ -16,6 +16,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 from torch import nn
 
+from speechbrain_ext.adaptation import check_lora_gradients
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.training.resumable import ResumableBrain, unwrap
 from speechbrain_ext.utils.errors import InputError
@@ -52,7 +53,9 @@ class FromFrontEnd(nn.Module):
     def forward(self, x, lens=None):
         """Front end's output, lengths → (embeddings, states), each None if unused."""
         states = self.encoder.encode(x, lens)
-        embeddings = None if self.head is None else self.head(states, lens)
+        embeddings = None
+        if self.head is not None:
+            embeddings = self.head(states, self.encoder.output_lens(x, lens))
         return embeddings, states if self.gives_states else None
 
 
@@ -100,6 +103,7 @@ class SpeakerBrain(ResumableBrain):
         for term in terms:
             term.to(self.device)
         self.step_log = step_log and StepLog(step_log)
+        self.lora_checked = False
         self.group = []  # loss and columns of each batch in this accumulation group
 
     # -- one step ------------------------------------------------------------------
@@ -112,6 +116,7 @@ class SpeakerBrain(ResumableBrain):
         for term in self.terms:
             term.before(batch.wavs, x, lens, encoder)
         embeddings, states = self.modules.speaker_encoder(x, lens)
+        lens = encoder.output_lens(x, lens)
         return Outputs(embeddings, states, lens, batch.labels)
 
     def compute_objectives(self, predictions, batch, stage):
@@ -157,6 +162,13 @@ class SpeakerBrain(ResumableBrain):
             for term in self.terms:
                 term.check_finite(self._check_finite)
             super().check_loss_isfinite(loss)
+
+    def optimizers_step(self):
+        """As in every Brain; at first, every LoRA layer must have a gradient."""
+        if not self.lora_checked:
+            check_lora_gradients(unwrap(self.modules.speaker_encoder).encoder)
+            self.lora_checked = True
+        super().optimizers_step()
 
     def parameter_groups(self):
         """What follows the learning rate of the run, then the groups of the terms."""

@@ -11,7 +11,9 @@ What every exact and unattended training run needs, whatever it trains.
 - gradients clipped module by module, in all parameter groups;
 - gradient accumulation that keeps the tail of an epoch;
 - checkpoints between optimiser steps only, so that a resumed run takes the very steps
-  the unbroken one would have taken; also on SIGTERM and Ctrl-C;
+  the unbroken one would have taken; also on SIGTERM and Ctrl-C. To the bit on the CPU,
+  with the same kind of CPU, versions of libraries, number of threads and of processes,
+  and batch size: else the same crops in the same order, and products rounded otherwise;
 - a loss or gradient that is not finite stops the run before it spoils the weights.
 """
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.inference.extraction import extract_embeddings
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.losses import distillation_loss
 from speechbrain_ext.pretrained import load_classifier
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import add_gates, harden, prune
 from speechbrain_ext.pruning.plots import plot_progress, write_structure
 from speechbrain_ext.training.brain import read_steps
@@ -378,7 +378,7 @@ class Budget(Term):
         self.values = {}
         logger.info(
             "to leave: %d of %d %s, sparsity %.4f after %d steps",
-            *(budget.target_cost, budget.ledger.full, budget.ledger.what),
+            *(budget.target_cost, budget.costs.full, budget.costs.measure),
             *(budget.target, budget.warmup_steps),
         )
 

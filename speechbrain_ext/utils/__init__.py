@@ -1,1 +1,1 @@
-"""TODO."""
+"""What every other folder may use: errors, files, configuration, jobs, processes."""

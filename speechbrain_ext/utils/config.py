@@ -110,11 +110,11 @@ def load_run(argv, function):
     options += list(_defaults_on_cpu(options))
     run_opts = _parse_run_options(path, options)
     _check_device(run_opts)
-    text, tree = _read_tree(path)
-    parameters = _keywords(function)
+    text, tree = read_tree(path)
+    parameters = keywords_of(function)
     overrides = parse_overrides(path, tree, texts, parameters)
     _check_keys(path, text, tree, overrides, parameters)
-    hparams = load_yaml(path, overrides)
+    hparams = load_yaml(path, overrides, new_keys=True)
     _settle_options(run_opts, hparams, parameters)
     wanted = set(parameters)
     if inspect.getfullargspec(function).varkw:
@@ -122,8 +122,10 @@ def load_run(argv, function):
     return path, run_opts, overrides, {k: v for k, v in hparams.items() if k in wanted}
 
 
-def load_yaml(path, overrides=None):
+def load_yaml(path, overrides=None, new_keys=False):
     """``load_hyperpyyaml`` whose complaints are one line.
+
+    With ``new_keys``, overrides may have keys that the file has not.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def load_yaml(path, overrides=None):
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return load_hyperpyyaml(file, overrides, overrides_must_match=False)
+            return load_hyperpyyaml(file, overrides, not new_keys)
     except InputError:
         raise
     except OSError as error:
@@ -250,11 +252,11 @@ def _takes(node):
     tag = getattr(getattr(node, "tag", None), "value", None)
     match = OBJECT.fullmatch(tag or "")
     with contextlib.suppress(ImportError, pydoc.ErrorDuringImport):
-        return _keywords(pydoc.locate(match[1])) if match else {}
+        return keywords_of(pydoc.locate(match[1])) if match else {}
     return {}  # loading the file will say what cannot be imported
 
 
-def _keywords(function):
+def keywords_of(function):
     """Name → inspect.Parameter of what may be given by name."""
     if function is None:
         return {}
@@ -353,7 +355,7 @@ def _is_number(value, kind=(int, float)):
 # ---- the file ------------------------------------------------------------------------
 
 
-def _read_tree(path):
+def read_tree(path):
     """The YAML file as text, and as a mapping with its tags."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -399,7 +401,8 @@ def _unfilled(tree, overrides):
         elif isinstance(value, Mapping) and (key not in overrides or other is not None):
             other = other if isinstance(other, Mapping) else {}
             if unfilled := _unfilled(value, other):
-                return unfilled
+                # a parameter of an object is told by its name alone
+                return unfilled if unfilled in _takes(value) else f"{key}.{unfilled}"
     return None
 
 

@@ -1,11 +1,20 @@
-"""Files and folders that are either whole or absent: write beside, then rename."""
+"""Files: written whole or not at all, read and checked, told apart by their bytes.
+
+A file or folder is written beside its place, then renamed. JSON is read by
+:func:`read_json`, which compares it with a schema.
+"""
 
 import contextlib
+import hashlib
 import json
+import math
 import os
+import reprlib
 import secrets
 import shutil
 from pathlib import Path
+
+from speechbrain_ext.utils.errors import InputError, describe_os_error
 
 
 @contextlib.contextmanager
@@ -51,6 +60,139 @@ def write_json(path, value):
     with write_atomically(path) as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.write("\n")
+
+
+_JSON_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "names and values",
+    type(None): "null",
+}
+
+
+def read_json(path, schema, others=True, what="JSON"):
+    """Read a JSON file of names and values, and check it.
+
+    Arguments
+    ---------
+    path : str or Path
+    schema : dict of str to object
+        What each key must hold. A key that ends in ``?`` may be missing. A value is
+
+        - a type; ``float`` takes whole numbers too, ``int`` takes no ``bool``;
+        - a tuple: any of these types, ``None`` among them;
+        - a list of one: a list whose items each fit it;
+        - a dict: names and values, checked the same way;
+        - a function: true of the value; its docstring says what is expected;
+        - else the value itself.
+    others : bool
+        Whether the file may hold other keys, at any depth.
+    what : str
+        What the file should be, for the message: ``"a calibration"``.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    InputError
+        One line that names the file, and the key with the value seen and the one
+        expected. A file that is missing, no UTF-8, truncated or nested too deeply, a
+        key that stands twice, and NaN or infinity are errors too.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "run.json"
+    >>> write_json(path, {"epoch": 3, "costs": [0.5]})
+    >>> read_json(path, {"epoch": int, "costs": [float], "stage?": str})["epoch"]
+    3
+    """
+    try:
+        values = json.loads(
+            Path(path).read_text(encoding="utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_finite,
+            parse_float=_finite,
+        )
+    except OSError as error:
+        raise InputError(f"{describe_os_error(error)}, expected {what}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as {what} ({error})") from error
+    _check_json(f"{path}: ", "", values, schema, others, what)
+    return values
+
+
+def _without_duplicates(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return values
+
+
+def _finite(text):
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _check_json(place, key, value, expected, others, what):
+    """InputError unless ``value``, which stands at ``key``, is as ``expected``."""
+    here = f"{place}{key or 'all of it'} is {reprlib.repr(value)}"
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            raise InputError(f"{here}, expected names and values ({what})")
+        inside = f"{key}." if key else ""
+        known = set()
+        for name, wanted in expected.items():
+            name, optional = name.removesuffix("?"), name.endswith("?")
+            known.add(name)
+            if name in value:
+                _check_json(place, inside + name, value[name], wanted, others, what)
+            elif not optional:
+                raise InputError(f"{place}no {inside}{name}, expected {what}")
+        if not others and (more := sorted(set(value) - known)):
+            raise InputError(
+                f"{place}{inside}{more[0]}, expected nothing but "
+                f"{', '.join(sorted(known))} ({what})"
+            )
+    elif isinstance(expected, list):
+        if not isinstance(value, list):
+            raise InputError(f"{here}, expected a list")
+        for number, item in enumerate(value):
+            _check_json(place, f"{key}[{number}]", item, expected[0], others, what)
+    elif isinstance(expected, type | tuple):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        kinds = [type(None) if kind is None else kind for kind in kinds]
+        # JSON has one kind of number; a bool is none
+        if type(value) not in kinds and not (type(value) is int and float in kinds):
+            names = " or ".join(_JSON_NAMES.get(kind, kind.__name__) for kind in kinds)
+            raise InputError(f"{here}, expected {names}")
+    elif callable(expected):
+        try:
+            fits = expected(value)
+        except (TypeError, ValueError, LookupError, AttributeError):
+            fits = False
+        if not fits:
+            words = (expected.__doc__ or expected.__name__).strip().split("\n")[0]
+            raise InputError(f"{here}, expected {words.rstrip('.')}")
+    elif type(value) is not type(expected) or value != expected:
+        raise InputError(f"{here}, expected {expected!r}")
+
+
+def sha256(path):
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder):

@@ -1,21 +1,14 @@
-"""The marker of a finished preparation: what it was made from, what it made.
+"""Jobs that were finished, in whole or in part, and need not be done again.
 
-``prepare.json`` is written last, and holds
+    Marker        of a finished job: what it was made from and what it made
+    Part          one file of a long job, with a record of what it was made from
+    fingerprint   names an extraction: the same model, settings and recordings, or not
 
-- the fingerprint: a SHA-256 over every argument that shapes the result, the size and
-  time of every list that was read, and the version of the format;
-- the SHA-256 of each file written, and the counts.
-
-A second run with the same fingerprint, whose files are all unchanged, has nothing to
-do. Whatever stopped a run in between, no marker matches what it left behind.
-
-A name for one computation: the same model, settings and recordings, or not.
-
-    fingerprint = SHA-256(version, settings, modules, weights, recordings)
-
-What is kept from an interrupted run may be used by the next one only where this name is
-the same. The device, the number of processes and the size of batches are left out:
-embeddings do not depend on them.
+A marker, ``prepare.json``, is written last. It holds the SHA-256 of every argument that
+shapes the result, of the size and time of every list that was read, and of the version
+of the format; and the SHA-256 of each file that was written. A second run with the same
+arguments, whose files are all unchanged, has nothing to do. Whatever stopped a run in
+between, no marker matches what it left behind. A part's record is written last, too.
 """
 
 import hashlib
@@ -29,12 +22,63 @@ import torch
 
 from speechbrain_ext import __version__
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_json
+from speechbrain_ext.utils.files import sha256, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MARKER = "prepare.json"
+
+
+def digest_of(*values):
+    """SHA-256, in hexadecimal digits, of anything that JSON has; paths as text."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Part(NamedTuple):
+    """One file of a job that is done file by file, and continued where it stopped.
+
+    Beside ``NAME.EXTENSION`` lies ``NAME.json``: what the file was made from, its size
+    and whatever else the job says of it. Each appears by one rename, the record last.
+
+    Attributes
+    ----------
+    file : Path
+        The result.
+    fingerprint : str
+        Of all that decides on its content.
+    """
+
+    file: Path
+    fingerprint: str
+
+    @property
+    def record(self):
+        """Path of the record."""
+        return self.file.with_suffix(".json")
+
+    def load(self):
+        """The record of an earlier run's file, or None where it must be made again."""
+        try:
+            record = json.loads(self.record.read_text(encoding="utf-8"))
+            same = record["fingerprint"] == self.fingerprint
+            whole = record["bytes"] == self.file.stat().st_size
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return record if same and whole else None
+
+    def remove(self):
+        """Take the record away before the file changes."""
+        self.record.unlink(missing_ok=True)
+
+    def save(self, **details):
+        """Write the record, once the file is whole → the record."""
+        size = self.file.stat().st_size
+        record = {"fingerprint": self.fingerprint, "bytes": size, **details}
+        with write_atomically(self.record) as file:
+            json.dump(record, file)
+        return record
 
 
 class Marker(NamedTuple):
@@ -124,15 +168,6 @@ class Marker(NamedTuple):
                 "files": files,
             },
         )
-
-
-def sha256(path):
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 _SCALARS = (bool, int, float, str, type(None))

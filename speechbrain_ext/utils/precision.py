@@ -1,9 +1,56 @@
-"""Where float32 is meant, whatever autocast says around it."""
+"""Devices that this machine has, and float32 whatever autocast says around it."""
 
 import contextlib
 
 import torch
 from speechbrain.utils.autocast import AMPConfig
+
+from speechbrain_ext.utils.errors import InputError
+
+
+def check_device(name=None):
+    """A device that this machine can compute on.
+
+    Arguments
+    ---------
+    name : str, torch.device or None
+        ``cpu``, ``cuda``, ``cuda:0``, …; None takes a GPU where there is one.
+
+    Returns
+    -------
+    torch.device
+        With its number where it is a GPU.
+
+    Raises
+    ------
+    InputError
+        An unknown name; a GPU that is not there; a device that torch cannot use here.
+    """
+    if name is None:
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}, expected cpu, cuda or cuda:0") from error
+    if device.type == "cpu":
+        return device
+    if device.type == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if (device.index or 0) >= n_gpus:
+            raise InputError(
+                f"device {str(name)!r}, but this machine has {n_gpus} GPU(s)"
+            )
+        return torch.device("cuda", device.index or 0)
+    try:
+        usable, reason = torch.ones(1, device=device).cpu().item() == 1, "wrong values"
+    except (RuntimeError, AssertionError, ImportError) as error:
+        usable, reason = False, str(error).split("\n")[0]
+    if not usable:
+        raise InputError(
+            f"device {str(name)!r}, which torch cannot use here ({reason}), expected "
+            "cpu or cuda"
+        )
+    return device
 
 
 def full_precision(tensor):

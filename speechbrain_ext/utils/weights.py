@@ -168,18 +168,66 @@ def _finite(tensor):
     )
 
 
-def read_pretrained_folder(source, savedir=None, prefix=""):
-    """A transformers folder or hub id → (folder, weights).
+def read_source(source, config_class, savedir=None, prefix=""):
+    """What an encoder of transformers starts from → (configuration, weights or None).
 
-    A folder makes no network call. ``prefix`` is taken off the tensors' names where a
-    file has it (a fine-tuned model saves its backbone under one).
+    Arguments
+    ---------
+    source : str, Path, dict or config_class
+        A hub id, a local folder with ``config.json`` and weights (no network call), or
+        a configuration alone, as an object, a dict or its JSON file.
+    config_class : type
+        A ``transformers.PretrainedConfig``.
+    savedir : str
+        Where downloads are kept; None takes the hub's own cache.
+    prefix : str
+        Taken off the names of the weights where a file has it, as ``wav2vec2_bert.``:
+        a fine-tuned model saves its backbone under one.
 
     Raises
     ------
     InputError
-        Where ``source`` is neither a folder nor a hub id, cannot be reached, or has
-        no configuration or weights.
+        Where the source is none of these, or cannot be read or reached.
     """
+    if isinstance(source, config_class):
+        return source, None
+    if isinstance(source, dict):
+        return _config_of(source, config_class, "encoder configuration"), None
+    if str(source).endswith(".json"):
+        return read_configuration(source, config_class), None
+    folder, weights = _read_pretrained_folder(source, savedir, prefix)
+    return read_configuration(folder / "config.json", config_class), weights
+
+
+def read_configuration(path, config_class):
+    """Read a configuration of transformers from its JSON file."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, config_class, error) from error
+    return _config_of(values, config_class, path)
+
+
+def _config_of(values, config_class, name):
+    try:
+        kind = values.get("model_type", config_class.model_type)
+        if kind == config_class.model_type:
+            return config_class.from_dict(values)
+    except Exception as error:  # transformers checks types with errors of its own
+        raise _unreadable(name, config_class, error) from error
+    raise InputError(
+        f"{name}: model_type {kind!r}, expected {config_class.model_type!r}"
+    )
+
+
+def _unreadable(name, config_class, error):
+    kind = config_class.__name__.removesuffix("Config")
+    reason = " ".join(str(error).split())
+    return InputError(f"{name}: not a readable {kind} configuration ({reason})")
+
+
+def _read_pretrained_folder(source, savedir=None, prefix=""):
+    """A transformers folder or hub id → (folder, weights without the prefix)."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _download(str(source), savedir)
@@ -222,9 +270,13 @@ def _download(name, savedir):
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = ["config.json", "model*.safetensors*"]
     try:
-        folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
+        # torch files only where there are no others: a repository may have both
+        for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
+            patterns = ["config.json", "preprocessor_config.json", weights]
+            folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
+            if any(Path(folder).glob(weights)):
+                break
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise InputError(
             f"{name}: no such folder, and the hub gave nothing "

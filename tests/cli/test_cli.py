@@ -9,8 +9,6 @@ import soundfile
 from tiny_verifier import add_backend, load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli.models import sides
-from speechbrain_ext.utils.errors import InputError
 
 KEYS = {
     *("same_speaker", "score", "score_kind", "threshold", "threshold_from"),
@@ -159,24 +157,18 @@ def test_bad_settings(model, plain_model, wavs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "seen"),
+    ("words", "seen"),
     [
-        (([], None, None), "0 recordings, 0 with --enrol, 0 with --test"),
-        ((["a"], None, None), "1 recordings"),
-        ((["a", "b", "c"], None, None), "3 recordings"),
-        (([], ["a"], None), "1 with --enrol, 0 with --test"),
-        ((["a", "b"], None, ["c"]), "2 recordings, 0 with --enrol, 1 with --test"),
-        ((["a"], ["b"], ["c"]), "1 recordings, 1 with --enrol, 1 with --test"),
+        ("", "0 recordings, 0 with --enrol, 0 with --test"),
+        ("a", "1 recordings"),
+        ("a b c", "3 recordings"),
+        ("--enrol a", "1 with --enrol, 0 with --test"),
+        ("a b --test c", "2 recordings, 0 with --enrol, 1 with --test"),
+        ("a --enrol b --test c", "1 recordings, 1 with --enrol, 1 with --test"),
     ],
 )
-def test_sides_that_are_no_trial(given, seen):
-    with pytest.raises(InputError, match=f"{seen}.*; expected two recordings"):
-        sides(*given)
-
-
-def test_sides():
-    assert sides(["a", "b"], None, None) == (["a"], ["b"])
-    assert sides([], ["a", "b"], ["c"]) == (["a", "b"], ["c"])
+def test_sides_that_are_no_trial(capsys, words, seen):
+    refused(capsys, seen, "verify", *words.split(), "--source", "no model")
 
 
 @pytest.mark.slow  # a process of its own: stdout must hold nothing but the JSON

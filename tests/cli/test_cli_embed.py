@@ -9,8 +9,8 @@ import soundfile
 from tiny_verifier import load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli import models as embed_command
-from speechbrain_ext.cli.models import embed_inputs
+from speechbrain_ext.inference import folders
+from speechbrain_ext.inference.folders import embed_inputs
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.score_files import read_scores
 from speechbrain_ext.utils.errors import InputError
@@ -150,7 +150,7 @@ class Stopped(Exception):
 @pytest.fixture
 def counted(verifier, monkeypatch):
     """Blocks of two; what was embedded so far, and after how many blocks to stop."""
-    monkeypatch.setattr(embed_command, "BLOCK", 2)
+    monkeypatch.setattr(folders, "BLOCK", 2)
     state = {"paths": [], "stop_after": None}
     whole = verifier.encode_files
 

@@ -11,7 +11,7 @@ import pytest
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.cli.scoring import add_scoring
 from speechbrain_ext.data.manifest import Manifest, write_manifest
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
+from speechbrain_ext.scoring.backend import Backend, TrialSide, fit_calibrator
 from speechbrain_ext.scoring.calibration import L2, QualityCalibrator
 from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import load_cohort, speaker_means
@@ -103,7 +103,7 @@ def rows_and_side(data):
     trials = read_trials(data[0] / "o.txt")
     rows = rows_of(trials, manifest.ids, "x")
     rows = np.stack([rows[trials.enrol], rows[trials.test]], axis=1)
-    return trials, rows, Side(vectors, manifest.durations)
+    return trials, rows, TrialSide(vectors, manifest.durations)
 
 
 def check_scores(folder, trials, expected, name="o"):
@@ -130,7 +130,7 @@ def test_all_steps_from_files(data, folder, capsys):
         manifest.speakers, manifest.durations, 90, 5.0, 3.0, seed=4
     )
     backend = Backend(load_cohort("cohort.npz"), top_n=7)
-    side = Side(vectors, manifest.durations)
+    side = TrialSide(vectors, manifest.durations)
     backend = fit_calibrator(backend, side, manifest.speakers, trials)
     found = QualityCalibrator.load("qmf.json")
     assert np.array_equal(found.weights, backend.calibrator.weights)

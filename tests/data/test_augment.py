@@ -1,22 +1,18 @@
-"""Where augmentation draws from: which files, which of them, how often; files kept
-in memory: the samples of the disk, once for all processes, up to a limit."""
+"""Where augmentation draws from: which files, which of them, how often."""
 
-import logging
-import os
-import pickle
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from tiny_training import in_processes
+from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ext.data.augment import Augmenter, Effect, Musan, RoomResponses
-from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
+from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.noises import NoiseFiles
 from speechbrain_ext.utils.errors import InputError
 
-CHAINS = {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1}
 VOICES = [500 * k for k in range(1, 11)]  # Hz
 
 
@@ -70,8 +66,14 @@ def rirs_folder(tmp_path):
 
 
 def test_a_draw_depends_on_its_generator_alone(musan_folder, rirs_folder):
+    chains = {"none": 1, "noise": 1, "reverb": 1, "reverb+noise": 1}
     effects = {"noise": Musan(musan_folder), "reverb": RoomResponses(rirs_folder)}
-    augment, again = (Augmenter(CHAINS, effects, cache_mib=0) for _ in range(2))
+    augment = Augmenter(chains, effects)
+    effects = {
+        "noise": partial(Musan, musan_folder),
+        "reverb": lambda: RoomResponses(rirs_folder),
+    }
+    again = Augmenter(chains, effects, noise_cache_mib=0)
     wav = tone(440, 8000)
     first = [augment(wav, g) for g in generators(30)]
     # In another order, and with files already known.
@@ -87,7 +89,7 @@ def test_categories_and_ratios_are_uniform_and_kept(musan_folder):
     seen = {"noise": [], "music": [], "babble": []}
     for generator, twin in zip(generators(600), generators(600)):
         noise, snr_db, category = musan.draw(4800, generator)
-        added = musan.apply(wav, twin) - wav
+        added = musan(wav, twin) - wav
         assert abs(10 * np.log10(power(wav) / power(added)) - snr_db) < 1e-3
         assert np.corrcoef(added, noise)[0, 1] > 0.999
         seen[category].append(snr_db)
@@ -152,7 +154,7 @@ def test_one_channel_of_a_response_is_drawn(rirs_folder):
     assert peaks == {5, 10, 20}
     wav = tone(440, 3000)
     for generator in generators(5):
-        assert np.abs(rooms.apply(wav, generator) - wav).max() < 1e-6
+        assert np.abs(rooms(wav, generator) - wav).max() < 1e-6
 
 
 def test_a_response_that_is_none_is_named(rirs_folder):
@@ -203,25 +205,16 @@ def test_musan_settings_out_of_range(musan_folder, arguments, expected):
         Musan(musan_folder, **arguments)
 
 
-class Plus(Effect):
-    def apply(self, wav, generator):
+def test_chains_are_drawn_by_weight_and_applied_in_order():
+    def plus(wav, generator):
         return wav + 1
 
+    def double(wav, generator):
+        return wav * 2
 
-class Double(Effect):
-    """As an effect of another package: nothing but ``apply``."""
-
-    def __init__(self, factor):
-        self.factor = factor
-
-    def apply(self, wav, generator):
-        return wav * self.factor
-
-
-def test_chains_are_drawn_by_weight_and_applied_in_order():
     augment = Augmenter(
         {"none": 1, "plus": 2, "double": 0, "double+plus": 3, "plus+double": 2},
-        {"plus": Plus, "double": partial(Double, factor=2)},
+        {"plus": plus, "double": double},
     )
     wav = np.ones(1, dtype=np.float32)
     results = [float(augment(wav, g)[0]) for g in generators(4000)]
@@ -233,190 +226,96 @@ def test_chains_are_drawn_by_weight_and_applied_in_order():
 @pytest.mark.parametrize(
     ("chains", "expected"),
     [
-        ({"echo": 1}, "chain 'echo': no effect 'echo', .*'noise', 'reverb'"),
+        ({"echo": 1}, "chain 'echo': no effect 'echo', .* noise, reverb$"),
         ({"none": 1, "noise+echo": 0}, r"chain 'noise\+echo': no effect 'echo'"),
+        ({"none+noise": 1}, r"chain 'none\+noise': no effect 'none'"),
         ({"none": 0, "noise": 0}, "chains: weights"),
         ({"none": 2, "noise": -1}, "chains: weights"),
         ({"none": float("nan")}, "chains: weights"),
         ({"none:1": None}, "None for 'none:1', expected a weight"),
         ({"none": "2"}, "2 for 'none', expected a weight"),
         ({}, "chains: weights"),
-        ({"noise": 1}, "absent.*no wav file"),
-        ({"none": 1, "reverb": 1}, "effect 'reverb': <object .*expected an Effect"),
     ],
 )
-def test_chains_that_cannot_be(tmp_path, chains, expected):
-    effects = {"noise": partial(Musan, tmp_path / "absent"), "reverb": object}
+def test_chains_that_cannot_be(chains, expected):
     with pytest.raises(InputError, match=expected):
-        Augmenter(chains, effects)
+        Augmenter(chains, {"noise": Musan, "reverb": RoomResponses})
 
 
-def test_folders_are_opened_only_where_they_are_drawn_from(musan_folder, tmp_path):
-    effects = {
-        "noise": partial(Musan, folder=musan_folder),
-        "reverb": partial(RoomResponses, folder=tmp_path / "absent"),
-    }
-    augment = Augmenter({"none": 1, "noise": 1, "noise+reverb": 0}, effects)
-    assert list(augment.effects) == ["noise"]
+def test_a_folder_is_opened_only_where_a_chain_needs_it(tmp_path):
     wav = tone(100, 100)
-    alone = Augmenter({"none": 1, "noise": 0}, effects)
-    assert np.array_equal(alone(wav, np.random.default_rng(0)), wav)
+    absent = partial(Musan, folder=tmp_path / "absent")
+    augment = Augmenter({"none": 1, "noise": 0}, {"noise": absent, "unused": absent})
+    assert np.array_equal(augment(wav, np.random.default_rng(0)), wav)
+    with pytest.raises(InputError, match=r"absent/.*: no wav file"):
+        Augmenter({"none": 1, "noise": 0.1}, {"noise": absent})
 
 
-# ---- in memory -----------------------------------------------------------------------
+class Loudness:
+    """An effect of one's own: a drawn gain, and a hum from a sound file."""
+
+    def __init__(self, hum, gains=(0.1, 0.5)):
+        self.hum, self.gains = str(hum), gains
+        self.sounds = NoiseFiles(noises=[self.hum])
+
+    def __call__(self, wav, generator):
+        hum = self.sounds.crop(self.hum, len(wav), generator)
+        return np.float32(generator.uniform(*self.gains)) * wav + hum
 
 
-KINDS = {  # of files: (suffix, subtype, channels)
-    "wav": ("wav", "PCM_16", 1),
-    "flac": ("wav", "PCM_16", 1),
-    "deep": ("wav", "PCM_24", 1),
-    "float": ("wav", "FLOAT", 1),
-    "two": ("wav", "PCM_16", 2),
-}
+OWN_EFFECT = """
+augmenter: !name:speechbrain_ext.data.augment.Augmenter
+    chains: {loudness: 1}
+    effects:
+        loudness: !name:test_augment.Loudness {hum: HUM, gains: [2, 2]}
+        flip: !name:test_augment.no_such_thing
+"""
 
 
-def write_kind(path, n, generator, kind="wav"):
-    _, subtype, channels = KINDS[kind]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    wav = 0.2 * generator.standard_normal((n, channels))
-    soundfile.write(path, wav, 16000, subtype=subtype)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """MUSAN and RIRS_NOISES of files of all kinds, from 0.02 to 1 s."""
-    folder = tmp_path_factory.mktemp("sounds")
-    generator = np.random.default_rng(3)
-    for number, kind in enumerate(KINDS):
-        for name in ("noise", "music", "speech"):
-            n = 3000 * number + 700
-            write_kind(folder / "musan" / name / f"{kind}.wav", n, generator, kind)
-        room = folder / "rirs/simulated_rirs/room" / f"{kind}.wav"
-        write_kind(room, 300 + 100 * number, generator, kind)
-    return folder
-
-
-def augmenter_of(folder, cache_mib=0):
-    effects = {
-        "noise": Musan(folder / "musan"),
-        "reverb": RoomResponses(folder / "rirs"),
-    }
-    return Augmenter(CHAINS, effects, cache_mib)
-
-
-def files_of(augmenter):
-    return augmenter.effects["noise"].noises, augmenter.effects["reverb"].responses
-
-
-def augmented(augmenter, count=60, n=5000):
-    wav = np.random.default_rng(0).standard_normal(n).astype(np.float32)
-    return np.stack([augmenter(wav, np.random.default_rng([i])) for i in range(count)])
-
-
-@pytest.mark.parametrize("limit_mib", [0, 0.05, 0.3, 100])
-def test_samples_are_those_of_the_files(folder, limit_mib):
-    plain, held = augmenter_of(folder), augmenter_of(folder)
-    held.cache(limit_mib)
-    n_held = len(held.effects["noise"].sounds)
-    assert held.effects["reverb"].sounds is held.effects["noise"].sounds
-    noises, responses = files_of(held)
-    everything = len(noises) + len(responses)
-    assert n_held == {0: 0, 100: everything}.get(limit_mib, n_held)
-    assert (0 < n_held < everything) == (0 < limit_mib < 100)
-    found = augmented(held)
-    assert found.dtype == np.float32
-    assert np.array_equal(found, augmented(plain))
-
-
-def test_the_shortest_are_held_within_the_limit(folder, caplog):
-    noises, responses = files_of(augmenter_of(folder))
-    limit = 100_000
-    with caplog.at_level(logging.INFO):
-        held = CachedNoiseFiles(noises, responses, limit / 2**20)
-    assert len(held._memory) <= limit
-    frames = {p: soundfile.info(p).frames for p in [*noises, *responses]}
-    longest = max(frames[path] for path in held._slots)
-    left_out = min(frames[path] for path in frames if path not in held._slots)
-    assert longest <= left_out
-    # 16 bit stay 16 bit, unless channels are averaged
-    kinds = {os.path.basename(p): slot.dtype for p, slot in held._slots.items()}
-    rooms = {p: held._slots[p].dtype for p in responses}
-    assert kinds["flac.wav"] == "int16"
-    assert [rooms[p] for p in sorted(rooms)] == [
-        {"deep": "float32", "float": "float32"}.get(os.path.basename(p)[:-4], "int16")
-        for p in sorted(rooms)
-    ]
-    assert f"{len(held)} files decoded in 0 MiB of memory, once for" in caplog.text
-    assert f"; {len(frames) - len(held)} files of 0 MiB stay on" in caplog.text
-
-
-def test_nothing_is_opened_once_it_is_held(folder, tmp_path):
-    write_kind(tmp_path / "a.wav", 4000, np.random.default_rng(1))
-    path = str(tmp_path / "a.wav")
-    expected = NoiseFiles().crop(path, 1000, np.random.default_rng(2))
-    held = CachedNoiseFiles([path], [], 1)
-    os.unlink(path)
-    found = held.crop(path, 1000, np.random.default_rng(2))
-    assert np.array_equal(found, expected)
-    found[:] = 0  # a copy: the memory is as before
-    assert np.array_equal(held.crop(path, 1000, np.random.default_rng(2)), expected)
-    # a process that is not forked has the disk only
-    assert type(pickle.loads(pickle.dumps(held))) is NoiseFiles
-
-
-def _in_rank(folder, out):
-    augmenter = augmenter_of(folder, cache_mib=100)
-    rank = int(os.environ["RANK"])
-    with open("/proc/self/maps") as file:
-        maps = [line.split() for line in file if "speechbrain_ext-" in line]
-    np.savez(
-        out / f"{rank}.npz",
-        wavs=augmented(augmenter),
-        inodes=[int(line[4]) for line in maps],
-        writable=["w" in line[1] for line in maps],
-        deleted=["(deleted)" in line for line in maps],
-    )
-
-
-def test_ranks_of_a_machine_share_one_memory(folder, tmp_path):
-    assert in_processes(_in_rank, 2, folder, tmp_path) == [0, 0]
-    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
-    assert len(first["inodes"]) == len(second["inodes"]) == 1
-    assert first["inodes"] == second["inodes"]
-    for rank in (first, second):
-        assert not rank["writable"].any()
-        assert rank["deleted"].all()  # whatever ends the processes, nothing stays
-    expected = augmented(augmenter_of(folder))
-    assert np.array_equal(first["wavs"], expected)
-    assert np.array_equal(second["wavs"], expected)
+@pytest.mark.parametrize("noise_cache_mib", [0, 1])
+def test_an_effect_of_ones_own_is_a_class_and_a_line_of_yaml(
+    tmp_path, monkeypatch, noise_cache_mib
+):
+    write(tmp_path / "hum.wav", tone(1000, 4000))
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    text = OWN_EFFECT.replace("HUM", str(tmp_path / "hum.wav"))
+    text = text.replace("no_such_thing", "Loudness")  # unused: made without its file
+    augment = load_hyperpyyaml(text)["augmenter"](noise_cache_mib=noise_cache_mib)
+    if noise_cache_mib:  # in memory: the file is not needed again
+        (tmp_path / "hum.wav").unlink()
+    wav = tone(440, 4000)
+    hum = augment(wav, np.random.default_rng(1)) - 2 * wav
+    assert np.abs(np.fft.rfft(hum)).argmax() * 4 == 1000
 
 
 @pytest.mark.parametrize(
-    ("rate", "content", "expected"),
+    ("effect", "expected"),
     [
-        (8000, 0.1, "8000 Hz, expected sound at 16000 Hz"),
-        (16000, 0.0, "silent or not finite, expected a room response"),
-        (None, None, "cannot be opened as sound"),
+        (lambda wav, generator: wav + 1, 1),
+        (lambda: lambda wav, generator: wav + 1, 1),
+        (partial(lambda wav, generator, by: wav + by, by=2), 2),
+        (lambda *arguments: arguments[0] + 3, 3),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, rate, content, expected):
-    path = tmp_path / "a.wav"
-    if rate is None:
-        path.write_text("no sound")
-    else:
-        soundfile.write(path, np.full(100, content), rate)
-    with pytest.raises(InputError, match=rf"a\.wav: {expected}"):
-        CachedNoiseFiles([], [str(path)], 1)
-    with pytest.raises(InputError, match="cache_mib: -1"):
-        Augmenter({"none": 1}, cache_mib=-1)
+def test_an_effect_is_a_callable_or_what_a_factory_makes(effect, expected):
+    augment = Augmenter({"own": 1}, {"own": effect})
+    wav = augment(np.zeros(4, dtype=np.float32), np.random.default_rng(0))
+    assert (wav == expected).all()
 
 
-def test_a_full_disk_is_named(folder, monkeypatch):
-    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
-    with pytest.raises(OSError, match="No space left") as caught:
-        augmenter_of(folder, cache_mib=100)
-    assert caught.value.filename.endswith("noises.npy")
-    assert not os.path.exists(caught.value.filename)
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        (None, "effects: None for 'own', expected a callable"),
+        ("musan", "effects: 'musan' for 'own', expected a callable"),
+        (dict, "effects: {} for 'own', expected a callable"),
+        (Musan, "effects: 'own', Musan: missing a required argument: 'folder'"),
+        (partial(Musan, snr_db={}), "effects: 'own', Musan: missing .* 'folder'"),
+    ],
+)
+def test_an_effect_that_is_none_is_named(effect, expected):
+    with pytest.raises(InputError, match=expected):
+        Augmenter({"own": 1}, {"own": effect})
 
 
 def test_real_folders(shared):
@@ -430,6 +329,6 @@ def test_real_folders(shared):
     assert len(rooms.files) == 84
     wav = tone(440, 32000)
     for generator in generators(20):
-        output = rooms.apply(musan.apply(wav, generator), generator)
+        output = rooms(musan(wav, generator), generator)
         assert output.shape == wav.shape
         assert np.isfinite(output).all()

@@ -3,7 +3,6 @@
 import pytest
 
 from speechbrain_ext.data.corpora.cnceleb import (
-    LAYOUT,
     find_evaluation,
     find_training,
     session_of,
@@ -76,8 +75,6 @@ def test_unknown_protocols(corpora, enrolment):
 def test_names_by_hand():
     assert session_of("id00010/interview-01-001") == "id00010/interview-01"
     assert session_of("id1/live_broadcast-12-7") == "id1/live_broadcast-12"
-    assert LAYOUT.session_of is session_of
-    assert LAYOUT.genre_of("id1/live_broadcast-12-7") == "live_broadcast"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,8 @@ def augmenter(tmp_path_factory):
     (folder / "noise").mkdir()
     wav = np.random.default_rng(0).standard_normal(20000) * 0.1
     soundfile.write(folder / "noise" / "a.wav", wav, 16000)
-    effects = {"noise": Musan(folder, {"noise": (0, 5)})}
-    return Augmenter({"none": 1, "noise": 1}, effects, cache_mib=0)
+    noise = Musan(folder, {"noise": (0, 5)})
+    return Augmenter({"none": 1, "noise": 1}, {"noise": noise}, noise_cache_mib=0)
 
 
 def test_workers_change_nothing_in_two_epochs(manifest, augmenter):

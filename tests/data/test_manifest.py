@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from speechbrain_ext.data import manifest as manifest_module
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.utils.errors import InputError
 
@@ -72,7 +73,7 @@ def test_spreadsheet_bytes_and_blank_lines_are_read(tmp_path):
     [
         ("", "line 1: header '', expected 'ID,duration,wav,spk_id'"),
         ("ID,wav,duration,spk_id\na,w,1,s\n", "line 1: header 'ID,wav,duration"),
-        (HEADER, "no rows below the header"),
+        (HEADER, "no rows"),
         (HEADER + "a,1,w,s\nb,1,w\n", "line 3: 3 fields, expected 4"),
         (HEADER + "a,1,w,s\nb,1,w,s,t\n", "line 3: 5 fields, expected 4"),
         (HEADER + "a,1,w,s\nb,long,w,s\n", "line 3: duration 'long'"),
@@ -115,7 +116,52 @@ def test_a_bad_manifest_leaves_the_old_file_alone(tmp_path):
     twice = small().select([0, 1, 0])
     with pytest.raises(InputError, match="row 3: ID 'a/1' seen before"):
         write_manifest(path, twice)
-    with pytest.raises(InputError, match="nothing to write"):
+    with pytest.raises(InputError, match="no rows"):
         write_manifest(path, small().select([]))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.csv"]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.arrow"])
+def test_further_columns_stay_with_their_rows(tmp_path, name):
+    columns = [getattr(small(), c) for c in ("ids", "paths", "durations", "speakers")]
+    extra = {"label": ["spoof", "bonafide", "", "spoof"], "codec": list("abca")}
+    write_manifest(tmp_path / name, Manifest(*columns, extra=extra))
+    manifest = read_manifest(tmp_path / name)
+    assert {k: v.tolist() for k, v in manifest.extra.items()} == extra
+    some = manifest.select([3, 1])
+    assert some.extra["label"].tolist() == ["spoof", "bonafide"]
+    assert some.ids.tolist() == ["c/1", "b/1"]
+    write_manifest(tmp_path / f"again-{name}", some)
+    again = read_manifest(tmp_path / f"again-{name}")
+    assert again.extra["codec"].tolist() == ["a", "b"]
+
+
+def test_further_columns_have_names_and_as_many_rows(tmp_path):
+    path = write(tmp_path, "ID,duration,wav,spk_id,wav\na,1,w,s,t\n")
+    with pytest.raises(InputError, match="line 1: header 'ID,duration,wav,spk_id,wav'"):
+        read_manifest(path)
+    with pytest.raises(InputError, match=r"\[1, 1, 1, 1, 2\]"):
+        Manifest(["a"], ["w"], [1.0], ["s"], extra={"label": ["x", "y"]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEADER + "a/1,1.5,x/ä 1.wav,zoë b\r\n\r\nc,61.2345678901234,|,bo",
+        "\ufeff" + HEADER + "a, 1e-3 ,w, s\n\nb,0.1,v:1,\t\n",
+        HEADER + "a,1_0,w,s\n",  # Python's number, not Arrow's
+        HEADER[:-1] + ",label\na,1,w,s,\nb,2,v,t,x\n",
+        HEADER + "".join(f"r{n},{1 / (n + 1)!r},w{n},s\n" for n in range(30_000)),
+    ],
+)
+def test_both_readers_read_the_same(tmp_path, monkeypatch, text):
+    path = write(tmp_path, text)
+    fast = read_manifest(path)
+    monkeypatch.setattr(manifest_module, "_read_plain", lambda path: None)
+    slow = read_manifest(path)
+    for column in ("ids", "paths", "durations", "speakers"):
+        assert getattr(fast, column).tolist() == getattr(slow, column).tolist()
+    assert {k: v.tolist() for k, v in fast.extra.items()} == {
+        k: v.tolist() for k, v in slow.extra.items()
+    }

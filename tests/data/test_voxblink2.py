@@ -10,12 +10,10 @@ import pytest
 import soundfile
 from tiny_training import start
 
-from speechbrain_ext.data.corpora import voxblink2 as voxblink2_parts
+from speechbrain_ext.data.corpora import voxblink2
 from speechbrain_ext.data.corpora.voxblink2 import (
-    Corpus,
-    VoxBlink2Options,
     find_duplicates,
-    prepare_training,
+    prepare_voxblink2,
     read_spk2videos,
 )
 from speechbrain_ext.data.dataset import TrainingSet
@@ -46,9 +44,9 @@ def corpus(tmp_path):
     return root
 
 
-def options(corpus, **changes):
+def prepare(corpus, **changes):
     values = {"folders": corpus, "save_folder": corpus.parent / "save"}
-    return VoxBlink2Options(**values | changes)
+    return prepare_voxblink2(**values | changes)
 
 
 def lines_for(speakers, videos=VIDEOS):
@@ -56,7 +54,7 @@ def lines_for(speakers, videos=VIDEOS):
 
 
 def test_everything_found_is_in_the_manifest(corpus):
-    prepared = prepare_training(options(corpus))
+    prepared = prepare(corpus)
     manifest = read_manifest(prepared.train)
     expected = sorted(
         f"voxblink2-id{s:06d}/{video}/{crop:05d}"
@@ -89,7 +87,7 @@ def test_missing_videos_are_counted_and_others_left_out(corpus):
     text = "id000000,-a_B\n\n" + lines_for(range(1, 5)) + lines_for([9], "pqr")
     listing.write_text(text)
     (corpus / "id000003/xYz0").rename(corpus.parent / "gone")
-    prepared = prepare_training(options(corpus, spk2videos=listing))
+    prepared = prepare(corpus, spk2videos=listing)
     counts = prepared.counts
     assert counts["expected"] == {"speakers": 6, "videos": 1 + 8 + 3}
     assert counts["found"]["speakers"] == 5
@@ -109,11 +107,11 @@ def test_unusable_files_are_left_out_up_to_a_number(corpus):
     soundfile.write(folder / "00002.wav", noise(1), 44100)
     soundfile.write(folder / "00003.wav", noise(1, 0.1), 16000)
     with pytest.raises(InputError, match="3 bad files, expected at most max_bad_files"):
-        prepare_training(options(corpus, max_bad_files=2))
+        prepare(corpus, max_bad_files=2)
     bad = (corpus.parent / "save/bad_files.txt").read_text()
     assert "44100 Hz, expected 16000 Hz" in bad
     assert "truncated" in bad
-    prepared = prepare_training(options(corpus, max_bad_files=3))
+    prepared = prepare(corpus, max_bad_files=3)
     assert prepared.counts["left_out"] == {
         "bad_files": 3,
         "too_short": 1,
@@ -128,7 +126,7 @@ def test_channels_are_averaged_in_training(corpus):
     path = corpus / "id000000" / VIDEOS[0] / "00000.wav"
     left, right = noise(1), noise(2)
     soundfile.write(path, np.stack([left, right], axis=1), 16000, subtype="FLOAT")
-    prepared = prepare_training(options(corpus))
+    prepared = prepare(corpus)
     assert prepared.counts["found"]["of_several_channels"] == 1
     manifest = read_manifest(prepared.train)
     item = TrainingSet(manifest, seed=0)[Draw(0, 0, 1, 8000, 0)]
@@ -146,8 +144,8 @@ def test_duplicates_of_one_speaker_are_dropped_if_asked_for(corpus):
     almost[-1] += 1
     soundfile.write(second / "00008.flac", almost, 16000)
     soundfile.write(second / "00009.flac", wav[:-1], 16000)
-    assert prepare_training(options(corpus)).counts["train"]["utterances"] == 40
-    prepared = prepare_training(options(corpus, drop_duplicates=True))
+    assert prepare(corpus).counts["train"]["utterances"] == 40
+    prepared = prepare(corpus, drop_duplicates=True)
     assert prepared.counts["left_out"]["duplicates"] == 2
     assert prepared.counts["train"]["utterances"] == 38
     kept = f"voxblink2-id000002/{VIDEOS[0]}/00001"
@@ -178,72 +176,71 @@ def test_a_damaged_recording_is_found_while_looking_for_duplicates(corpus):
     content = bytearray((folder / "00000.flac").read_bytes())
     content[-4000:] = bytes(4000)
     (folder / "00000.flac").write_bytes(content)
-    prepared = prepare_training(options(corpus, drop_duplicates=True))
+    prepared = prepare(corpus, drop_duplicates=True)
     assert prepared.counts["left_out"]["bad_files"] == 1
     assert prepared.counts["train"]["utterances"] == 35
     assert "00000.flac\t" in (corpus.parent / "save/bad_files.txt").read_text()
 
 
-class Counted(Corpus):
-    """The corpus, but it counts what is read, and stops behind ``limit`` speakers."""
+@pytest.fixture
+def counted(monkeypatch):
+    """Speakers that are read, in parts of two; behind ``limit`` it is Ctrl-C."""
 
-    def __init__(self, root, limit=None):
-        super().__init__([root])
-        self.n_read, self.limit = 0, limit
+    class Counted(voxblink2.Corpus):
+        limit, n_read = None, 0
 
-    def read(self, speaker, videos=None):
-        if self.n_read == self.limit:
-            raise KeyboardInterrupt
-        self.n_read += 1
-        return super().read(speaker, videos)
+        def read(self, speaker, videos=None):
+            if Counted.n_read == Counted.limit:
+                raise KeyboardInterrupt
+            Counted.n_read += 1
+            return super().read(speaker, videos)
+
+    monkeypatch.setattr(voxblink2, "SPEAKERS_PER_PART", 2)
+    monkeypatch.setattr(voxblink2, "Corpus", Counted)
+    return Counted
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(corpus, monkeypatch):
-    monkeypatch.setattr(voxblink2_parts, "SPEAKERS_PER_PART", 2)
-    whole = prepare_training(options(corpus, save_folder=corpus.parent / "whole"))
+def test_a_run_that_was_stopped_goes_on_where_it_was(corpus, counted):
+    whole = prepare(corpus, save_folder=corpus.parent / "whole")
+    counted.limit, counted.n_read = 5, 0
     with pytest.raises(KeyboardInterrupt):
-        prepare_training(options(corpus), Counted(corpus, limit=5), num_workers=1)
-    save = corpus.parent / "save"
-    assert sorted(path.name for path in (save / "parts").iterdir()) == [
-        "00000.arrow",
-        "00001.arrow",
-    ]
+        prepare(corpus, num_workers=1)
+    parts = corpus.parent / "save/parts"
+    names = [f"0000{n}.{kind}" for n in range(2) for kind in ("arrow", "json")]
+    assert sorted(path.name for path in parts.iterdir()) == names
     # a part that a power failure damaged is read again
-    part = save / "parts/00001.arrow"
+    part = parts / "00001.arrow"
     part.write_bytes(part.read_bytes()[:-100])
-    rest = Counted(corpus)
-    prepared = prepare_training(options(corpus), rest)
-    assert rest.n_read == 4
+    counted.limit, counted.n_read = None, 0
+    prepared = prepare(corpus)
+    assert counted.n_read == 4
     assert prepared.train.read_bytes() == whole.train.read_bytes()
     assert prepared.counts == whole.counts
-    again = prepare_training(options(corpus), Counted(corpus, limit=0))
-    assert again == prepared._replace(skipped=True)
+    counted.limit, counted.n_read = 0, 0
+    assert prepare(corpus) == prepared._replace(skipped=True)
 
 
-def test_parts_of_other_arguments_are_read_again(corpus, monkeypatch):
-    monkeypatch.setattr(voxblink2_parts, "SPEAKERS_PER_PART", 2)
+def test_parts_of_other_arguments_are_read_again(corpus, counted):
     (corpus / "id000000" / VIDEOS[0] / "00000.wav").write_bytes(b"")
     listing = corpus.parent / "spk2videos"
     listing.write_text(lines_for(range(SPEAKERS)))
-    given = options(corpus, max_bad_files=0, spk2videos=listing)
     with pytest.raises(InputError, match="1 bad files"):
-        prepare_training(given)
+        prepare(corpus, max_bad_files=0, spk2videos=listing)
     listing.write_text(lines_for(range(4)) + lines_for([4, 5], VIDEOS[:1]))
-    same, other = Counted(corpus), Counted(corpus)
-    given.max_bad_files = 1
-    prepared = prepare_training(given, same)
-    assert same.n_read == 2  # the part whose videos changed
+    counted.n_read = 0
+    prepared = prepare(corpus, max_bad_files=1, spk2videos=listing)
+    assert counted.n_read == 2  # the part whose videos changed
     assert prepared.counts["train"]["utterances"] == 35 - 6
-    given.min_seconds = 0.45
-    prepare_training(given, other)
-    assert other.n_read == SPEAKERS
+    counted.n_read = 0
+    prepare(corpus, max_bad_files=1, spk2videos=listing, min_seconds=0.45)
+    assert counted.n_read == SPEAKERS
 
 
 @command_line
 def _prepare_on_a_full_disk(root):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-    prepare_training(options(root))
+    prepare(root)
 
 
 def test_a_full_disk_leaves_nothing_half_written(corpus):
@@ -255,7 +252,7 @@ def test_a_full_disk_leaves_nothing_half_written(corpus):
     assert line.startswith("error: ")
     assert "parts/00000.arrow" in line
     assert list((corpus.parent / "save/parts").iterdir()) == []
-    assert prepare_training(options(corpus)).counts["train"]["utterances"] == 36
+    assert prepare(corpus).counts["train"]["utterances"] == 36
 
 
 def test_a_speaker_in_two_folders_is_one_speaker(corpus):
@@ -263,14 +260,14 @@ def test_a_speaker_in_two_folders_is_one_speaker(corpus):
     second.mkdir(parents=True)
     (corpus / "id000000" / VIDEOS[1]).rename(second / VIDEOS[1])
     both = [corpus, corpus.parent / "disk2"]
-    assert prepare_training(options(corpus, folders=both)).counts["train"] == {
+    assert prepare(corpus, folders=both).counts["train"] == {
         "speakers": 6,
         "utterances": 36,
         "hours": pytest.approx(0.005),
     }
     soundfile.write(second / VIDEOS[1] / "00000.flac", noise(0), 16000)
     with pytest.raises(InputError, match="the same utterance ID"):
-        prepare_training(options(corpus, folders=both, min_seconds=0.3))
+        prepare(corpus, folders=both, min_seconds=0.3)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +287,7 @@ def test_a_speaker_in_two_folders_is_one_speaker(corpus):
 def test_wrong_arguments_are_named(corpus, monkeypatch, changes, expected):
     monkeypatch.chdir(corpus.parent)
     with pytest.raises(InputError, match=expected):
-        prepare_training(options(corpus, **changes))
+        prepare(corpus, **changes)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +306,7 @@ def test_malformed_lists_are_named(tmp_path, text, expected):
 
 
 def test_the_marker_says_what_was_done(corpus):
-    prepared = prepare_training(options(corpus))
+    prepared = prepare(corpus)
     marker = json.loads((Path(prepared.train).parent / "prepare.json").read_text())
     assert marker["counts"] == prepared.counts
     assert sorted(marker["files"]) == ["duplicates.txt", "train.arrow"]

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from speechbrain_ext.data.manifest import Manifest, write_manifest
-from speechbrain_ext.evaluation.backend_plan import choose_recordings, plan_backend
-from speechbrain_ext.scoring.backend import Backend, Side, fit_calibrator
+from speechbrain_ext.evaluation.backend_plan import (
+    Calibration,
+    choose_recordings,
+    plan_backend,
+)
+from speechbrain_ext.scoring.backend import Backend, TrialSide, fit_calibrator
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.calibration.trials import draw_calibration_trials
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
@@ -16,8 +20,8 @@ from speechbrain_ext.scoring.score_files import read_score_table
 from speechbrain_ext.utils.errors import InputError
 
 SIZE, EACH = 6, 5
-CALIBRATION = {"shortest": 1.0, "boundary": 3.0, "n_trials": 60, "seed": 3}
-BACKEND = {"top_n": 4, "memory_mib": 64}
+DRAWN = {"shortest": 1.0, "boundary": 3.0, "n_trials": 60, "seed": 3}
+CALIBRATION = Calibration(**DRAWN)
 
 
 def write_recordings(folder, name, n_speakers, first=0):
@@ -69,12 +73,12 @@ class Embed:
 
 
 def plan_of(files, *, train=False, valid=False, **options):
-    """Words as the YAML has them."""
+    """Keys as the YAML has them."""
     if train:
         options["training_manifest"] = str(files / "train.csv")
     if valid:
         options["calibration_manifest"] = str(files / "valid.csv")
-    return plan_backend(**{"backend": BACKEND, **options})
+    return plan_backend(**{"backend": Backend(top_n=4, memory_mib=64), **options})
 
 
 # ---- which recordings ----------------------------------------------------------------
@@ -118,13 +122,13 @@ def test_a_recording_that_is_gone(files):
         choose_recordings(files / "train.csv", None, 0)
 
 
-# ---- carrying out --------------------------------------------------------------------
+# ---- building it -------------------------------------------------------------------
 
 
 def test_nothing_asked_for(files):
     plan, embed = plan_of(files, calibration=CALIBRATION), Embed()
     assert not plan.needs_embeddings
-    backend = plan.carry_out(embed, files)
+    backend = plan.build_backend(embed, files)
     assert backend.cohort is None
     assert backend.calibrator is None
     assert embed.calls == []
@@ -134,7 +138,7 @@ def test_a_cohort_of_training_speakers(files):
     plan, embed = plan_of(files, train=True), Embed()
     assert plan.needs_embeddings
     assert plan.cohort_speakers.tolist() == [f"id{s:02d}" for s in range(8)]
-    backend = plan.carry_out(embed, files / "out")
+    backend = plan.build_backend(embed, files / "out")
     assert embed.names == ["training_embeddings.npz"]
     manifest = plan.training
     expected = speaker_means(vectors_of(manifest), manifest.speakers)
@@ -150,15 +154,13 @@ def test_a_cohort_and_a_calibrator(files, valid, caplog):
         plan = plan_of(files, train=True, valid=valid, calibration=CALIBRATION)
     assert ("trust its scores too much" in caplog.text) is not valid
     embed = Embed()
-    backend = plan.carry_out(embed, files)
+    backend = plan.build_backend(embed, files)
     names = ["training_embeddings.npz", *["calibration_embeddings.npz"] * valid]
     assert embed.names == names
     manifest = plan.calibration
     assert len(manifest.speaker_names) == (6 if valid else 8)
-    trials = draw_calibration_trials(
-        manifest.speakers, manifest.durations, **CALIBRATION
-    )
-    side = Side(vectors_of(manifest), manifest.durations)
+    trials = draw_calibration_trials(manifest.speakers, manifest.durations, **DRAWN)
+    side = TrialSide(vectors_of(manifest), manifest.durations)
     plain = Backend(backend.cohort, top_n=4)
     expected = fit_calibrator(plain, side, manifest.speakers, trials).calibrator
     for found in (
@@ -183,16 +185,16 @@ def test_a_cohort_and_a_calibrator(files, valid, caplog):
 
 @pytest.mark.parametrize(("objective", "l2"), [("cross_entropy", 0.5), ("cllr", 1)])
 def test_settings_of_the_calibration_reach_it(files, objective, l2):
-    options = {**CALIBRATION, "objective": objective, "l2": l2}
-    plan = plan_of(files, valid=True, calibration=options)
-    calibrator = plan.carry_out(Embed(), files).calibrator
+    calibration = Calibration(objective, l2, **DRAWN)
+    plan = plan_of(files, valid=True, calibration=calibration)
+    calibrator = plan.build_backend(Embed(), files).calibrator
     assert calibrator.objective == objective
     assert calibrator.l2 == l2
 
 
 def test_a_calibrator_without_a_cohort(files):
     plan, embed = plan_of(files, valid=True, calibration=CALIBRATION), Embed()
-    backend = plan.carry_out(embed, files)
+    backend = plan.build_backend(embed, files)
     assert embed.names == ["calibration_embeddings.npz"]
     assert backend.cohort is None
     assert "cohort_mean_min" not in backend.calibrator.names
@@ -201,12 +203,12 @@ def test_a_calibrator_without_a_cohort(files):
 
 def test_no_calibration_is_none(files):
     plan = plan_of(files, train=True, valid=True, calibration=None)
-    assert plan.carry_out(Embed(), files).calibrator is None
+    assert plan.build_backend(Embed(), files).calibrator is None
 
 
 def test_files_of_an_earlier_run_are_taken(files):
     words = {"train": True, "valid": True, "calibration": CALIBRATION}
-    first = plan_of(files, **words).carry_out(Embed(), files)
+    first = plan_of(files, **words).build_backend(Embed(), files)
     given = {
         "cohort": str(files / "cohort.npz"),
         "calibrator": str(files / "calibration.json"),
@@ -221,7 +223,7 @@ def test_files_of_an_earlier_run_are_taken(files):
         plan = plan_of(files, **{**given, **more})
         assert plan.needs_embeddings is bool(names)
         assert plan.cohort_speakers.tolist() == first.cohort.speakers.tolist()
-        backend = plan.carry_out(embed, files)
+        backend = plan.build_backend(embed, files)
         assert embed.names == names
         assert np.array_equal(backend.cohort.vectors, first.cohort.vectors)
         assert np.array_equal(backend.calibrator.weights, first.calibrator.weights)
@@ -231,16 +233,16 @@ def test_speakers_of_the_test_are_warned_of(files, caplog):
     plan = plan_of(files, train=True, valid=True, calibration=CALIBRATION)
     test = np.array(["id11", "x", "id03", "id11", "id02"])
     with caplog.at_level(logging.WARNING):
-        plan.warn_of(np.array(["x", "y"]))
+        plan.warn_speaker_overlap(np.array(["x", "y"]))
         assert caplog.text == ""
-        plan.warn_of(test.astype(np.dtypes.StringDType()))
+        plan.warn_speaker_overlap(test.astype(np.dtypes.StringDType()))
     assert "2 speakers of the test are in the cohort too, first id02" in caplog.text
     assert (
         "1 speakers of the test are in the calibration too, first id11" in caplog.text
     )
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        plan_of(files).warn_of(test)
+        plan_of(files).warn_speaker_overlap(test)
     assert caplog.text == ""
 
 
@@ -252,7 +254,7 @@ def test_speakers_of_the_test_are_warned_of(files, caplog):
     [
         ({"training_manifest": "no.csv"}, "no.csv: No such file or directory"),
         (
-            {"calibration_manifest": "no.csv", "calibration": {}},
+            {"calibration_manifest": "no.csv", "calibration": CALIBRATION},
             "no.csv: No such file or directory",
         ),
         ({"cohort": "no.npz"}, "no.npz: No such file or directory, expected a cohort"),
@@ -273,41 +275,28 @@ def test_speakers_of_the_test_are_warned_of(files, caplog):
             "max_utterances='a', expected a whole",
         ),
         (
-            {"train": True, "backend": {"top_n": 9}},
+            {"train": True, "backend": Backend(top_n=9)},
             r"train.csv: cohort of 8 speakers, expected at least 9 \(top_n: 9\)",
         ),
         (
-            {"train": True, "backend": {"top_n": 8}, "calibration": CALIBRATION},
+            {"train": True, "backend": Backend(top_n=8), "calibration": CALIBRATION},
             "train.csv: cohort of 7 speakers besides that of an utterance of the calib",
         ),
         ({"train": True, "seed": -1}, "seed=-1, expected a whole number of at least 0"),
-        ({"valid": True, "calibration": {"seed": -1}}, "valid.csv: seed is -1"),
-        ({"backend": {"top_n": 1}}, "backend: top_n is 1, expected a whole number"),
-        ({"backend": {"memory_mib": -1}}, "backend: memory_mib is -1"),
-        ({"backend": {"top": 9}}, "backend: .*unexpected keyword argument 'top'"),
-        ({"backend": [3]}, "backend: .* must be a mapping"),
-        (
-            {"valid": True, "calibration": {"n": 3}},
-            "calibration: .*keyword argument 'n'",
+        *(
+            ({"valid": True, "calibration": Calibration(**{**DRAWN, **wrong})}, message)
+            for wrong, message in (
+                ({"seed": -1}, "valid.csv: seed is -1"),
+                (
+                    {"shortest": 5.5, "boundary": 6},
+                    "calibration on .*valid.csv: no trials can be made: ",
+                ),
+                ({"objective": "eer"}, "objective 'eer', expected one of cllr, cross"),
+                ({"l2": 0}, "l2 is 0, expected a"),
+                ({"l2": "x"}, "l2='x', expected"),
+                ({"n_trials": 5}, "valid.csv: n_trials is 5"),
+            )
         ),
-        ({"valid": True, "calibration": 3}, "calibration: .* must be a mapping"),
-        (
-            {"valid": True, "calibration": {"shortest": 5.5}},
-            "calibration on .*valid.csv: no trials can be made: ",
-        ),
-        (
-            {"valid": True, "calibration": {**CALIBRATION, "objective": "eer"}},
-            "valid.csv: objective 'eer', expected one of cllr, cross_entropy",
-        ),
-        (
-            {"valid": True, "calibration": {**CALIBRATION, "l2": 0}},
-            "l2 is 0, expected a",
-        ),
-        (
-            {"valid": True, "calibration": {**CALIBRATION, "l2": "x"}},
-            "l2='x', expected",
-        ),
-        ({"valid": True, "calibration": {"n_trials": 5}}, "valid.csv: n_trials is 5"),
     ],
 )
 def test_refused(files, options, message):
@@ -322,26 +311,26 @@ def test_refused(files, options, message):
 
 
 def test_a_cohort_that_is_too_small_is_named(files):
-    plan_of(files, train=True).carry_out(Embed(), files)
+    plan_of(files, train=True).build_backend(Embed(), files)
     cohort = str(files / "cohort.npz")
     with pytest.raises(InputError, match=r"cohort.npz: cohort of 8 speakers, expected"):
-        plan_of(files, cohort=cohort, backend={"top_n": 9})
-    plan_of(files, cohort=cohort, backend={"top_n": 8})
+        plan_of(files, cohort=cohort, backend=Backend(top_n=9))
+    plan_of(files, cohort=cohort, backend=Backend(top_n=8))
     # the one of an utterance of the calibration does not count
     options = {"cohort": cohort, "train": True, "calibration": CALIBRATION}
     with pytest.raises(InputError, match=r"cohort.npz: cohort of 7 speakers besides"):
-        plan_of(files, backend={"top_n": 8}, **options)
-    plan_of(files, backend={"top_n": 7}, **options)
+        plan_of(files, backend=Backend(top_n=8), **options)
+    plan_of(files, backend=Backend(top_n=7), **options)
     # speakers to calibrate on who are not in the cohort cost nobody
     options = {"train": True, "valid": True, "calibration": CALIBRATION}
-    assert plan_of(files, backend={"top_n": 8}, **options).trials is not None
+    assert plan_of(files, backend=Backend(top_n=8), **options).trials is not None
 
 
 @pytest.mark.parametrize("with_cohort", [False, True])
 def test_a_calibrator_of_the_other_kind(files, with_cohort):
     """Fitted with a cohort and used without one, or the other way round."""
     plan = plan_of(files, train=with_cohort, valid=True, calibration=CALIBRATION)
-    plan.carry_out(Embed(), files)
+    plan.build_backend(Embed(), files)
     calibrator = str(files / "calibration.json")
     plan_of(files, train=with_cohort, calibrator=calibrator)
     kind = "as_norm_4" if with_cohort else "cosine"
@@ -350,7 +339,7 @@ def test_a_calibrator_of_the_other_kind(files, with_cohort):
         plan_of(files, train=not with_cohort, calibrator=calibrator)
     if with_cohort:
         with pytest.raises(InputError, match=rf"{message}as_norm_3"):
-            plan_of(files, train=True, calibrator=calibrator, backend={"top_n": 3})
+            plan_of(files, train=True, calibrator=calibrator, backend=Backend(top_n=3))
 
 
 def test_a_speaker_whose_name_no_cohort_file_can_hold(files):
@@ -371,7 +360,7 @@ def test_too_few_speakers_to_choose_l2(tmp_path):
     message = "calibration on .*valid.csv: trials of 2 speakers, expected at least 3"
     with pytest.raises(InputError, match=message):
         plan_of(tmp_path, **options)
-    options["calibration"] = {**CALIBRATION, "l2": 0.1}
+    options["calibration"] = Calibration(l2=0.1, **DRAWN)
     assert plan_of(tmp_path, **options).trials is not None
 
 

@@ -13,7 +13,7 @@ from speechbrain_ext.evaluation.score_lists import (
     report_list,
     score_list,
 )
-from speechbrain_ext.scoring.backend import Backend, Side
+from speechbrain_ext.scoring.backend import Backend, TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import speaker_means
 from speechbrain_ext.scoring.enrolment import read_enrol_map
@@ -37,7 +37,7 @@ def recordings():
     ids = [f"s{s}/{take}" for s in range(N_SPEAKERS) for take in range(EACH)]
     ids = np.array(ids)[random.permutation(len(ids))]
     vectors = random.standard_normal((len(ids), 5)).astype(np.float32)
-    side = Side(vectors, random.uniform(1, 5, len(ids)))
+    side = TrialSide(vectors, random.uniform(1, 5, len(ids)))
     return Recordings(ids, side, {name: name[:2] for name in ids}, "some.npz")
 
 
@@ -127,7 +127,7 @@ def test_models_are_means_as_long_as_their_recordings(tmp_path, recordings):
     np.testing.assert_allclose(side.durations, expected)
     assert speakers == {"m1": "s0", "m0": "s3"}
     assert source == str(path)
-    bare = recordings._replace(side=Side(recordings.side.vectors))
+    bare = recordings._replace(side=TrialSide(recordings.side.vectors))
     assert averaged(read_enrol_map(path), bare).side.durations is None
 
 
@@ -216,7 +216,7 @@ def test_what_cannot_be_scored_names_the_list(tmp_path, path, recordings):
         score_list("o", trials, Backend(), recordings, fewer, tmp_path)
     vectors = recordings.side.vectors.copy()
     vectors[recordings.ids.tolist().index("s0/0")] = 0
-    silent = recordings._replace(side=Side(vectors))
+    silent = recordings._replace(side=TrialSide(vectors))
     with pytest.raises(
         InputError, match=r"o.txt: enrolment embedding in row \d+ has no"
     ):

@@ -8,9 +8,10 @@ from tiny_training import write_voices
 
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.evaluation.verification import (
-    checked_enrolments,
+    Protocol,
     embedded,
     enrolled,
+    listed_trials,
 )
 from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.scoring.embeddings import load_embeddings
@@ -81,7 +82,8 @@ def models(tmp_path):
 
 def test_models_by_averaging(manifest, models, tmp_path):
     test = embedded(manifest, embed, tmp_path / "e.npz")
-    found = enrolled("average", models, test, manifest, None, tmp_path)
+    sides = Protocol("x", {"average": models}, concatenated=True)
+    found = enrolled(sides, test, manifest, None, tmp_path)["average"]
     vector = dict(zip(test.ids.tolist(), test.side.vectors, strict=True))
     names = models.utterances.values()
     expected = [np.mean([vector[n] for n in group], axis=0) for group in names]
@@ -92,7 +94,11 @@ def test_models_by_averaging(manifest, models, tmp_path):
 
 
 def test_models_by_concatenating(manifest, models, tmp_path):
-    found = enrolled("concatenate", models, None, manifest, embed, tmp_path)
+    test = embedded(manifest, embed, tmp_path / "e.npz")
+    both = Protocol("x", {"concatenate": models, "average": models}, concatenated=True)
+    assert both.joins
+    sides = enrolled(both, test, manifest, embed, tmp_path)
+    found, average = sides.values()
     assert found.ids.tolist() == ["a", "b", "c"]
     path = dict(zip(manifest.ids.tolist(), manifest.paths.tolist(), strict=True))
     (tmp_path / "plain").mkdir()
@@ -109,15 +115,21 @@ def test_models_by_concatenating(manifest, models, tmp_path):
     assert found.source == f"{tmp_path}/enrolment_embeddings.npz"
     assert load_embeddings(found.source).ids.tolist() == ["a", "b", "c"]
     # the other protocol gives other models, but for one of a single recording
-    test = embedded(manifest, embed, tmp_path / "e.npz")
-    average = enrolled("average", models, test, manifest, embed, tmp_path)
     same = np.isclose(found.side.vectors, average.side.vectors, rtol=1e-3).all(axis=1)
     assert same.tolist() == [False, True, False]
 
 
-def test_protocols():
-    assert checked_enrolments(["average", "concatenate"]) == ["average", "concatenate"]
-    assert checked_enrolments("concatenate") == ["concatenate"]
+def test_protocols_of_trial_lists(models):
+    protocol = listed_trials("x.txt", str(models.path), ["average", "concatenate"])
+    assert list(protocol.enrolments) == ["average", "concatenate"]
+    assert protocol.files == {"enrol_map": str(models.path)}
+    assert protocol.joins
+    assert not listed_trials("x.txt", str(models.path)).joins
+    # lists of recordings enrol nobody
+    plain = listed_trials("x.txt", enrolment="concatenate")
+    assert plain.enrolments == {None: None}
+    assert not plain.joins
+    assert enrolled(plain, "test", None, None, None) == {None: "test"}
 
 
 @pytest.mark.parametrize(
@@ -127,4 +139,4 @@ def test_protocols():
 def test_other_protocols_are_refused(enrolment):
     message = r"enrolment: .*, expected some of average, concatenate, each once"
     with pytest.raises(InputError, match=message):
-        checked_enrolments(enrolment)
+        listed_trials("x.txt", enrolment=enrolment)

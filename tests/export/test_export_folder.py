@@ -22,7 +22,7 @@ from speechbrain_ext.pretrained import (
     save_pretrained,
 )
 from speechbrain_ext.pruning import Budget, add_gates, harden, prune
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.scoring.score_files import read_score_table
@@ -57,11 +57,17 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_everything(final, results, tmp_path):
-    out = tmp_path / "my-model"
-    facts = export_model(final, out, results)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, final, results):
+    """(folder, facts) of an export of both. Only to be read."""
+    out = tmp_path_factory.mktemp("exports") / "my-model"
+    return out, export_model(final, out, results)
+
+
+def test_everything(final, whole):
+    out, facts = whole
     assert names(out) == MODEL | BACKEND == set(facts.files)
-    assert names(tmp_path) == {"my-model"}
+    assert names(out.parent) == {"my-model"}
     assert is_export(out)
     assert not is_export(final)
     lens = torch.tensor([1.0, 0.8, 0.9])
@@ -81,32 +87,29 @@ def test_everything(final, results, tmp_path):
     assert len(modes) == 1  # who may read the card may read the weights
 
 
-def test_the_back_end_scores_as_in_the_verification(final, results, tmp_path):
-    export_model(final, tmp_path / "m", results)
-    backend = SpeakerVerifier.from_hparams(tmp_path / "m").backend
+def test_the_back_end_scores_as_in_the_verification(results, whole):
+    backend = SpeakerVerifier.from_hparams(whole[0]).backend
     calibrator = QualityCalibrator.load(results / "calibration.json")
     assert np.array_equal(backend.calibrator.weights, calibrator.weights)
     cohort = load_cohort(results / "cohort.npz")
     assert np.array_equal(backend.cohort.vectors, cohort.vectors)
-    side = Side(np.eye(8, dtype=np.float32), np.full(8, 3.0))
+    side = TrialSide(np.eye(8, dtype=np.float32), np.full(8, 3.0))
     scores = backend.scores(side, side, np.array([[0, 1]]))
     assert list(scores) == ["cosine", "as_norm", "llr"]
 
 
-def test_thresholds_are_those_of_the_held_out_trials(final, results, tmp_path):
-    facts = export_model(final, tmp_path / "m", results)
-    stored = load_thresholds(tmp_path / "m" / "thresholds.json")
-    for kind, found in stored.items():
+def test_thresholds_are_those_of_the_held_out_trials(results, whole):
+    out, facts = whole
+    for kind, curve in load_thresholds(out / "thresholds.json").items():
         trials, scores = read_score_table(results / f"calibration_scores_{kind}.npz")
         assert {n[:4] for n in trials.names.tolist()} == set(names_of(HELD_OUT))
         expected = Thresholds.from_scores(scores, trials.labels)
-        assert found.to_dict() == expected.to_dict() == facts.thresholds[kind].to_dict()
+        assert curve.to_dict() == expected.to_dict() == facts.thresholds[kind].to_dict()
     assert f"of {len(HELD_OUT)} speakers, held out" in facts.threshold_source
 
 
-def test_no_name_of_a_speaker_leaves(final, results, tmp_path):
-    out = tmp_path / "m"
-    export_model(final, out, results)
+def test_no_name_of_a_speaker_leaves(final, results, whole):
+    out, _ = whole
     content = b"".join(path.read_bytes() for path in out.iterdir())
     for name in names_of([*TRAINED, *HELD_OUT]):
         assert name.encode() not in content
@@ -206,11 +209,10 @@ def test_a_pruned_model(tmp_path):
     assert "- pruned\n" in card.split("---")[1]
 
 
-def test_half(final, results, tmp_path):
-    whole = export_model(final, tmp_path / "a", results)
+def test_half(final, results, whole, tmp_path):
     facts = export_model(final, tmp_path / "b", results, half=True)
     assert facts.sizes["weight_type"] == "float16"
-    assert facts.sizes["bytes"] < 0.7 * whole.sizes["bytes"]  # headers stay
+    assert facts.sizes["bytes"] < 0.7 * whole[1].sizes["bytes"]  # headers stay
     stored = load_file(tmp_path / "b/speaker_encoder.safetensors")
     model = load_pretrained(tmp_path / "b")
     halves = {name for name, t in stored.items() if t.dtype == torch.float16}
@@ -222,7 +224,7 @@ def test_half(final, results, tmp_path):
     for name, value in halved(original).items():
         assert torch.equal(stored[name], value)
     assert "stored as float16" in (tmp_path / "b/README.md").read_text()
-    assert "stored as" not in (tmp_path / "a/README.md").read_text()
+    assert "stored as" not in (whole[0] / "README.md").read_text()
 
 
 def test_weights_beyond_float16(final, tmp_path):
@@ -276,7 +278,7 @@ def test_settings_of_recordings_are_kept(final, tmp_path):
     model = load_pretrained(final)
     folder = save_pretrained(tmp_path / "f", model, inference=windows)
     export_model(folder, tmp_path / "m")
-    rules = SpeakerVerifier.from_hparams(tmp_path / "m").rules
+    rules = SpeakerVerifier.from_hparams(tmp_path / "m").chunking
     assert (rules.window_seconds, rules.hop_seconds) == (20.0, 10.0)
     folder = save_pretrained(folder, model, inference={"window_seconds": 20.0})
     with pytest.raises(InputError, match=r"f/hyperparams\.yaml: hop_seconds is 60"):
@@ -305,7 +307,7 @@ def test_the_command(final, results, tmp_path, capsys):
     words = ["export", f"--pretrained_folder={final}", f"--results={results}"]
     words += [f"--output={out}", "--name=me/voice", "--licence=mit", "--half"]
     words += ["--language", "en", "zh", "--training_data=Our Data", "--without_cohort"]
-    main([*words, "--without_classifier"])
+    main(words)
     found = capsys.readouterr()
     assert found.out == f"{out}\n"
     assert "thresholds: " in found.err
@@ -326,8 +328,6 @@ def test_the_command(final, results, tmp_path, capsys):
     assert names(out) == MODEL | BACKEND | {"classifier.safetensors"}
     assert list(load_thresholds(out / "thresholds.json")) == ["llr"]
     capsys.readouterr()
-    with pytest.raises(SystemExit, match="2"):
-        main([*words, "--with_classifier", "--without_classifier"])
     with pytest.raises(SystemExit, match="1"):
         main([*words[:4], "--trials=x.txt"])
     line = capsys.readouterr().err.splitlines()[-1]

@@ -50,27 +50,23 @@ def test_the_place_of_something_else(final, tmp_path):
     trained = shutil.copytree(final, tmp_path / "final")
     before = sorted(tmp_path.rglob("*"))
     for name in ("file", "folder", "final"):
-        refused(f"{name}: exists and is not an exported fold", final, tmp_path / name)
-    refused("final: exists and is not an exported folder", trained, trained)
+        refused(f"{name}: .* not an exported folder", final, tmp_path / name)
+    refused("final: .* not an exported folder", trained, trained)
     for name in (".", "..", tmp_path / ".."):
-        refused("expected the name of a folder to write|exists and is", final, name)
+        refused("expected the name of a folder|not an exported", final, name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_the_user_put_there_is_not_removed(final, tmp_path):
+def test_an_export_is_kept(final, tmp_path):
     out = tmp_path / "m"
     export_model(final, out)
+    refused("m: is an export already", out, tmp_path / "b")
     (out / "LICENSE").write_text("mine")
-    refused("m: holds LICENSE, which an export did not write", final, out)
+    refused("m: holds LICENSE", final, out)
     assert (out / "LICENSE").read_text() == "mine"
     (out / "LICENSE").unlink()
     (out / ".git").mkdir()
-    refused(r"m: holds \.git, which an export did not write", final, out)
-
-
-def test_an_export_of_an_export(final, tmp_path):
-    export_model(final, tmp_path / "a")
-    refused("a: is an export already", tmp_path / "a", tmp_path / "b")
+    refused(r"m: holds \.git", final, out)
 
 
 def test_lora_that_is_not_merged(final, tmp_path):
@@ -86,14 +82,24 @@ def test_lora_that_is_not_merged(final, tmp_path):
 @pytest.mark.parametrize("name", ["absent", "empty"])
 def test_no_pretrained_folder(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    refused("no hyperparams.yaml, expected a folder", tmp_path / name, tmp_path / "m")
+    refused("no hyperparams.yaml", tmp_path / name, tmp_path / "m")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\x00", '"text"'])
-def test_a_damaged_training_file(final, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "culprit"),
+    [
+        ("{", "JSON"),
+        ("[1]", r"\[1\]"),
+        ("\x00", "JSON"),
+        ('{"speakers": "id1"}', "speakers is 'id1'"),
+        ('{"epoch": "last"}', "epoch is 'last'"),
+        ('{"converted_from": 3}', "converted_from is 3"),
+    ],
+)
+def test_a_damaged_training_file(final, tmp_path, content, culprit):
     folder = shutil.copytree(final, tmp_path / "final")
     (folder / "training.json").write_text(content)
-    refused(r"training\.json: ", folder, tmp_path / "m")
+    refused(rf"training\.json: .*{culprit}", folder, tmp_path / "m")
 
 
 def test_no_training_file_is_none_known(final, tmp_path):
@@ -108,11 +114,8 @@ def test_no_training_file_is_none_known(final, tmp_path):
 
 def test_results_of_other_weights(final, results, tmp_path):
     other = write_final(tmp_path, seed=5)
-    refused(
-        r"results\.json: figures of other weights \(SHA-256 \w{12}…, in .*final\), "
-        r"expected those of .*stage9/final/speaker_encoder\.safetensors",
-        *(other, tmp_path / "m", results),
-    )
+    match = r"results\.json: .*other weights.*stage9/final/speaker_encoder\.safetensors"
+    refused(match, other, tmp_path / "m", results)
 
 
 def test_results_that_do_not_say_whose_they_are(final, tmp_path, caplog):
@@ -132,32 +135,28 @@ def test_no_results(final, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "culprit"),
     [
-        lambda about: about.clear(),
-        lambda about: about.update(lists=[]),
-        lambda about: about.update(lists=3),
-        lambda about: about["lists"][0].pop("list"),
-        lambda about: about["lists"][0]["systems"][0].pop("eer_percent"),
-        lambda about: about["lists"][0]["systems"][0].update(cllr=None),
-        lambda about: about["lists"][0]["systems"][0].update(min_dcf=[1]),
+        (lambda about: about.clear(), "no lists"),
+        (lambda about: about.update(lists=[]), r"lists is \[\]"),
+        (lambda about: about.update(lists=3), "lists is 3"),
+        (lambda about: about["lists"][0].pop("list"), "lists is"),
+        (lambda about: about["lists"][0]["systems"][0].pop("eer_percent"), "lists is"),
+        (lambda about: about["lists"][0]["systems"][0].update(cllr=None), "lists is"),
+        (lambda about: about["lists"][0]["systems"][0].update(min_dcf=[1]), "lists is"),
+        (lambda about: about.update(top_n="all"), "top_n is 'all'"),
+        (lambda about: about.update(weights_sha256=3), "weights_sha256 is 3"),
+        (lambda about: about.update(cohort=[1]), r"cohort is \[1\]"),
     ],
 )
-def test_results_of_another_shape(final, results, tmp_path, change):
+def test_results_of_another_shape(final, results, tmp_path, change, culprit):
     path = results / "results.json"
     about = json.loads(path.read_text())
     change(about)
     path.write_text(json.dumps(about))
-    refused(
-        r"results\.json: .*, expected the results\.json that verify\.py writes",
-        *(final, tmp_path / "m", results),
-    )
-
-
-@pytest.mark.parametrize("content", ["{", "[]", "\x00", "3"])
-def test_damaged_results(final, results, tmp_path, content):
-    (results / "results.json").write_text(content)
-    refused(r"results\.json: .*expected the", final, tmp_path / "m", results)
+    refused(rf"results\.json: {culprit}", final, tmp_path / "m", results)
+    path.write_text("{")
+    refused(r"results\.json: .*verify\.py", final, tmp_path / "m", results)
 
 
 @pytest.mark.parametrize("name", ["cohort.npz", "calibration.json"])
@@ -189,12 +188,9 @@ def test_what_the_hub_would_not_take(final, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("# mine", r"mine\.md: begins with '# mine', expected '---'"),
-        (
-            "---\n$front_matter\n---\n$nothing",
-            r"mine\.md: \$nothing, expected one of ti",
-        ),
-        ("---\n$front_matter\n---\nfor 5$", r"mine\.md: Invalid placeholder .* \$\$\)"),
+        ("# mine", r"mine\.md: begins with '# mine'"),
+        ("---\n$front_matter\n---\n$nothing", r"mine\.md: \$nothing"),
+        ("---\n$front_matter\n---\nfor 5$", r"mine\.md: .* \$\$"),
     ],
 )
 def test_a_template_that_is_none(final, tmp_path, text, message):
@@ -207,9 +203,12 @@ def test_a_template_that_is_none(final, tmp_path, text, message):
 
 
 def test_a_template_of_ones_own(final, tmp_path):
-    (tmp_path / "mine.md").write_text("---\n$front_matter\n---\n$title costs 5 $$\n")
+    text = "---\n$front_matter\n---\n$title costs 5 $$ {{ nothing }} {% raw\n"
+    (tmp_path / "mine.md").write_text(text)
     export_model(final, tmp_path / "m", card_template=tmp_path / "mine.md")
-    assert (tmp_path / "m/README.md").read_text().endswith("---\nm costs 5 $\n")
+    written = (tmp_path / "m/README.md").read_text()
+    assert written.endswith("---\nm costs 5 $ {{ nothing }} {% raw\n")
+    assert "library_name: speechbrain\n" in written
 
 
 # ---- whole or absent -----------------------------------------------------------------

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(
-    ("batch_seconds", "num_workers"), [(0.1, 0), (3.0, 0), (100.0, 0), (2.0, 1)]
+    ("batch_seconds", "num_workers"), [(0.1, 0), (3.0, 2), (100.0, 0), (2.0, 1)]
 )
 @pytest.mark.parametrize(
     ("head", "options"),
@@ -97,11 +97,11 @@ def spoilt(wav, kind):
 @pytest.mark.parametrize(
     ("kind", "num_workers", "expected"),
     [
-        ("silent", 0, r"bad: silent"),
-        ("constant", 0, r"bad: silent"),
-        ("short", 0, rf"bad: {MIN_SAMPLES - 1} samples, expected {MIN_SAMPLES} or mo"),
+        ("silent", 0, r"bad\.wav: silent"),
+        ("constant", 2, r"bad\.wav: silent"),
+        ("short", 0, rf"bad\.wav: {MIN_SAMPLES - 1} samples, .* at least 0\.035 s"),
         ("nan", 0, r"bad\.wav: NaN"),
-        ("nan", 1, r"bad\.wav: NaN"),
+        ("nan", 2, r"bad\.wav: NaN"),
     ],
 )
 def test_a_bad_recording_among_good_ones_is_named(
@@ -119,10 +119,20 @@ def test_a_bad_recording_among_good_ones_is_named(
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_list_is_refused(tmp_path):
-    manifest = some_recordings(tmp_path).select([])
-    with pytest.raises(InputError, match="no recordings to embed"):
-        extract_embeddings(make_model(), manifest, progress=False)
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "no recordings to embed"),
+        ([0], {"num_workers": -1}, "num_workers: -1, expected 0 or more"),
+        ([0], {"max_seconds": 0}, "max_seconds: 0, expected a positive number"),
+        ([0], {"max_seconds": "1"}, "max_seconds: 1, expected a positive number"),
+        ([0], {"max_batch_seconds": 0}, "batches of 0 s"),
+    ],
+)
+def test_nothing_to_embed_and_settings_out_of_range(tmp_path, rows, options, message):
+    manifest = some_recordings(tmp_path).select(rows)
+    with pytest.raises(InputError, match=message):
+        extract_embeddings(make_model(), manifest, progress=False, **options)
 
 
 def test_the_shortest_allowed_recording_has_an_embedding(tmp_path):
@@ -135,7 +145,7 @@ def test_an_embedding_that_is_not_finite_names_its_recording(tmp_path):
     model, manifest = make_model(), some_recordings(tmp_path)
     with torch.no_grad():
         model.head.bottleneck.bias[3] = torch.inf
-    with pytest.raises(InputError, match=r"^r\d: its embedding is not finite"):
+    with pytest.raises(InputError, match=r"r\d\.wav: its embedding is not finite"):
         extract_embeddings(model, manifest, progress=False)
 
 

@@ -25,11 +25,8 @@ from tiny_extraction import (
 )
 from tiny_training import start
 
-from speechbrain_ext.inference.extraction import (
-    Parts,
-    embed_to_file,
-    extract_embeddings,
-)
+from speechbrain_ext.inference.extraction import embed_to_file, extract_embeddings
+from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.scoring.embeddings import save_embeddings
 from speechbrain_ext.utils.errors import InputError, command_line
 
@@ -204,7 +201,7 @@ def test_a_damaged_part_is_made_again(manifest, path, unbroken, kind, caplog):
 def test_no_wrong_byte_is_fatal(manifest, path, caplog):
     caplog.set_level("ERROR", "speechbrain_ext")  # a thousand warnings take seconds
     vectors = np.ones((N, 8), np.float32)
-    parts = Parts(path, "0" * 64, manifest.ids)
+    parts = PartialResults(path, "0" * 64, manifest.ids)
     parts.add(np.arange(N), vectors)
     parts.save()
     (part,) = parts_of(path)
@@ -213,7 +210,7 @@ def test_no_wrong_byte_is_fatal(manifest, path, caplog):
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         part.write_bytes(damaged)
-        parts = Parts(path, "0" * 64, manifest.ids)
+        parts = PartialResults(path, "0" * 64, manifest.ids)
         assert parts.done.all() or not parts.done.any()
         if parts.done.all():  # a date, say, is of no importance
             assert np.array_equal(parts.collect(), vectors)
@@ -289,7 +286,7 @@ def _meet_a_full_disk(manifest, path, batches):
 
 def _finish_on_a_full_disk(manifest, path, _):
     def main():
-        parts = Parts(path, "0" * 64, manifest.ids)
+        parts = PartialResults(path, "0" * 64, manifest.ids)
         parts.add(np.arange(N), np.ones((N, 8), np.float32))
         parts.save()
         fill_the_disk()
@@ -337,7 +334,7 @@ def test_all_but_the_last_file_is_there(manifest, path, unbroken):
 
 
 def test_parts_that_vanish_are_missed(manifest, path):
-    parts = Parts(path, "0" * 64, manifest.ids)
+    parts = PartialResults(path, "0" * 64, manifest.ids)
     for row in range(N):
         parts.add(np.array([row]), np.ones((1, 8), np.float32))
         parts.save()

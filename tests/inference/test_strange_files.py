@@ -1,4 +1,4 @@
-"""Files that a disk may hold: pipes, names of any bytes, streams without a length."""
+"""Folders and names that a disk may hold: links, pipes, names of any bytes."""
 
 import json
 import os
@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-import soundfile
+from test_verifier_files import link_to_nothing, pipe, without_length
 from tiny_verifier import load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli.models import embed_inputs
+from speechbrain_ext.inference.folders import embed_inputs
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.utils.errors import InputError
 
@@ -20,83 +20,37 @@ NO_TEXT = os.fsdecode(b"\xff.wav")  # a name that is not UTF-8
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("model") / "final")
 
 
 @pytest.fixture(scope="module")
-def verifier(model):
-    return load(model)
+def verifier(folder):
+    return load(folder)
 
 
-def refused(verifier, path, reason):
-    with pytest.raises(InputError, match=reason) as caught:
-        verifier.encode_files([path])
-    assert str(caught.value).startswith(f"{path}: ")
-    return str(caught.value)
-
-
-def without_length(path):
-    """A flac file as a program writes it into a pipe: of unknown length."""
-    wav = 0.1 * np.random.default_rng(0).standard_normal(32000)
-    soundfile.write(path, wav, 16000)
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xF0  # 36 bits of the stream's information: samples in all
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
-
-
-def test_a_stream_of_unknown_length(verifier, tmp_path):
-    """Its windows would have no end."""
-    without_length(tmp_path / "a.flac")
-    refused(verifier, tmp_path / "a.flac", r"does not say how long it is.*once more")
-
-
-def test_a_pipe_is_not_waited_for(verifier, tmp_path):
-    os.mkfifo(tmp_path / "a.wav")
-    refused(verifier, tmp_path / "a.wav", "not a regular file")
-
-
-def test_what_is_missing_is_said(verifier, tmp_path):
-    (tmp_path / "link.wav").symlink_to(tmp_path / "gone.wav")
-    (tmp_path / "round.wav").symlink_to(tmp_path / "round.wav")
-    refused(verifier, tmp_path / "absent.wav", "No such file or directory")
-    refused(verifier, tmp_path / "link.wav", "No such file or directory")
-    refused(verifier, tmp_path / "round.wav", "symbolic links")
-
-
-def test_a_name_that_is_no_text(model, tmp_path, monkeypatch, capfd):
+def test_a_name_that_is_no_text(folder, tmp_path, monkeypatch, capfd):
     """It is read, and JSON can tell it."""
     monkeypatch.chdir(tmp_path)
     write_voice("a.wav")
     os.rename("a.wav", NO_TEXT)
-    main(["verify", NO_TEXT, NO_TEXT, "--source", str(model), "--device", "cpu"])
+    main(["verify", NO_TEXT, NO_TEXT, "--source", str(folder), "--device", "cpu"])
     found = json.loads(capfd.readouterr().out)
     assert found["enrol"]["files"] == [NO_TEXT]
     assert found["scores"]["cosine"] == pytest.approx(1, abs=1e-6)
 
 
-def test_batches_without_a_bound(verifier, tmp_path):
-    paths = [write_voice(tmp_path / f"{n}.wav", n) for n in range(3)]
-    whole = verifier.encode_files(paths, max_batch_seconds=float("inf"))
-    expected = verifier.encode_files(paths, batch_size=1)
-    np.testing.assert_allclose(whole.numpy(), expected.numpy(), atol=1e-5)
-
-
-# ---- folders -------------------------------------------------------------------------
-
-
 def test_a_folder_of_them(verifier, tmp_path):
-    folder = tmp_path / "wav"
-    folder.mkdir()
-    write_voice(folder / "good.wav")
-    write_voice(folder / "no_text.wav")
-    os.rename(folder / "no_text.wav", folder / NO_TEXT)
-    (folder / "link.wav").symlink_to(folder / "gone.wav")
-    os.mkfifo(folder / "pipe.wav")
-    without_length(folder / "stream.flac")
-    (folder / "up").symlink_to(folder)  # without end, were it followed
-    found = embed_inputs(verifier, [folder], tmp_path / "e.npz")
+    wavs = tmp_path / "wav"
+    wavs.mkdir()
+    write_voice(wavs / "good.wav")
+    write_voice(wavs / "no_text.wav")
+    os.rename(wavs / "no_text.wav", wavs / NO_TEXT)
+    link_to_nothing(wavs / "link.wav")
+    pipe(wavs / "pipe.wav")
+    without_length(wavs / "stream.flac")
+    (wavs / "up").symlink_to(wavs)  # without end, were it followed
+    found = embed_inputs(verifier, [wavs], tmp_path / "e.npz")
     assert (found["embedded"], found["failed"]) == (1, 4)
     assert load_embeddings(tmp_path / "e.npz").ids.tolist() == ["good"]
     lines = (tmp_path / "e.npz.failures.txt").read_text().splitlines()
@@ -108,7 +62,7 @@ def test_a_folder_of_them(verifier, tmp_path):
         ("stream.flac", "how long"),
         (r"\udcff.wav", "characters that cannot be printed in its name"),
     ):
-        assert reason in reasons[f"{folder}/{name}"]
+        assert reason in reasons[f"{wavs}/{name}"]
 
 
 def test_an_output_that_is_a_folder(verifier, tmp_path):
@@ -120,12 +74,12 @@ def test_an_output_that_is_a_folder(verifier, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "e.npz"]
 
 
-def test_a_model_in_a_folder_of_any_name(model, tmp_path):
+def test_a_model_in_a_folder_of_any_name(folder, tmp_path):
     for name in ("my model", "modèle ü", "a#b: {c}", "'q\"", "3/4", "!new", "$HOME"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(model)
+        (tmp_path / name).symlink_to(folder)
         assert load(tmp_path / name).embedding_size == 8
-    (tmp_path / "a<b>").symlink_to(model)
+    (tmp_path / "a<b>").symlink_to(folder)
     with pytest.raises(InputError, match="a<b>: '<' in the path of a model"):
         load(tmp_path / "a<b>")
 
@@ -134,27 +88,27 @@ STOPPED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.cli import models as embed_command
+from speechbrain_ext.inference import folders
 from speechbrain_ext.inference import verifier as embedder
-embed_command.BLOCK, plain, calls = 2, embedder.SpeakerEmbedder._encode, []
+folders.BLOCK, plain, calls = 2, embedder.SpeakerVerifier._encode, []
 def encode(self, *args):
     calls.append(1)
     if len(calls) == 6:
         os.kill(os.getpid(), signal.SIGINT)
     return plain(self, *args)
-embedder.SpeakerEmbedder._encode = encode
+embedder.SpeakerVerifier._encode = encode
 main(sys.argv[1:])
 """
 
 
-def test_ctrl_c_leaves_what_was_done(model, verifier, tmp_path):
+def test_ctrl_c_leaves_what_was_done(folder, verifier, tmp_path):
     """One line, exit code 130, nothing half-written; the same command goes on."""
-    folder = tmp_path / "wav"
-    folder.mkdir()
+    wavs = tmp_path / "wav"
+    wavs.mkdir()
     for number in range(9):
-        write_voice(folder / f"{number}.wav", number, 0.5 + 0.1 * number)
+        write_voice(wavs / f"{number}.wav", number, 0.5 + 0.1 * number)
     out = tmp_path / "e.npz"
-    words = ["embed", folder, "--source", model, "--out", out, "--device", "cpu"]
+    words = ["embed", wavs, "--source", folder, "--out", out, "--device", "cpu"]
     words += ["--batch_seconds", "0.1"]  # a batch for each
     done = subprocess.run(
         [sys.executable, "-c", STOPPED, *map(str, words)],
@@ -169,9 +123,9 @@ def test_ctrl_c_leaves_what_was_done(model, verifier, tmp_path):
     (parts,) = tmp_path.glob("e.npz.parts-*")
     before = sum(len(np.load(part)["rows"]) for part in parts.iterdir())
     assert 4 <= before < 9
-    found = embed_inputs(verifier, [folder], out, 0.1)
+    found = embed_inputs(verifier, [wavs], out, 0.1)
     assert (found["embedded"], found["failed"]) == (9, 0)
     ids, vectors = load_embeddings(out)
-    expected = verifier.encode_files([folder / f"{name}.wav" for name in ids])
+    expected = verifier.encode_files([wavs / f"{name}.wav" for name in ids])
     np.testing.assert_allclose(vectors, expected.numpy(), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npz", "wav"]

@@ -13,7 +13,7 @@ from tiny_verifier import add_backend, load, make_folder, plain, write_voice
 from speechbrain_ext.inference import Comparison, SpeakerVerifier, load_thresholds
 from speechbrain_ext.inference.decisions import UNMEASURED_COSINE
 from speechbrain_ext.pretrained import load_pretrained
-from speechbrain_ext.scoring.backend import Side
+from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,7 +204,7 @@ def by_backend(backend, model, enrol, test):
     for paths in (enrol, test):
         vectors = np.array([plain(model, path) for path in paths])
         seconds = sum(soundfile.info(path).duration for path in paths)
-        sides.append(Side(vectors.mean(0, keepdims=True), np.array([seconds])))
+        sides.append(TrialSide(vectors.mean(0, keepdims=True), np.array([seconds])))
     found = backend.scores(*sides, np.array([[0, 0]]))
     return {kind: float(scores[0]) for kind, scores in found.items()}
 
@@ -319,7 +319,7 @@ def test_a_calibrated_cosine_without_cohort(tmp_path, wavs, with_durations):
     verifier = load(folder)
     assert verifier.kinds == ["cosine", "llr"]
     enrol, test = (
-        Side(plain(load_pretrained(folder), path)[None]) for path in wavs[:2]
+        TrialSide(plain(load_pretrained(folder), path)[None]) for path in wavs[:2]
     )
     if with_durations:
         enrol, test = (

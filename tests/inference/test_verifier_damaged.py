@@ -114,9 +114,6 @@ def test_weights_that_do_not_fit_are_an_error_with_the_keys(folder):
     ("overrides", "expected"),
     [
         ({"min_seconds": 0.01}, r"min_seconds is 0\.01, expected at least 0\.035"),
-        ({"min_seconds": None}, "min_seconds is None, expected a number of seconds"),
-        ({"window_seconds": 0.1}, r"window_seconds is 0\.1, expected at least min_sec"),
-        ({"window_seconds": True}, "window_seconds is True, expected a number"),
         ({"hop_seconds": 61}, "hop_seconds is 61, expected above 0"),
         ({"sample_rate": 8000}, "sample_rate is 8000, expected 16000"),
         ({"as_norm_top_n": -3}, "as_norm_top_n is -3, expected a whole number of at"),
@@ -124,7 +121,7 @@ def test_weights_that_do_not_fit_are_an_error_with_the_keys(folder):
         ({"nothing": 1}, "nothing"),
     ],
 )
-def test_rules_out_of_range_name_the_file(folder, overrides, expected):
+def test_settings_out_of_range_name_the_file(folder, overrides, expected):
     with pytest.raises(InputError, match=rf"hyperparams\.yaml: .*{expected}"):
         load(folder, overrides=overrides)
 
@@ -190,7 +187,9 @@ def test_a_list_in_the_place_of_a_number_is_not_printed_in_full(folder):
     path = folder / "thresholds.json"
     points = list(range(5000))
     changed(path, lambda values: values["scores"]["cosine"].update(eer=points))
-    with pytest.raises(InputError, match=r"eer is \[0, 1, .*\], expected a") as caught:
+    with pytest.raises(
+        InputError, match=r"cosine\.eer is \[0, 1, .*\], expected a"
+    ) as caught:
         load_thresholds(path)
     assert len(str(caught.value)) < 300
 

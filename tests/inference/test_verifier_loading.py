@@ -80,7 +80,7 @@ def test_another_folder_of_train_py_s_older_days_loads(folder):
         (folder / name).unlink()
     verifier = load(folder)
     assert verifier.kinds == ["cosine"]
-    assert tuple(verifier.rules) == (0.25, 60.0, 60.0)
+    assert tuple(verifier.chunking) == (0.25, 60.0, 60.0)
 
 
 def test_weights_of_a_torch_file(folder):

@@ -28,7 +28,7 @@ from speechbrain_ext.pruning import (
     expected_parameters,
     prune,
 )
-from speechbrain_ext.pruning.budget import macs_ledger, parameter_ledger
+from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.utils.errors import InputError
 
@@ -101,9 +101,9 @@ def test_hard_gates_give_the_real_multiply_adds(kinds, seconds):
     encoder = gated_encoder("hard", kinds=kinds)
     real = real_macs(prune(encoder), seconds)
     assert value(expected_macs(encoder, seconds)) == real
-    ledger = macs_ledger(encoder, seconds)
-    assert ledger.remaining() == real < ledger.full
-    assert ledger.full == real_macs(tiny_encoder(), seconds)
+    costs = mac_costs(encoder, seconds)
+    assert costs.remaining() == real < costs.full
+    assert costs.full == real_macs(tiny_encoder(), seconds)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -113,29 +113,29 @@ def test_costs_at_full_size_are_real(seed):
     shapes = random_shapes(config, seed)
     pruned = full_model(with_layer_shapes(config, shapes))
     encoder = add_gates(full_model())
-    for ledger, full, real in (
-        (parameter_ledger(encoder), ENCODER, size_of(pruned)),
-        (macs_ledger(encoder), real_macs(full_model(), 1.0), real_macs(pruned, 1.0)),
+    for costs, full, real in (
+        (parameter_costs(encoder), ENCODER, size_of(pruned)),
+        (mac_costs(encoder), real_macs(full_model(), 1.0), real_macs(pruned, 1.0)),
     ):
-        total = ledger.rest
-        for group, _, unit, fixed in ledger.accounts:
+        total = costs.rest
+        for group, _, unit, fixed, _ in costs.groups:
             width = getattr(shapes[group.layer], group.kind)
             total += unit * width + fixed * bool(width)
         assert total == real < 0.7 * full
-        assert ledger.full == full
+        assert costs.full == full
 
 
 def test_costs_of_a_unit_by_hand():
     """FFN unit 2·1024 + 1; head 4·64·1024 + 3·64; channel 3·1024 + 31 + 2."""
-    ledger = parameter_ledger(add_gates(full_model()))
-    costs = {a.group.kind: (a.unit, a.fixed) for a in ledger.accounts}
-    assert costs == {
+    costs = parameter_costs(add_gates(full_model()))
+    units = {a.group.kind: (a.unit, a.fixed) for a in costs.groups}
+    assert units == {
         "ffn1": (2049, 3 * 1024),
         "heads": (262_336, 3 * 1024 + 73 * 64),
         "conv": (3105, 2 * 1024),
         "ffn2": (2049, 3 * 1024),
     }
-    assert ledger.rest == 320 + 160 * 1024 + 1024 + 24 * 2 * 1024
+    assert costs.rest == 320 + 160 * 1024 + 1024 + 24 * 2 * 1024
 
 
 def test_shapes_and_configuration_are_inverse():
@@ -152,11 +152,11 @@ def test_expectation_is_the_mean_of_hard_gates():
     """2,000 draws of all gates, each counted as what it would leave."""
     encoder = gated_encoder("sparse", whole=["heads"])
     expected = value(expected_parameters(encoder))
-    ledger, counts = parameter_ledger(encoder), []
+    costs, counts = parameter_costs(encoder), []
     torch.manual_seed(0)
     for _ in range(2000):
-        total = ledger.rest
-        for _, gate, unit, fixed in ledger.accounts:
+        total = costs.rest
+        for _, gate, unit, fixed, _ in costs.groups:
             values = gate.values(noisy=True)
             units = int(values.kept.sum()) * bool(values.whole > 0)
             total += unit * units + fixed * bool(units)
@@ -171,8 +171,8 @@ def test_gates_do_not_count_and_new_ones_are_open():
     encoder = add_gates(tiny_encoder(), whole=ENCODER_KINDS)
     dense = size_of(tiny_encoder())
     assert size_of(encoder) > dense
-    ledger = parameter_ledger(encoder)
-    assert ledger.full == dense
+    costs = parameter_costs(encoder)
+    assert costs.full == dense
     assert 0.99 * dense < value(expected_parameters(encoder)) < dense
 
 
@@ -246,7 +246,7 @@ def test_gradients_reach_gates_and_multipliers():
     excess = float(penalty.sparsity - penalty.target)
     assert budget.lambda1.grad.item() == pytest.approx(excess, rel=1e-5)
     assert budget.lambda2.grad.item() == pytest.approx(excess**2, rel=1e-5)
-    encoder.encode_features(noise(2, 30, 160))[-1].square().mean().backward()
+    encoder.encode(noise(2, 30, 160))[-1].square().mean().backward()
     changed = set()
     for (group, gate), count in zip(gated_groups(encoder), from_count, strict=True):
         gradient = gate.units.log_alpha.grad
@@ -305,7 +305,7 @@ def test_floors_count_as_kept():
     assert kept == [0, 2] * 3
     budget = Budget(encoder, sparsity=0.1)
     assert value(expected_parameters(encoder)) == size_of(prune(encoder))
-    assert budget.ledger.smallest == size_of(prune(encoder))
+    assert budget.costs.smallest == size_of(prune(encoder))
 
 
 # -- what cannot be --------------------------------------------------------------------
@@ -342,7 +342,5 @@ def test_floors_above_the_target():
 def test_no_gates_and_no_multiply_adds():
     with pytest.raises(InputError, match="no gates; call add_gates"):
         Budget(tiny_encoder(), sparsity=0.5)
-    with pytest.raises(
-        InputError, match="SpeakerEncoder: says nothing on multiply-adds"
-    ):
+    with pytest.raises(InputError, match=r"SpeakerEncoder: .* give the encoder"):
         Budget(add_gates(speaker_encoder()), macs=100)

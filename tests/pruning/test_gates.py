@@ -15,6 +15,7 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     RelativeKeyAttention,
 )
+from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.lobes.heads import LayerAdapter
 from speechbrain_ext.pruning.gates import (
     CLOSED,
@@ -187,20 +188,26 @@ def test_masked_layer_norm_is_that_of_the_kept_channels():
 
 SHAPE = LayerShape(hidden=24, head_dim=6, heads=4, ffn1=10, ffn2=0, conv=10)
 MODULES = {
-    "ffn1": (lambda: FeedForward(24, 10), "output_dense", 10),
-    "heads": (lambda: RelativeKeyAttention(SHAPE), "linear_out", 4),
-    "conv": (lambda: ConvolutionModule(24, 10, 5), "pointwise_conv2", 10),
-    "adapter": (lambda: LayerAdapter(24, 10, 8), "3", 10),
+    "ffn1": (lambda: FeedForward(24, 10), "output_dense", 10, ()),
+    "heads": (lambda: RelativeKeyAttention(SHAPE), "linear_out", 4, ()),
+    "conv": (
+        lambda: ConvolutionModule(24, 10, 5),
+        "pointwise_conv2",
+        10,
+        ("depthwise_layer_norm",),
+    ),
+    "adapter": (lambda: LayerAdapter(24, 10, 8), "3", 10, ("1",)),
 }
 
 
 def gated_module(kind, whole=False):
-    """A random module in training mode with random gates; its last linear map."""
-    build, last, units = MODULES[kind]
+    """A random module in training mode with random gates; the group."""
+    build, last, units, norms = MODULES[kind]
     module = randomise(build()).double()
-    module.gate = GroupGate(units, gate_whole=whole, can_vanish=kind != "adapter")
-    set_gates(module.gate.double(), "soft", seed=3)
-    return module, module.get_submodule(last)
+    gate = GroupGate(units, gate_whole=whole, can_vanish=kind != "adapter")
+    group = PrunableGroup("", kind, units, units, (), f"{last}.weight", norms=norms)
+    set_gates(gate.double(), "soft", seed=3).attach(module, group)
+    return module, group
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -210,7 +217,7 @@ def test_one_draw_per_forward_and_where_it_goes(kind):
     Channels of the convolution that are off hold large values, so that statistics
     that saw them would show.
     """
-    module, last = gated_module(kind, whole=kind != "adapter")
+    module, group = gated_module(kind, whole=kind != "adapter")
     x = noise(2, 12, 24).double()
     torch.manual_seed(5)
     found = module(x)
@@ -222,16 +229,16 @@ def test_one_draw_per_forward_and_where_it_goes(kind):
     torch.manual_seed(5)
     module(x)
     assert torch.equal(torch.rand(1), after)  # no further draw
-    expected = plain_with(module, last, values, x)
+    expected = plain_with(module, group, values, x)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     assert not torch.equal(module(x), found)
 
 
-def plain_with(module, last, values, x):
+def plain_with(module, group, values, x):
     """The module without gates, removed units taken out of it one by one."""
-    from speechbrain_ext.pruning.gates import NoGate
-
-    gate, module.gate = module.gate, NoGate()
+    gate = module.gate
+    gate.detach(module, group)
+    last = module.get_submodule(group.output_weight.removesuffix(".weight"))
     scale = values.units.repeat_interleave(last.weight.shape[1] // gate.size)
     whole = 1.0 if values.whole is None else values.whole
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
@@ -240,20 +247,18 @@ def plain_with(module, last, values, x):
         last.weight.mul_(scale.view(shape) * whole)
         if last.bias is not None:
             last.bias.mul_(whole)
-        norm = getattr(module, "depthwise_layer_norm", None)
-        if norm is None and isinstance(module, LayerAdapter):
-            norm = module[1]
-        if norm is not None:
-            kept = values.kept
-            norm.register_forward_hook(
+        kept, hooks = values.kept, []
+        for name in group.norms:
+            hook = module.get_submodule(name).register_forward_hook(
                 lambda self, inputs, output: masked_plainly(self, inputs[0], kept)
             )
+            hooks.append(hook)
         out = module(x)
         for name, parameter in module.named_parameters():
             parameter.copy_(before[name])
-    if norm is not None:
-        norm._forward_hooks.clear()
-    module.gate = gate
+    for hook in hooks:
+        hook.remove()
+    gate.attach(module, group)
     return out
 
 

@@ -104,14 +104,14 @@ def test_every_named_tensor_is_there_and_has_the_units():
     tensors, seen = dict(model.named_parameters()), set()
     for group in model.prunable_groups():
         width = group.units * group.unit_size
-        for name in group.rows:
+        for name in group.input_weights:
             assert tensors[name].shape[0] % width == 0
-        assert tensors[group.columns].shape[1] == width
-        owned = {*group.rows, group.columns}
+        assert tensors[group.output_weight].shape[1] == width
+        owned = {*group.input_weights, group.output_weight}
         owned |= {name for name in tensors if group.goes_with_last(name)}
         assert not owned & seen
         seen |= owned
-        assert group.shift is None or group.shift in owned
+        assert group.output_bias is None or group.output_bias in owned
     rest = {name.split(".", 1)[1] for name in set(tensors) - seen}
     rest = {name for name in rest if "final_layer_norm" not in name}
     assert all(
@@ -147,7 +147,7 @@ def test_gradient_checkpointing_draws_the_same_gates_again():
         encoder = tiny_encoder(gradient_checkpointing=checkpointing)
         encoder = set_gates(add_gates(encoder), "soft").train()
         torch.manual_seed(0)
-        states = encoder.encode_features(noise(2, 40, 160))
+        states = encoder.encode(noise(2, 40, 160))
         sum(state.square().mean() for state in states).backward()
         results.append([p.grad for p in encoder.parameters()])
     for one, other in zip(*results):

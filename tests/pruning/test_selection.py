@@ -40,19 +40,19 @@ def scores(encoder):
     return [gate.units.log_alpha.detach().clone() for _, gate in gated_groups(encoder)]
 
 
-def plainly(ledger, target):
+def plainly(costs, target):
     """Which units stay, by walking through all and counting anew each time."""
-    kept = [np.ones(account.gate.size, bool) for account in ledger.accounts]
+    kept = [np.ones(account.gate.size, bool) for account in costs.groups]
 
     def cost():
-        total = ledger.rest
-        for account, units in zip(ledger.accounts, kept):
+        total = costs.rest
+        for account, units in zip(costs.groups, kept):
             total += account.unit * units.sum() + account.fixed * units.any()
         return total
 
     everything = sorted(
         (float(alpha), group, unit)
-        for group, account in enumerate(ledger.accounts)
+        for group, account in enumerate(costs.groups)
         for unit, alpha in enumerate(account.gate.units.log_alpha.detach())
     )
     for _, group, unit in everything:
@@ -68,12 +68,12 @@ def test_the_target_is_met_and_the_largest_stay(sparsity, how):
     """As the plain walk, plus one last step below the target."""
     encoder = gated_encoder(how)
     budget = Budget(encoder, sparsity=sparsity)
-    expected, above = plainly(budget.ledger, budget.target_cost)
+    expected, above = plainly(budget.costs, budget.target_cost)
     cost = harden(budget)
     assert remaining_parameters(encoder) == cost == size_of(prune(encoder))
-    full = budget.ledger.full
+    full = budget.costs.full
     assert (1 - sparsity) * full - 1600 <= cost <= (1 - sparsity) * full
-    kept = [account.gate.kept().numpy() for account in budget.ledger.accounts]
+    kept = [account.gate.kept().numpy() for account in budget.costs.groups]
     fewer = sum(int(e.sum() - k.sum()) for e, k in zip(expected, kept))
     assert all((k <= e).all() for e, k in zip(expected, kept))
     # one step: a unit, or the few that were left of a group
@@ -128,8 +128,8 @@ def test_gated_equals_pruned_after_hardening():
     harden(Budget(encoder, sparsity=0.8))
     features = noise(1, 40, 160)
     with torch.no_grad():
-        gated = encoder.encode_features(features)
-        pruned = prune(encoder).encode_features(features)
+        gated = encoder.encode(features)
+        pruned = prune(encoder).encode(features)
     for one, other in zip(gated, pruned, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
@@ -179,7 +179,7 @@ def test_the_smallest_target_leaves_the_floors_alone():
 
 
 def gated_smallest(encoder):
-    return Budget(encoder, sparsity=0.1).ledger.smallest
+    return Budget(encoder, sparsity=0.1).costs.smallest
 
 
 @pytest.mark.parametrize("multiple", [4, 8, 16])
@@ -218,7 +218,7 @@ def test_a_budget_in_multiply_adds():
     encoder = gated_encoder("soft")
     budget = Budget(encoder, macs=1_500_000)
     cost = harden(budget)
-    assert cost == budget.ledger.remaining()
+    assert cost == budget.costs.remaining()
     assert 1_500_000 - 11_000 <= cost <= 1_500_000
 
 

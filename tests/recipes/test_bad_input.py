@@ -126,7 +126,7 @@ def test_a_recording_that_is_not_finite_is_found_when_it_is_read(corpus, workers
 def test_a_silent_validation_recording_is_named(corpus):
     for path in (corpus / "voices/wav").glob("id0*/s0/00000.wav"):
         spoil(path, "silent")
-    check("train", corpus, STAGE1, "/s0/00000: silent, expected speech")
+    check("train", corpus, STAGE1, "/s0/00000.wav: silent, expected speech")
 
 
 def test_a_recording_cut_after_the_preparation_is_named(corpus):
@@ -270,8 +270,8 @@ def test_a_new_speaker_has_no_class_in_stage_3(corpus):
         ("empty", "id07/s0/00002.wav: "),
         ("stereo", "id07/s0/00002.wav: 16000 Hz with 2 channel(s)"),
         ("8 kHz", "id07/s0/00002.wav: 8000 Hz"),
-        ("silent", "id07/s0/00002: silent, expected speech"),
-        ("short", "id07/s0/00002: 500 samples, expected "),
+        ("silent", "id07/s0/00002.wav: silent, expected speech"),
+        ("short", "id07/s0/00002.wav: 500 samples, "),
         ("NaN", "id07/s0/00002.wav: NaN"),
     ],
 )

@@ -11,7 +11,6 @@ from recipe_scripts import SMALL, run_script
 from tiny_training import start, tiny_config, write_musan, write_rirs
 
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.evaluation.verification import RUN_KEYS
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -19,7 +18,6 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.score_files import read_score_table
-from speechbrain_ext.training.build import KEYS
 from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
 
 TRAINING = ("stage1_adapter_mfa", "stage1_lora_adapter_mfa", "stage2_joint")
@@ -51,8 +49,7 @@ def test_no_file_is_forgotten_here():
 def without_corpus(lines):
     """Without where the corpus is and how it is prepared."""
     kept, inside = [], False
-    keys = ("cnceleb", "train_folders", "test_folders", "trial_lists", "join_seconds")
-    keys += ("prepare", "enrol", "allow_duplicates")
+    keys = ("cnceleb", "prepare", "trial", "enrol")
     for line in lines:
         inside = line.startswith(keys) or (inside and line.startswith("    "))
         if not inside:
@@ -77,10 +74,10 @@ def test_the_header_says_purpose_needs_command_and_one_override(name):
     assert "\n# Needs: " in text
     assert "\n# One override: --" in text
     assert re.search(rf"\n#   .*{script}\.py hparams/{name}\.yaml ", text)
-    own = {w.split(":")[0] for w in body(RECIPE, name) if re.match(r"\w+:", w)}
+    own = {w.split(":")[0].strip() for w in body(RECIPE, name)}
     words = set(re.findall(r"--(\w+)=", text)) - {"nproc_per_node"}
     assert words <= own | RUN_OPTIONS
-    filled = re.findall(r"^(\w+): !PLACEHOLDER", "\n".join(body(RECIPE, name)), re.M)
+    filled = re.findall(r"(\w+): !PLACEHOLDER", "\n".join(body(RECIPE, name)))
     assert set(filled) <= words, "the command leaves a placeholder unfilled"
 
 
@@ -98,16 +95,19 @@ def test_it_loads(name, tmp_path, monkeypatch):
         words.append(f"--pretrained_folder={tmp_path}/final")
     elif name != "verify":
         words.append(f"--encoder_source={tmp_path}/tiny.json")
-    keys = (*RUN_KEYS, "cnceleb1_folder") if name == "verify" else KEYS
-    hparams = load_run([f"hparams/{name}.yaml", *words], keys)[3]
+    function = "verify" if name == "verify" else "train"
+    function = getattr(recipe_scripts.script(function), function)
+    hparams = load_run([f"hparams/{name}.yaml", *words], function)[3]
+    prepare = hparams["prepare"].keywords
     if name == "verify":
-        assert hparams["prepare"]["enrolment"] == list(PROTOCOLS)
+        assert prepare["enrolment"] == list(PROTOCOLS)
+        assert hparams["trials"].keywords["enrolment"] == list(PROTOCOLS)
         return
-    assert hparams["prepare"]["join_seconds"] == 5.0
-    assert hparams["prepare"]["cnceleb2_folder"] == str(tmp_path)
-    assert hparams["speeds"] == [1.0, 0.9, 1.1]
+    assert prepare["join_seconds"] == 5.0
+    assert prepare["cnceleb2_folder"] == str(tmp_path)
+    assert hparams["train_data"].keywords["speeds"] == [1.0, 0.9, 1.1]
     expected = 64 if "lora" in name else None
-    assert (hparams["lora"] or {}).get("r") == expected
+    assert (hparams.get("lora") or {}).get("r") == expected
 
 
 # ---- the whole recipe ----------------------------------------------------------------

@@ -13,13 +13,14 @@ from recipe_scripts import data_words, run, run_on_two, run_script
 from tiny_training import manifest_of, start, tiny_config, write_corpus, write_voices
 
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
-from speechbrain_ext.evaluation import verification as verification_run
+from speechbrain_ext.evaluation import verification
 from speechbrain_ext.inference.extraction import embed_to_file
+from speechbrain_ext.inference.folder import load_encoder
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.pretrained import load_pretrained, save_pretrained
-from speechbrain_ext.scoring.backend import Backend, Side
+from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.scoring.backend import Backend, TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort, speaker_means
 from speechbrain_ext.scoring.embeddings import load_embeddings
@@ -166,7 +167,7 @@ def test_as_norm_and_calibration(corpus, tmp_path):
     assert calibrator.n_target + calibrator.n_nontarget <= 60
     assert calibrator.n_target == calibrator.n_nontarget > 0
     ids, vectors = load_embeddings(out / "embeddings.npz")
-    side = Side(vectors, read_manifest(out / "prepared/test.csv").durations)
+    side = TrialSide(vectors, read_manifest(out / "prepared/test.csv").durations)
     trials, _ = read_score_table(out / "scores_trials_llr.npz")
     rows = rows_of(trials, ids, "embeddings")
     rows = np.stack([rows[trials.enrol], rows[trials.test]], axis=1)
@@ -235,7 +236,10 @@ def test_two_lists_without_calibration_and_intervals(corpus, tmp_path):
         read_score_table(tmp_path / f"out/scores_{name}_as_norm.npz")[1]
         for name in ("half", "trials")
     ]
-    assert np.array_equal(scores[0], scores[1][::2])
+    # another number of trials and embeddings: float32 products of other shapes, right
+    # to 1e-6, over deviations of cohort scores, of 0.01 or more
+    assert scores[1].std() > 0.1
+    np.testing.assert_allclose(scores[0], scores[1][::2], rtol=1e-5, atol=1e-4)
     names = {f"det_{name}.png" for name in ("half", "trials")}
     assert names <= set(files_of(tmp_path / "out"))
 
@@ -310,12 +314,12 @@ def _killed_at_batch(number, *words):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def load(folder):
-        model = load_pretrained(folder)
-        model.register_forward_pre_hook(hook)
-        return model
+        hparams, chunking = load_encoder(folder)
+        hparams["speaker_encoder"].register_forward_pre_hook(hook)
+        return hparams, chunking
 
-    verification_run.load_pretrained = load
-    verification_run.embed_to_file = functools.partial(embed_to_file, save_every=0)
+    verification.load_encoder = load
+    verification.embed_to_file = functools.partial(embed_to_file, save_every=0)
     run_script("verify", *words)
 
 

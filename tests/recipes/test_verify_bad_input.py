@@ -37,6 +37,7 @@ def files(corpus):
     calibrator.save(corpus / "calibration.json")
     (corpus / "same.txt").write_text("1 id06/s0/00000 id06/s1/00001\n")
     (corpus / "map").write_text("m id06/s0/00000\nm id06/s1/00001\n")
+    (corpus / "good_map").write_text("m id06/s0/00000\n")
     return corpus
 
 
@@ -55,7 +56,7 @@ def files(corpus):
             "a model to embed the recordi",
         ),
         (
-            [NO_MODEL, "--embeddings={c}/six.npz", "--enrol_map={c}/map"]
+            [NO_MODEL, "--embeddings={c}/six.npz", "--enrol_map={c}/good_map"]
             + ["--enrolment=concatenate"],
             "or --embeddings=… without concatenation",
         ),

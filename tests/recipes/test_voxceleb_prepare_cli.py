@@ -106,7 +106,7 @@ def too_few_speakers(root):
 def nobody_left(root):
     for number in range(2, N_SPEAKERS):
         shutil.rmtree(root / f"vox/wav/id{number:02d}")
-    return "all 2 speakers are in trial lists"
+    return "vox: 0 of 2 speakers remain to train on"
 
 
 def space_in_name(root):

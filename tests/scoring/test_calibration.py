@@ -144,8 +144,11 @@ def test_constant_inputs_count_for_nothing():
     alone = QualityCalibrator().fit(scores, labels)
     ones = np.full_like(scores, 0.1)  # whose mean is not exactly 0.1
     both = QualityCalibrator().fit(np.hstack((ones, scores)), labels)
-    assert both.weights.tolist() == [0, alone.weights[0]]
-    assert both.bias == alone.bias
+    # the means of one and of two columns are summed in other orders, and both fits
+    # end at a slope of 1e-7 at most: the weights agree to some 1e-7, not to the bit
+    assert both.weights[0] == 0
+    assert both.weights[1] == pytest.approx(alone.weights[0], rel=1e-6)
+    assert both.bias == pytest.approx(alone.bias, rel=1e-6)
     nothing = QualityCalibrator().fit(ones, labels)
     assert nothing.log_likelihood_ratio(ones) == pytest.approx(0, abs=1e-6)
 
@@ -160,6 +163,7 @@ def test_separable_and_tiny():
 
 
 def test_rows_do_not_depend_on_their_neighbours():
+    """To the bit, on any CPU: the sum is taken element by element."""
     random = np.random.default_rng(0)
     features, labels = random.standard_normal((999, 13)), np.arange(999) % 2
     calibrator = QualityCalibrator().fit(features, labels)
@@ -273,21 +277,21 @@ def test_wrong_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "format other, version 1, expected"),
-        ({"version": 2}, "version 2, expected"),
-        ({"extra": 1}, "entries .*extra"),
+        ({"format": "other"}, "format is 'other', expected"),
+        ({"version": 2}, "version is 2, expected"),
+        ({"extra": 1}, "extra, expected nothing but"),
         ({"weights": [1.0]}, "1 weights for 2 inputs"),
-        ({"weights": [1.0, "2"]}, "weight '2', expected a finite float"),
-        ({"weights": [1.0, math.nan]}, "weight nan"),
-        ({"bias": math.inf}, "weight inf"),
-        ({"bias": None}, "bias is None, expected float"),
+        ({"weights": [1.0, "2"]}, r"weights\[1\] is '2', expected a number"),
+        ({"weights": [1.0, math.nan]}, "NaN is not a finite number"),
+        ({"bias": math.inf}, "Infinity is not a finite number"),
+        ({"bias": None}, "bias is None, expected a number"),
         ({"names": ["a", "a"]}, "input 'a' comes twice"),
-        ({"names": [1, 2]}, "at least one name"),
+        ({"names": [1, 2]}, r"names\[0\] is 1, expected text"),
         ({"objective": "hinge"}, "objective 'hinge'"),
         ({"p_target": 1.5}, "p_target is 1.5"),
         ({"l2": -1.0}, "l2 is -1"),
-        ({"n_target": 2.5}, "n_target is 2.5, expected int"),
-        ({"n_nontarget": True}, "n_nontarget is True, expected int"),
+        ({"n_target": 2.5}, "n_target is 2.5, expected a whole number"),
+        ({"n_nontarget": True}, "n_nontarget is True, expected a whole number"),
     ],
 )
 def test_changed_files_refused(tmp_path, change, message):
@@ -312,7 +316,7 @@ def test_damaged_files_refused(tmp_path):
             QualityCalibrator.load(path)
     for foreign in (b"[1]", b"3", b"{}"):
         path.write_bytes(foreign)
-        with pytest.raises(InputError, match="format None"):
+        with pytest.raises(InputError, match=r"expected names and|no format,"):
             QualityCalibrator.load(path)
 
 

@@ -80,11 +80,3 @@ def test_nothing_to_check_against():
     trials = Trials(Path("scores.txt"), np.array(["a"]), side, side)
     with pytest.raises(InputError, match=r"scores.txt: no labels"):
         check_speakers(trials, np.zeros(1, int))
-
-
-@pytest.mark.parametrize("name", ["voxceleb1_veri_test", "voxceleb1_veri_test_fixed"])
-def test_published_lists(shared, name):
-    trials = read_trials(shared / f"data/protocols/vox1/{name}.txt")
-    speakers = speakers_of(trials.names)
-    check_speakers(trials, speakers)
-    assert speakers.max() + 1 == 40

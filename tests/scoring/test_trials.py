@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from speechbrain_ext.scoring import trials as lines
+from speechbrain_ext.scoring.enrolment import check_speakers, speakers_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
@@ -217,10 +218,11 @@ def test_rows_of_one_side(write):
         rows_of(trials, ["m", "a"], "test.csv", side="test")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """A few lines at a time, as if the lists below were long."""
-    monkeypatch.setattr(lines, "BLOCK", 20)
+@pytest.fixture(params=[20, 400])
+def small_blocks(monkeypatch, request):
+    """A line or some lines at a time, as if the lists below were long."""
+    monkeypatch.setattr(lines, "BLOCK", request.param)
+    monkeypatch.setattr(lines, "LINES", 3)
 
 
 LONG = [f"id{i % 7}/s/{i}.wav id{i % 5}/s/{i % 3}.wav {i % 2}" for i in range(100)]
@@ -231,8 +233,10 @@ LONG = [f"id{i % 7}/s/{i}.wav id{i % 5}/s/{i % 3}.wav {i % 2}" for i in range(10
     [
         lambda text: text,
         lambda text: text.replace("\n", "\r\n"),
-        lambda text: text.replace(" ", "\t"),  # no block can be split at once
-        lambda text: text.replace("id3", "ïd3"),  # some can
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace(" ", "\t"),
+        lambda text: text.replace(" ", "  ", 200),
+        lambda text: text.replace("id3", "ïd3"),
         lambda text: "\ufeff" + text + "\n\n" * 20,
         lambda text: text.removesuffix("\n"),
     ],
@@ -311,6 +315,6 @@ def test_published_lists(shared, name, count, swapped):
     pairs = set(zip(trials.enrol.tolist(), trials.test.tolist()))
     assert len(pairs) == count
     assert sum((b, a) in pairs for a, b in pairs) == 2 * swapped
-    speakers = [name.split("/")[0] for name in trials.names]
-    same = [speakers[a] == speakers[b] for a, b in zip(trials.enrol, trials.test)]
-    assert trials.labels.tolist() == [int(value) for value in same]
+    speakers = speakers_of(trials.names)
+    check_speakers(trials, speakers)
+    assert speakers.max() + 1 == 40

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import socket
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def assert_same_outputs(source, model, tolerance=1e-4):
     features = noise(1, 30, 160)
     with torch.no_grad():
         expected = model(features, output_hidden_states=True).hidden_states
-        states = encoder.encode_features(features)
+        states = encoder.encode(features)
     for state, peer in zip(states, expected):
         assert state.dtype == torch.float32
         torch.testing.assert_close(state, peer.float(), atol=tolerance, rtol=0)
@@ -265,6 +266,7 @@ def test_damaged_folder_is_named(folder, damage, message):
     [
         ("{", "config.json: not a readable Wav2Vec2Bert configuration"),
         ("[1]", "config.json: not a readable Wav2Vec2Bert configuration"),
+        ('{"hidden_size": "64"}', "config.json: not a readable Wav2Vec2Bert conf"),
         ('{"model_type": "wavlm"}', "model_type 'wavlm', expected 'wav2vec2-bert'"),
         (
             '{"position_embeddings_type": "rotary"}',
@@ -284,8 +286,9 @@ def test_damaged_folder_is_named(folder, damage, message):
 def test_bad_configuration_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         W2VBertEncoder(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -364,3 +367,26 @@ def test_large_finite_weights_are_no_infinity():
 def test_unused_tensors_are_the_pretraining_mask_alone(model):
     own = W2VBertEncoder(tiny_config()).state_dict()
     assert set(model.state_dict()) - set(own) == set(UNUSED)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "both"])
+def test_hub_gives_torch_files_where_there_are_no_others(
+    model, folder, tmp_path, monkeypatch, kind
+):
+    """A stand-in for the hub: what the patterns name is copied to the cache."""
+    if kind != "safetensors":
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    if kind == "bin":
+        (folder / "model.safetensors").unlink()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+
+    def download(name, allow_patterns, cache_dir):
+        for pattern in allow_patterns:
+            for path in folder.glob(pattern):
+                shutil.copy(path, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert_same_outputs("owner/name", model)
+    assert (cache / "pytorch_model.bin").exists() == (kind == "bin")

@@ -9,9 +9,9 @@
 Without these manifests (and without ``cohort`` and ``calibrator``) it stops after the
 cosine. What is wrong is found before anything is embedded, where that can be. Written
 to ``output_folder``: embeddings.npz, cohort.npz, calibration.json, the scores of every
-list and system as text and as a table, those of the calibration as a table,
-results.json, results.md and pictures. The table also goes to the standard output.
-Stopped, the same command continues; several GPUs:
+list, enrolment and system as text and as a table, those of the calibration as a table,
+results.json, results.md (on CN-Celeb with error rates by genre) and pictures. The table
+also goes to the standard output. Stopped, the same command continues; several GPUs:
 ``torchrun --nproc_per_node=8 verify.py …``.
 """
 
@@ -23,79 +23,141 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.data.corpora.voxceleb import prepare_voxceleb_test
 from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.evaluation.backend_plan import plan_backend
-from speechbrain_ext.evaluation.score_lists import read_lists
+from speechbrain_ext.evaluation.backend_plan import Calibration, plan_backend
 from speechbrain_ext.evaluation.verification import (
-    BACKEND,
-    RUN_FILES,
-    RUN_KEYS,
     Embedder,
-    check,
+    check_files,
     check_sizes,
-    checked_enrolments,
     embedded,
     enrolled,
-    report,
-    score,
+    read_trials_of,
+    score_and_report,
 )
+from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.embeddings import load_embeddings
-from speechbrain_ext.scoring.enrolment import read_enrol_map
-from speechbrain_ext.utils.config import call_with, load_run
+from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
-from speechbrain_ext.utils.errors import command_line
+from speechbrain_ext.utils.errors import InputError, command_line
 
-# Top-level keys of the YAML file that this script reads.
-FILES = ("enrol_map", *RUN_FILES)
-KEYS = (*FILES, *RUN_KEYS, "trial_lists", "allow_duplicates")
+BACKEND, CALIBRATION = Backend(), Calibration()
 
 
-def both_sides(hparams, manifest, models, embed, given):
-    """The recordings of the test, and of the enrol side by protocol."""
-    folder = Path(hparams["output_folder"])
-    path = hparams["embeddings"] or folder / "embeddings.npz"
-    test = embedded(manifest, embed, path, given)
-    if models is None:
-        return test, {None: test}
-    return test, {
-        protocol: enrolled(protocol, models, test, manifest, embed, folder)
-        for protocol in checked_enrolments(hparams["enrolment"])
-    }
+def verify(
+    run_opts,
+    /,
+    *,
+    output_folder,
+    prepare,
+    trials,
+    pretrained_folder=None,
+    embeddings=None,
+    training_manifest=None,
+    calibration_manifest=None,
+    cohort=None,
+    calibrator=None,
+    max_utterances=20,
+    seed=1986,
+    backend=BACKEND,
+    calibration=CALIBRATION,
+    window_seconds=None,
+    hop_seconds=None,
+    max_seconds=None,
+    max_batch_seconds=240.0,
+    num_workers=2,
+    eval_precision="fp32",
+    n_resamples=200,
+):
+    """Check, prepare, embed, score, report. Keyword arguments are keys of a YAML file.
+
+    Arguments
+    ---------
+    run_opts : RunOptions
+    output_folder : str
+    prepare : callable
+        () → Prepared: a manifest of the test recordings.
+    trials : callable
+        () → :class:`~speechbrain_ext.evaluation.verification.Protocol`: trial lists,
+        and how models are enrolled.
+    pretrained_folder : str, optional
+        The model.
+    embeddings : str, optional
+        Of the test recordings, by any model, instead of embedding them.
+    training_manifest, calibration_manifest, cohort, calibrator : str, optional
+    max_utterances : int, optional
+    seed : int
+    backend : Backend
+    calibration : Calibration, optional
+        As for :func:`~speechbrain_ext.evaluation.backend_plan.plan_backend`.
+    window_seconds, hop_seconds : float, optional
+        Longer recordings are embedded in windows; None: those of the model's folder.
+    max_seconds : float, optional
+        Longer recordings are cut to this much from their middle.
+    max_batch_seconds : float
+        Padded seconds of audio in a batch: bounds the memory.
+    num_workers : int
+        Threads that read recordings.
+    eval_precision : str
+        Of the encoder on a GPU. The CPU always computes in fp32.
+    n_resamples : int
+        Of the bootstrap over speakers; 0: no intervals.
+    """
+    files = check_files(
+        pretrained_folder=pretrained_folder,
+        embeddings=embeddings,
+        training_manifest=training_manifest,
+        calibration_manifest=calibration_manifest,
+        cohort=cohort,
+        calibrator=calibrator,
+    )
+    if n_resamples == 1 or n_resamples < 0:
+        raise InputError(f"n_resamples: {n_resamples}, expected 0 or at least 2")
+    protocol, folder = trials(), Path(output_folder)
+    if pretrained_folder is None and (protocol.joins or embeddings is None):
+        raise InputError(
+            "pretrained_folder is not given, expected a model: --pretrained_folder=…, "
+            "or --embeddings=…" + " without concatenation" * protocol.joins
+        )
+    lists = read_trials_of(protocol)
+    given = load_embeddings(embeddings) if embeddings else None
+    plan = plan_backend(
+        *(cohort, calibrator, training_manifest, calibration_manifest),
+        *(max_utterances, seed, backend, calibration),
+    )
+    embed = None
+    if pretrained_folder is not None:
+        embed = Embedder(
+            *(pretrained_folder, run_opts, window_seconds, hop_seconds, eval_precision),
+            max_batch_seconds=max_batch_seconds,
+            max_seconds=max_seconds,
+            num_workers=num_workers,
+        )
+    check_sizes(plan, embed, given, embeddings)
+    manifest = read_manifest(main_process_first(prepare).test)
+
+    plan.warn_speaker_overlap(manifest.speakers)
+    test = embedded(manifest, embed, embeddings or folder / "embeddings.npz", given)
+    sides = enrolled(protocol, test, manifest, embed, folder)
+    backend = plan.build_backend(embed, folder)
+    if if_main_process():
+        score_and_report(
+            *(folder, protocol, lists, backend, test, sides, n_resamples, files),
+            pretrained_folder,
+        )
+    leave_group()
 
 
 @command_line
 def main():
-    """Read and check everything, prepare, embed, score, report."""
-    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], KEYS)
-    protocols = checked_enrolments(hparams["enrolment"])
-    joins = hparams["enrol_map"] is not None and "concatenate" in protocols
-    check(hparams, FILES, joins)
+    """Read the command line and the YAML file, verify."""
+    hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], verify)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     # The log takes everything: hundreds of lines about fonts.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-
-    lists, path = {}, hparams["embeddings"]
-    if if_main_process():  # the others never see a score
-        lists = read_lists(hparams["trial_lists"], hparams["allow_duplicates"])
-    given = load_embeddings(path) if path else None
-    models = read_enrol_map(hparams["enrol_map"]) if hparams["enrol_map"] else None
-    plan = plan_backend(**{key: hparams[key] for key in BACKEND})
-    embed = Embedder(hparams, run_opts) if hparams["pretrained_folder"] else None
-    check_sizes(hparams, plan, embed, given)
-    prepared = main_process_first(call_with, prepare_voxceleb_test, "prepare", hparams)
-    manifest = read_manifest(prepared.test)
-
-    plan.warn_of(manifest.speakers)
-    test, sides = both_sides(hparams, manifest, models, embed, given)
-    backend = plan.carry_out(embed, Path(hparams["output_folder"]))
-    if if_main_process():
-        results = score(hparams, lists, backend, test, sides)
-        report(hparams, backend, results, FILES)
-    leave_group()
+    with torch.inference_mode():
+        verify(run_opts, **hparams)
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

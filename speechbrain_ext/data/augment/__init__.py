@@ -1,10 +1,5 @@
-"""Changes of training crops: noise, rooms, speed."""
+"""Noise, rooms and speed."""
 
-from speechbrain_ext.data.augment.augmenter import (
-    Augmenter,
-    Effect,
-    Musan,
-    RoomResponses,
-)
+from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
 
-__all__ = ["Augmenter", "Effect", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Musan", "RoomResponses"]

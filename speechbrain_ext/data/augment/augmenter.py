@@ -1,22 +1,26 @@
-"""Noise, reverberation and others on training crops, drawn anew for every utterance.
+"""Chains of effects for training crops, drawn anew for every utterance.
 
 Noise, music and babble come from MUSAN (Snyder et al. 2015), room responses from
-RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``. In a YAML file::
+RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``. Samples beyond ±1
+stay: clipping would distort, and the encoder's features are normalised in level.
+
+An effect is any callable ``(wav, generator)`` → wav: float32 [T] at 16 kHz both, never
+changed in place, all random numbers from the ``np.random.Generator`` it gets. One of
+your own is a class, or a function, and a line of YAML, with a chain that names it::
 
     augmenter: !name:speechbrain_ext.data.augment.Augmenter
-        chains: {none: 1, noise: 1, reverb+noise: 1}
+        chains: {none: 1, noise: 1, codec+noise: 1}
         effects:
             noise: !name:speechbrain_ext.data.augment.Musan {folder: /data/musan}
-            reverb: !name:speechbrain_ext.data.augment.RoomResponses {folder: /rirs}
+            codec: !name:my_effects.Codec {kbps: [8, 64]}
 
-Any other effect is a subclass of :class:`Effect` and one more line there.
-
-All effects take and return float32 at 16 kHz, [T], and draw from the generator that
-they are given. Recordings are only ever read. Samples beyond ±1 are kept: clipping
-would distort, and the encoder's features are normalised in level.
+Optionally it has an attribute ``sounds``, the
+:class:`~speechbrain_ext.data.augment.noises.NoiseFiles` that it draws from. The
+Augmenter replaces it by a cache of the same files in memory: equal samples, sooner.
 """
 
-import itertools
+import functools
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -25,48 +29,12 @@ from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
 from speechbrain_ext.utils.errors import InputError
 
+__all__ = ["Augmenter", "Musan", "RoomResponses"]
+
 SNR_DB = {"noise": (5, 20), "music": (5, 20), "babble": (15, 25)}
 
 
-class Effect:
-    """One step of a chain: a change of a training crop.
-
-    A subclass has ``apply``. One that draws from sound files reads them by ``sounds``
-    and lists them in ``noises`` (channels are averaged) or ``responses`` (channels are
-    kept), so that the Augmenter can keep them decoded in memory.
-
-    Attributes
-    ----------
-    sounds : NoiseFiles
-        Reads sound files.
-    noises, responses : list of str
-        Paths.
-    """
-
-    noises, responses = (), ()
-
-    def __init__(self):
-        self.sounds = NoiseFiles()
-
-    def apply(self, wav, generator):
-        """Change one crop.
-
-        Arguments
-        ---------
-        wav : np.ndarray
-            float32 at 16 kHz, [T]; not to be changed in place.
-        generator : np.random.Generator
-            The only source of chance.
-
-        Returns
-        -------
-        np.ndarray
-            float32, [T].
-        """
-        raise NotImplementedError
-
-
-class Musan(Effect):
+class Musan:
     """Noise, music and babble from a folder in MUSAN's layout.
 
     Arguments
@@ -89,7 +57,6 @@ class Musan(Effect):
     folders = {"noise": "noise", "music": "music", "babble": "speech"}
 
     def __init__(self, folder, snr_db=SNR_DB, babble_speakers=(3, 8)):
-        super().__init__()
         unknown = sorted(set(snr_db) - set(self.folders))
         if unknown or not snr_db:
             raise InputError(
@@ -105,25 +72,34 @@ class Musan(Effect):
             )
         self.snr_db = dict(snr_db)
         self.babble_speakers = tuple(babble_speakers)
-        # sorted: a draw means the same file on every machine
+        # Sorted: a draw means the same file on every machine.
         self.categories = sorted(self.snr_db)
         self.files = {
             category: _wavs_below(Path(folder) / self.folders[category])
             for category in self.categories
         }
+        self.sounds = NoiseFiles({f for files in self.files.values() for f in files})
 
-    @property
-    def noises(self):
-        """Paths of all files, each once."""
-        return sorted(set(itertools.chain.from_iterable(self.files.values())))
-
-    def apply(self, wav, generator):
+    def __call__(self, wav, generator):
         """Add one drawn noise at one drawn ratio: [T] → [T]."""
         noise, snr_db, _ = self.draw(len(wav), generator)
         return add_noise(wav, noise, snr_db)
 
     def draw(self, n, generator):
-        """(noise float32 [n], ratio in dB, category)."""
+        """Draw noise to add.
+
+        Arguments
+        ---------
+        n : int
+            Samples.
+        generator : np.random.Generator
+            Drawn from.
+
+        Returns
+        -------
+        tuple
+            (noise float32 [n], ratio in dB, category).
+        """
         category = self.categories[generator.integers(len(self.categories))]
         snr_db = generator.uniform(*self.snr_db[category])
         if category == "babble":
@@ -137,7 +113,7 @@ class Musan(Effect):
     def _babble(self, n, generator):
         files = self.files["babble"]
         count = generator.integers(*self.babble_speakers, endpoint=True)
-        # distinct recordings as long as there are enough of them
+        # Distinct recordings as long as there are enough of them.
         chosen = generator.choice(len(files), count, replace=count > len(files))
         babble = np.zeros(n, dtype=np.float32)
         for index in chosen:
@@ -148,12 +124,12 @@ class Musan(Effect):
         return babble
 
 
-class RoomResponses(Effect):
+class RoomResponses:
     """Room impulse responses from a folder in the layout of RIRS_NOISES.
 
     Uses every file that a ``rir_list`` names and every wav file below
     ``simulated_rirs``. The isotropic noises lie beside the real responses and are
-    in no ``rir_list``: they are no responses and never used.
+    in no ``rir_list``: they are noises, not responses, and are never used.
 
     Arguments
     ---------
@@ -168,7 +144,6 @@ class RoomResponses(Effect):
     """
 
     def __init__(self, folder):
-        super().__init__()
         folder = Path(folder)
         if (folder / "RIRS_NOISES").is_dir():
             folder = folder / "RIRS_NOISES"
@@ -181,13 +156,9 @@ class RoomResponses(Effect):
                 "simulated_rirs/**/*.wav"
             )
         self.files = sorted(paths)
+        self.sounds = NoiseFiles(responses=self.files)
 
-    @property
-    def responses(self):
-        """Paths of all files."""
-        return self.files
-
-    def apply(self, wav, generator):
+    def __call__(self, wav, generator):
         """Put the utterance into one drawn room: [T] → [T]."""
         return reverb(wav, self.draw(generator))
 
@@ -205,22 +176,22 @@ class Augmenter:
     chains : dict
         Weight of each chain: ``none``, or steps joined by ``+`` such as ``noise``,
         ``reverb``, ``reverb+noise`` (a dry noise on a wet voice).
-    effects : dict, optional
-        What each step is: an :class:`Effect`, or a function without arguments that
-        makes one, as ``!name:`` gives. It is called, and so its folder opened, only
-        where a chain of some weight has the step.
-    cache_mib : float
-        So much of the sound files is kept decoded in memory, once for all processes of
-        a machine, the shortest first; the samples are equal. 0: all from the disk.
+    effects : dict
+        Of each step: a callable ``(wav, generator)`` → wav, or a factory, which is
+        called without arguments and returns one. A factory is called only where a
+        chain of non-zero weight has the step, so only then are its folders read.
+    noise_cache_mib : float
+        Memory of each machine for sound files that effects draw from, the shortest
+        first; its processes share it. Samples are equal. 0: all from the disk.
 
     Raises
     ------
     InputError
-        A chain with a step that is no effect, or weights that cannot be drawn by; an
-        effect whose files are missing or damaged.
+        For a chain with an unknown step, weights that cannot be drawn by, or an
+        effect that is none.
     """
 
-    def __init__(self, chains, effects=None, cache_mib=2048):
+    def __init__(self, chains, effects, noise_cache_mib=2048):
         for name, weight in chains.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(
@@ -233,60 +204,76 @@ class Augmenter:
                 f"chains: weights {dict(chains)}, expected at least one above 0 and "
                 "none below"
             )
-        effects = effects or {}
         self.chains = [_steps(name, effects) for name in chains]
         self.probabilities = weights / weights.sum()
-        used = {
-            step for chain, w in zip(self.chains, weights) if w > 0 for step in chain
-        }
-        self.effects = {
-            name: _made(name, effect)
-            for name, effect in effects.items()
-            if name in used
-        }
-        if not cache_mib >= 0:
-            raise InputError(f"cache_mib: {cache_mib}, expected at least 0")
-        if cache_mib:
-            self.cache(cache_mib)
-
-    def cache(self, limit_mib):
-        """Keep sound files decoded in memory, up to a limit in MiB of each machine.
-
-        All processes of a distributed run call this together.
-        """
-        effects = self.effects.values()
-        noises = sorted({path for effect in effects for path in effect.noises})
-        responses = sorted({path for effect in effects for path in effect.responses})
-        if noises or responses:
-            sounds = CachedNoiseFiles(noises, responses, limit_mib)
-            for effect in effects:
-                effect.sounds = sounds
+        used = {s for steps, w in zip(self.chains, weights) if w > 0 for s in steps}
+        self.effects = {s: _make(s, effects[s]) for s in effects if s in used}
+        if noise_cache_mib:
+            self._cache(noise_cache_mib)
 
     def __call__(self, wav, generator):
         """Augment one utterance: float32 [T] → float32 [T]."""
         chain = generator.choice(len(self.chains), p=self.probabilities)
         for step in self.chains[chain]:
-            wav = self.effects[step].apply(wav, generator)
+            wav = self.effects[step](wav, generator)
         return wav
 
+    def _cache(self, limit_mib):
+        """Decode into memory what the effects draw from, up to a limit."""
+        drawing = [
+            effect
+            for effect in self.effects.values()
+            if isinstance(getattr(effect, "sounds", None), NoiseFiles)
+        ]
+        if not drawing:
+            return
+        noises = sorted({path for e in drawing for path in e.sounds.noises})
+        responses = sorted({path for e in drawing for path in e.sounds.responses})
+        cached = CachedNoiseFiles(noises, responses, limit_mib)
+        for effect in drawing:
+            effect.sounds = cached
 
-def _steps(chain, effects):
-    steps = () if chain == "none" else tuple(chain.split("+"))
-    for step in steps:
-        if step not in effects:
-            raise InputError(
-                f"chain {chain!r}: no effect {step!r}, expected none, or some of "
-                f"{sorted(effects)} joined by +"
-            )
+
+def _steps(name, effects):
+    steps = () if name == "none" else tuple(name.split("+"))
+    unknown = [step for step in steps if step not in effects]
+    if unknown:
+        raise InputError(
+            f"chain {name!r}: no effect {unknown[0]!r}, expected none, or steps joined "
+            f"by +, of {', '.join(effects) or 'no effects'}"
+        )
     return steps
 
 
-def _made(name, effect):
-    if isinstance(effect, type) or not hasattr(effect, "apply"):
+def _make(step, effect):
+    """The effect of a step: itself, or what its factory returns."""
+    maker = effect.func if isinstance(effect, functools.partial) else effect
+    missing, variadic = _signature(effect)
+    if isinstance(maker, type):  # a class, or !name: of one
+        if missing:
+            raise InputError(f"effects: {step!r}, {maker.__name__}: {missing}")
         effect = effect()
-    if not isinstance(effect, Effect):
-        raise InputError(f"effect {name!r}: {effect!r}, expected an Effect")
+    elif missing is None and not variadic:
+        effect = effect()
+    if not callable(effect):
+        raise InputError(
+            f"effects: {effect!r} for {step!r}, expected a callable (wav, generator), "
+            "or a factory (!name:) that returns one"
+        )
     return effect
+
+
+def _signature(function):
+    """(why it cannot be called without arguments, or None; whether it has *args)."""
+    try:
+        signature = inspect.signature(function)
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        signature.bind()
+    except ValueError:  # of a builtin: unknown
+        return None, True
+    except TypeError as error:
+        return str(error), False
+    return None, inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _wavs_below(folder):

@@ -1,24 +1,23 @@
 """Noises and room responses: from the disk, or decoded in memory up to a limit.
 
 MUSAN has 2,016 files and RIRS_NOISES 60,000, of which every utterance of a training
-draws anew. Kept decoded, they cost no opening and no decoding. What lies in 16 bit
-stays in 16 bit; the samples are those of the files, to the bit:
+draws anew. Decoded in memory they cost no opening and no decoding. Samples of 16 bit
+stay in 16 bit, x = i / 32768: they are those of the files, to the bit. The shortest
+files are kept first: each file of a kind is drawn equally often, so they spare the most
+reads per MiB.
 
-    x = i / 32768
-
-One process of each machine decodes them into a temporary ``.npy`` file. All map it into
-memory, where they share its pages, and its name is deleted at once: the system frees it
-when the last process has ended, however it did. The shortest files are kept first: each
-file of a kind is drawn equally often, so they spare the most reads per MiB.
+All processes of a machine share one memory without a name, so that nothing can be left
+behind: one process makes it (``memfd_create``: no file in any folder, no limit of
+``/dev/shm``, which is 64 MB in a container by default), the others open it through
+``/proc``. The system frees it when the last of them has ended, however it did.
 """
 
-import errno
 import functools
 import logging
+import mmap
 import os
 import socket
 import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -39,13 +38,25 @@ _NUM_THREADS = 16
 
 
 class NoiseFiles:
-    """Sound files as they lie on the disk."""
+    """Sound files on the disk, read anew for each draw.
 
-    def __init__(self):
+    Arguments
+    ---------
+    noises, responses : iterable of str
+        The files that an effect will draw from, for a cache to decode: noises for
+        :meth:`crop`, room responses for :meth:`response`.
+    """
+
+    def __init__(self, noises=(), responses=()):
+        self.noises = sorted(noises)
+        self.responses = sorted(responses)
         self._frames = {}
 
     def crop(self, path, n, generator):
-        """``n`` samples from a random place of a noise, channels averaged: float32."""
+        """``n`` samples from a random place of a noise: float32 [n], channels averaged.
+
+        As :func:`~speechbrain_ext.data.augment.waveform.read_crop`.
+        """
         if path not in self._frames:
             self._frames[path] = read_header(path).frames
         return read_crop(path, self._frames[path], n, generator)
@@ -54,18 +65,6 @@ class NoiseFiles:
         """One channel of a room response, drawn: float32 [K]."""
         channels = _read_response(path)
         return channels[:, generator.integers(channels.shape[1])]
-
-
-class _Slot(NamedTuple):
-    """Where a file lies in memory: ``shape`` [K], or [K, C] of a response."""
-
-    offset: int
-    shape: tuple
-    dtype: str
-
-    @property
-    def size(self):
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 class CachedNoiseFiles(NoiseFiles):
@@ -87,11 +86,12 @@ class CachedNoiseFiles(NoiseFiles):
     """
 
     def __init__(self, noises, responses, limit_mib):
-        super().__init__()
+        super().__init__(noises, responses)
         if not limit_mib >= 0:
-            raise InputError(f"cache_mib: {limit_mib}, expected at least 0")
-        make = functools.partial(_decode, noises, responses, limit_mib * _MIB)
-        self._memory, self._slots = _once_per_machine(make)
+            raise InputError(f"noise_cache_mib: {limit_mib}, expected at least 0")
+        self._memory, self._slots = _once_per_machine(
+            lambda: _decode(self.noises, self.responses, limit_mib * _MIB)
+        )
 
     def __len__(self):
         """Files in memory."""
@@ -99,12 +99,14 @@ class CachedNoiseFiles(NoiseFiles):
 
     def __reduce__(self):
         # a process that is not forked reads from the disk
-        return NoiseFiles, ()
+        return NoiseFiles, (self.noises, self.responses)
 
     def crop(self, path, n, generator):
-        if path not in self._slots:
+        """As :meth:`NoiseFiles.crop`."""
+        slot = self._slots.get((path, False))
+        if slot is None:
             return super().crop(path, n, generator)
-        samples = self._samples(path)
+        samples = _view(self._memory, slot)
 
         def read(start, count):
             return _as_float(samples[start : start + count])
@@ -112,15 +114,30 @@ class CachedNoiseFiles(NoiseFiles):
         return take_crop(read, len(samples), n, generator)
 
     def response(self, path, generator):
-        if path not in self._slots:
+        """As :meth:`NoiseFiles.response`."""
+        slot = self._slots.get((path, True))
+        if slot is None:
             return super().response(path, generator)
-        channels = self._samples(path)
+        channels = _view(self._memory, slot)
         return _as_float(channels[:, generator.integers(channels.shape[1])])
 
-    def _samples(self, path):
-        slot = self._slots[path]
-        content = self._memory[slot.offset : slot.offset + slot.size]
-        return content.view(slot.dtype).reshape(slot.shape)
+
+class _Slot(NamedTuple):
+    """Where a file lies in memory: ``shape`` [K], or [K, C] of a response."""
+
+    offset: int
+    shape: tuple
+    dtype: str
+
+    @property
+    def size(self):
+        """In bytes."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def _view(memory, slot):
+    count = int(np.prod(slot.shape))
+    return np.frombuffer(memory, slot.dtype, count, slot.offset).reshape(slot.shape)
 
 
 def _as_float(samples):
@@ -130,83 +147,34 @@ def _as_float(samples):
     return samples.copy()
 
 
-# -- filling ---------------------------------------------------------------------------
+# -- decoding --------------------------------------------------------------------------
 
 
-def _once_per_machine(make):
-    """(memory uint8, slots): ``make(path)``, in one process of each machine."""
-    distributed = torch.distributed
-    alone = not (distributed.is_available() and distributed.is_initialized())
-    with tempfile.TemporaryDirectory(prefix="speechbrain_ext-") as folder:
-        path = Path(folder) / "noises.npy"
-        if alone:
-            slots = make(path)
-            return _mapped(path), slots
-        # of the CPU: before a Brain has chosen its GPU, all ranks are on the first one
-        group = distributed.new_group(backend="gloo")
-        rank = distributed.get_rank()
-        hosts = _gather(socket.gethostname(), group)
-        leader = hosts.index(hosts[rank])
-        result = (path, make(path)) if rank == leader else None
-        shared, slots = _gather(result, group)[leader]
-        if not shared.exists():  # another container under the same name
-            shared, slots = path, make(path)
-        memory = _mapped(shared)
-        distributed.barrier(group)  # the folder is deleted behind it
-        distributed.destroy_process_group(group)
-        return memory, slots
-
-
-def _mapped(path):
-    # a plain view: np.memmap is slow to index
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _gather(value, group):
-    values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=group)
-    return values
-
-
-def _decode(noises, responses, limit, path):
-    """Write what fits into ``limit`` bytes → {path of a sound: its slot}."""
-    items = [(name, False) for name in noises] + [(name, True) for name in responses]
+def _decode(noises, responses, limit):
+    """((descriptor, memory), {(path, is a response): _Slot}), in ``limit`` bytes."""
+    items = [(path, False) for path in noises] + [(path, True) for path in responses]
     shapes = parallel_map(_shape, items, _NUM_THREADS, "noises", "file")
-    slots, end, left_out = {}, 0, 0
-    sorted_items = sorted(zip(items, shapes), key=lambda i: (i[1][0], i[0]))
-    for (name, _), (shape, dtype) in sorted_items:
+    slots, end, bytes_on_disk = {}, 0, 0
+    by_length = sorted(zip(items, shapes), key=lambda pair: (pair[1][0], pair[0]))
+    for item, (shape, dtype) in by_length:
         slot = _Slot(end, shape, dtype)
         if end + slot.size > limit:
-            left_out += slot.size
+            bytes_on_disk += slot.size
             continue
-        slots[name] = slot
+        slots[item] = slot
         end += -(-slot.size // _ALIGNMENT) * _ALIGNMENT
-    kept = [item for item in items if item[0] in slots]
-    with open(path, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (max(end, 1),)}
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        file.truncate(start + max(end, 1))
+    descriptor, memory = _allocate(end)
 
-        def write(item):
-            name, is_response = item
-            slot = slots[name]
-            content = _decoded(name, is_response, slot.dtype).tobytes()
-            try:
-                written = os.pwrite(file.fileno(), content, start + slot.offset)
-                code = None if written == slot.size else errno.ENOSPC
-            except OSError as error:
-                code = error.errno
-            if code:
-                raise OSError(code, os.strerror(code), str(path))
+    def fill(item):
+        _view(memory, slots[item])[...] = _samples(*item, slots[item].dtype)
 
-        parallel_map(write, kept, _NUM_THREADS, "decoding noises", "file")
+    parallel_map(fill, list(slots), _NUM_THREADS, "decoding noises", "file")
     logger.info(
         "noises and rooms: %d files decoded in %d MiB of memory, once for this "
         "machine; %d files of %d MiB stay on the disk",
-        *(len(kept), end / _MIB, len(items) - len(kept), left_out / _MIB),
+        *(len(slots), end / _MIB, len(items) - len(slots), bytes_on_disk / _MIB),
     )
-    return slots
+    return (descriptor, memory), slots
 
 
 def _shape(item):
@@ -224,7 +192,8 @@ def _shape(item):
     return shape, "int16" if exact else "float32"
 
 
-def _decoded(path, is_response, dtype):
+def _samples(path, is_response, dtype):
+    """All of a file, in the type of its slot."""
     if is_response:
         channels = _checked_response(path)
     else:
@@ -232,9 +201,6 @@ def _decoded(path, is_response, dtype):
     if dtype == "int16":
         return np.rint(channels / _SCALE).astype(np.int16)
     return channels
-
-
-# -- responses -------------------------------------------------------------------------
 
 
 def _checked_response(path):
@@ -254,3 +220,65 @@ def _checked_response(path):
 
 
 _read_response = functools.lru_cache(maxsize=256)(_checked_response)
+
+
+# -- memory of a machine ---------------------------------------------------------------
+
+
+def _once_per_machine(make):
+    """(memory, description), made by one process of each machine, for all of them.
+
+    ``make`` returns what :func:`_allocate` gave, filled, and a description that can be
+    pickled. The others may only read the memory.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        (descriptor, memory), description = make()
+        os.close(descriptor)
+        return memory, description
+    # of the CPU: before a Brain has chosen its GPU, all ranks are on the first one
+    group = distributed.new_group(backend="gloo")
+    rank = distributed.get_rank()
+    hosts = _gather(socket.gethostname(), group)
+    leader = hosts.index(hosts[rank])
+    owner, message = rank == leader, None
+    if owner:
+        (descriptor, memory), description = make()
+        message = os.getpid(), descriptor, description
+    pid, number, description = _gather(message, group)[leader]
+    if not owner:
+        try:
+            memory = _open_of(pid, number)
+        except OSError:  # another container under the same name
+            owner = True
+            (descriptor, memory), description = make()
+    distributed.barrier(group)
+    if owner:
+        os.close(descriptor)
+    distributed.destroy_process_group(group)
+    return memory, description
+
+
+def _allocate(size):
+    """(file descriptor, mmap) of ``size`` bytes, all 0; forked processes share it."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("speechbrain_ext")
+    else:  # macOS
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, max(size, 1))
+    return descriptor, mmap.mmap(descriptor, max(size, 1))
+
+
+def _open_of(pid, descriptor):
+    other = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDONLY)
+    try:
+        return mmap.mmap(other, 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(other)
+
+
+def _gather(value, group):
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=group)
+    return values

@@ -17,12 +17,14 @@ Both parts come unpacked as (OpenSLR 82)::
 The lists name wav files whatever the recordings are.
 """
 
+import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_ext.data.prepare.folders import Layout
-from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
-from speechbrain_ext.scoring.genres import genre_of
+from speechbrain_ext.data.prepare.folders import Layout, find_rows
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare
+from speechbrain_ext.scoring.conditions import conditions_of
 from speechbrain_ext.utils.errors import InputError
 
 TRIALS = "eval/lists/trials.lst"
@@ -31,6 +33,25 @@ ENROLMENT = {
     "average": "eval/lists/enroll.map",
     "concatenate": "eval/lists/enroll.lst",
 }
+
+# SPEAKER/GENRE-SESSION-NUMBER, below eval/test SPEAKER-GENRE-SESSION-NUMBER; +3 is the
+# number of recordings that preparation joined to it
+_NAME = re.compile(r"(?:^|/)(?:[^-/]+-)?([^-/]+)-\d+-\d+(?:\+\d+)?$")
+
+
+def genre_of(name):
+    """The genre that an utterance ID tells; None where it tells none."""
+    match = _NAME.search(name)
+    return match[1] if match else None
+
+
+def genres_of(names, enrol_map=None):
+    """Names of a trial list [U] → genre of each, str [U].
+
+    A model has the genre of the recordings that ``enrol_map`` names, see
+    :func:`~speechbrain_ext.scoring.conditions.conditions_of`.
+    """
+    return conditions_of(names, genre_of, enrol_map)
 
 
 def session_of(utterance):
@@ -50,7 +71,9 @@ def session_of(utterance):
     return f"{speaker}/{file[0].rpartition('-')[0]}"
 
 
-LAYOUT = Layout(("data",), levels=1, session_of=session_of, genre_of=genre_of)
+_find = partial(
+    find_rows, Layout(("data",), levels=1), session_of=session_of, genre_of=genre_of
+)
 
 
 class Training(NamedTuple):
@@ -241,12 +264,11 @@ def prepare_cnceleb(
         max_valid_utterances=max_valid_utterances,
         min_seconds=min_seconds,
         max_bad_files=max_bad_files,
-        convert_folder=None,
         seed=seed,
         enrol_maps=evaluation.enrol_maps.values(),
         join_seconds=join_seconds,
     )
-    return prepare_corpus(options, LAYOUT, num_workers)
+    return prepare(options, _find, num_workers)
 
 
 def prepare_cnceleb_test(
@@ -269,8 +291,11 @@ def prepare_cnceleb_test(
     InputError
         Anything wrong with an argument, a folder, a list or a recording.
     """
-    found = find_evaluation(cnceleb1_folder, enrolment)
-    options = PrepareOptions.for_test(
-        save_folder, found.folders, found.trials, found.enrol_maps.values()
+    evaluation = find_evaluation(cnceleb1_folder, enrolment)
+    options = PrepareOptions(
+        save_folder=save_folder,
+        test_folders=evaluation.folders,
+        trial_lists=evaluation.trials,
+        enrol_maps=evaluation.enrol_maps.values(),
     )
-    return prepare_corpus(options, LAYOUT, num_workers)
+    return prepare(options, _find, num_workers)

@@ -1,4 +1,4 @@
-"""What a user's own CSV file lists: which recordings there are, and who speaks.
+"""A user's own corpus: what a CSV file lists, wherever the recordings are.
 
     ID,duration,wav,spk_id
     anna/monday,3.2,recordings/a17.wav,anna
@@ -8,36 +8,16 @@ Columns in any order; others are passed over, and logged. ``duration`` may be em
 missing. A column ``session`` tells what was recorded on one occasion; without it that
 is the folder in the ID, or each recording by itself.
 
-A row is checked as far as the text goes; the recordings are not opened.
-
-Preparing a user's own corpus: what a CSV file lists, wherever the files are.
-
-    CSV file → recordings, opened and checked → training, validation, test
-
-No layout of folders is asked for: the file says who speaks where
-(:mod:`speechbrain_ext.data.corpora.csv_file`). A speaker of a trial list is never
-trained on, nor is a validation speaker.
+A speaker of a trial list is never trained on, nor is a validation speaker.
 """
 
-import csv
 import logging
-import os
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from speechbrain_ext.data.audio import JOINT, read_durations, report_bad_files
-from speechbrain_ext.data.manifest import Manifest
+from speechbrain_ext.data.audio import JOINT
+from speechbrain_ext.data.manifest import read_csv
 from speechbrain_ext.data.prepare.folders import session_of
-from speechbrain_ext.data.prepare.pipeline import (
-    PrepareOptions,
-    check_at_least,
-    resolve,
-)
-from speechbrain_ext.data.prepare.selection import read_trial_lists
-from speechbrain_ext.data.prepare.splits import TEST, add_counts, prepare_once, split
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, Row, prepare, resolve
 from speechbrain_ext.data.shards.members import MARK
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
@@ -47,30 +27,6 @@ logger = logging.getLogger(__name__)
 NEEDED = ("ID", "wav", "spk_id")
 OPTIONAL = ("duration", "session")
 SEGMENTS = ("start", "stop")  # of SpeechBrain's own recipes
-
-
-class Row(NamedTuple):
-    """One recording as it is listed.
-
-    Attributes
-    ----------
-    place : str
-        File and line, for messages.
-    id : str
-        Without a sound file's extension, as in trial lists.
-    path : str
-        Absolute, or from the current folder.
-    seconds : float or None
-        None where the row does not say.
-    speaker, session : str
-    """
-
-    place: str
-    id: str
-    path: str
-    seconds: float | None
-    speaker: str
-    session: str
 
 
 def read_listing(path, data_folder=None):
@@ -114,28 +70,12 @@ def read_listing(path, data_folder=None):
 
 
 def _fields(path):
-    """(place, {column: text}) of every row; blank lines are passed over."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
-            for texts in reader:
-                place = f"{path}, line {reader.line_num}"
-                if len(texts) == len(header):
-                    yield place, dict(zip(header, map(str.strip, texts)))
-                elif texts:
-                    raise InputError(
-                        f"{place}: {len(texts)} fields, expected {len(header)}: "
-                        f"{','.join(header)}"
-                    )
-    except csv.Error as error:
-        place = f"{path}, line {reader.line_num}"
-        raise InputError(f"{place}: not valid CSV ({error})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected a CSV file") from error
+    """(place, {column: text}) of every row."""
+    rows = read_csv(path)
+    header = [name.strip() for name in next(rows)[1]]
+    _check_header(path, header)
+    for line, texts in rows:
+        yield f"{path}, line {line}", dict(zip(header, map(str.strip, texts)))
 
 
 def _check_header(path, header):
@@ -174,12 +114,12 @@ def _row(place, fields, folder):
             "unprintable characters in its name"
         )
     return Row(
-        place,
         name,
         str(folder / Path(wav).expanduser()),
-        _seconds(place, fields.get("duration", "")),
         fields["spk_id"],
         fields.get("session", "") or session_of(name),
+        seconds=_seconds(place, fields.get("duration", "")),
+        place=place,
     )
 
 
@@ -196,10 +136,6 @@ def _seconds(place, text):
             "recording is asked"
         )
     return seconds
-
-
-# A rounded duration is all right; one that is further off is of another recording.
-TOLERANCE = 0.5  # seconds
 
 
 def prepare_own_corpus(
@@ -254,96 +190,22 @@ def prepare_own_corpus(
     InputError
         Names file and line of the first thing that is wrong.
     """
-    check_at_least("num_workers", num_workers, 1)
-    manifest = resolve(manifest)
+    path = resolve(manifest)
+    folder = path.parent if data_folder is None else resolve(data_folder)
     options = PrepareOptions(
-        train_folders=manifest.parent if data_folder is None else data_folder,
-        train_lists=manifest,
+        train_folders=folder,
+        train_lists=path,
         save_folder=save_folder,
-        test_folders=(),
         trial_lists=trial_lists,
-        exclude_speakers=(),
         n_valid_speakers=n_valid_speakers,
         n_valid_trials=n_valid_trials,
         max_valid_utterances=max_valid_utterances,
         min_seconds=min_seconds,
         max_bad_files=max_bad_files,
-        convert_folder=None,
         seed=seed,
     )
-    return prepare_once(options, partial(_read, options, num_workers))
 
+    def find(options, test_ids, num_workers):
+        return read_listing(path, folder)
 
-def _read(options, num_workers):
-    """Read and check everything. → {file name: what goes into it}, counts"""
-    (path,), (folder,) = options.train_lists, options.train_folders
-    rows = read_listing(path, folder)
-    tested = read_trial_lists(options)
-    by_id = {row.id: row for row in rows}
-    tested.check_found(by_id, path)
-    test_rows = [by_id[name] for name in tested.ids]
-    of_test = {row.speaker for row in test_rows}
-    rows = [row for row in rows if row.speaker not in of_test]
-    _check_speakers(path, rows, of_test)
-
-    usable = _usable(rows, test_rows, options, num_workers)
-    counts = {"train": {}, "valid": {}, "test": tested.count()}
-    kept = [row for row in rows if row.id in usable]
-    counts["left_out"] = {"bad_files": len(rows) - len(kept)}
-    contents = split(
-        options, _manifest(kept, usable), [row.session for row in kept], counts
-    )
-    if test_rows:
-        contents[TEST] = _manifest(test_rows, usable)
-    add_counts(counts, contents)
-    return contents, counts
-
-
-def _check_speakers(path, rows, of_test):
-    found = sorted({row.speaker for row in rows})
-    if len(found) < 2:
-        named = f" ({found[0]!r})" if found else ""
-        others = f" beside {len(of_test)} of the trial lists" if of_test else ""
-        raise InputError(
-            f"{path}: {len(found)} speaker(s){named}{others}, expected at least 2 in "
-            "spk_id to train on"
-        )
-
-
-def _usable(rows, test_rows, options, num_workers):
-    """Seconds of each recording that can be used, by ID."""
-    rows = [*rows, *test_rows]
-    paths = [row.path for row in rows]
-    durations, unreadable = read_durations(paths, num_workers)
-    reasons = dict(unreadable)
-    usable, bad = {}, []
-    for row, seconds in zip(rows, durations.tolist()):
-        reason = reasons.get(row.path) or _disagreement(row, seconds)
-        if reason:
-            if not os.path.exists(row.path):
-                reason = "no such file"
-            bad.append((f"{row.place}: {row.path}", reason))
-        else:
-            usable[row.id] = seconds
-    needed = {f"{row.place}: {row.path}" for row in test_rows}
-    report_bad_files(bad, options.save_folder, options.max_bad_files, needed)
-    return usable
-
-
-def _disagreement(row, seconds):
-    """What is wrong with the duration that a row says, or None."""
-    if row.seconds is None or abs(row.seconds - seconds) <= TOLERANCE:
-        return None
-    return (
-        f"lasts {seconds:.2f} s, duration says {row.seconds:g}, expected them to agree "
-        f"within {TOLERANCE} s, or no duration"
-    )
-
-
-def _manifest(rows, seconds):
-    return Manifest(
-        [row.id for row in rows],
-        [row.path for row in rows],
-        np.array([seconds[row.id] for row in rows]),
-        [row.speaker for row in rows],
-    )
+    return prepare(options, find, num_workers, path)

@@ -1,39 +1,28 @@
-"""Recordings of one speaker that are the same sound, sample by sample.
-
-Compared is the decoded sound, as 16 bit samples, and not the file: the same crop
-written twice differs in its header (ffmpeg's version, the date) or in its format (wav,
-flac). Equal sounds are of equal length, so only recordings that share their length with
-another one of the speaker are opened.
-
-VoxBlink2 on the disk: its list of videos, its folders, the headers of its files.
+"""VoxBlink2: 111,284 speakers and 9.9 million recordings (Lin et al. 2024).
 
     FOLDER/id000000/VIDEO/00000.wav      speaker, YouTube video, crop
     spk2videos                           lines ``id000000 VIDEO VIDEO ...``, all of them
 
 as the corpus's own scripts leave them (github.com/VoxBlink2/ScriptsForVoxBlink2).
 
-A large corpus read in parts of some hundred speakers, each kept in a file.
-
-A part is written as soon as it is done, and its file says what it was made from, so
-that a run that was killed goes on behind its last ones.
-
-Preparing VoxBlink2: 111,284 speakers and 9.9 million recordings (Lin et al. 2024).
-
 Videos disappear from YouTube, so that no copy is whole: what is missing is counted
 against ``spk2videos``, and is no error. Its recordings have the channels of their
 videos, often two; training takes their mean. Speakers and IDs begin with
 ``voxblink2-``: no name of another corpus does.
 
-How it lies on the disk: :mod:`speechbrain_ext.data.corpora.voxblink2`.
+The corpus is read in parts of some hundred speakers. Each part is kept as soon as it is
+done (:class:`~speechbrain_ext.utils.jobs.Part`), and a run that was killed continues.
+
+Some crops come twice. Compared is the decoded sound, as 16 bit samples, and not the
+file: the same crop written twice differs in its header (ffmpeg's version, the date) or
+in its format. Only recordings of a speaker that share their length are opened.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,365 +50,20 @@ from speechbrain_ext.data.prepare.folders import (
 from speechbrain_ext.data.prepare.pipeline import as_list, check_at_least, resolve
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
-from speechbrain_ext.utils.jobs import Marker
+from speechbrain_ext.utils.jobs import Marker, Part, digest_of
 from speechbrain_ext.utils.parallel import parallel_map
-
-
-def find_duplicates(paths, frames):
-    """Which recordings repeat an earlier one.
-
-    Arguments
-    ---------
-    paths : list of str
-        [N], recordings of one speaker.
-    frames : list of int
-        [N], their lengths in samples.
-
-    Returns
-    -------
-    repeated : dict of int to int
-        Row → the first row of equal sound.
-    bad : list of (int, str)
-        Row and reason of each recording that cannot be decoded.
-    """
-    by_length = {}
-    for row, length in enumerate(frames):
-        by_length.setdefault(length, []).append(row)
-    first, repeated, bad = {}, {}, []
-    for rows in by_length.values():
-        for row in rows if len(rows) > 1 else ():
-            try:
-                known = first.setdefault(sound_hash(paths[row]), row)
-            except InputError as error:
-                bad.append((row, str(error).removeprefix(f"{paths[row]}: ")))
-                continue
-            if known != row:
-                repeated[row] = known
-    return repeated, bad
-
-
-def sound_hash(path):
-    """BLAKE2b, 128 bits, of a recording's channels, rate and 16 bit samples.
-
-    Raises
-    ------
-    InputError
-        It cannot be decoded.
-    """
-    try:
-        samples, rate = soundfile.read(str(path), dtype="int16", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from error
-    digest = hashlib.blake2b(f"{samples.shape} {rate}".encode(), digest_size=16)
-    digest.update(samples.reshape(-1).data)
-    return digest.digest()
-
-
-EXPECTED = "FOLDER/id000000/VIDEO/00000.wav or FOLDER/audio/id000000/VIDEO/00000.wav"
-_SPEAKER = re.compile(r"id\d+")
-# Where speakers may lie. cropper_audio.py leaves an empty ``audio`` among the speakers.
-_INSIDE = ("audio", "wav", "flac")
-
-
-class Recordings(NamedTuple):
-    """The recordings of one speaker, sorted by name.
-
-    Attributes
-    ----------
-    names : list of str
-        [N], VIDEO/FILE without extension.
-    paths : list of str
-        [N].
-    frames : list of int
-        [N], samples of each channel.
-    channels : list of int
-        [N].
-    bad : list of (str, str)
-        Path and reason of those that cannot be used; they are not among the others.
-    n_unlisted : int
-        How many belong to videos that were not asked for.
-    """
-
-    names: list
-    paths: list
-    frames: list
-    channels: list
-    bad: list
-    n_unlisted: int = 0
-
-
-class Corpus:
-    """Who speaks, and what there is of one speaker.
-
-    Arguments
-    ---------
-    folders : list of Path
-        A speaker may be spread over several.
-
-    Raises
-    ------
-    InputError
-        A folder that is missing or has no speakers.
-    """
-
-    def __init__(self, folders):
-        self._folders, self.holders = {}, []
-        for root in folders:
-            if not root.is_dir():
-                raise InputError(f"{root}: no such folder, expected {EXPECTED}")
-            before = len(self.holders)
-            for holder in (root, *(root / name for name in _INSIDE)):
-                self._add(holder)
-            if len(self.holders) == before:
-                raise InputError(f"{root}: no speakers, expected {EXPECTED}")
-
-    def _add(self, holder):
-        names = _speakers_in(holder) if holder.is_dir() else []
-        if names and holder not in self.holders:
-            self.holders.append(holder)
-            for name in names:
-                self._folders.setdefault(name, []).append(holder / name)
-
-    def speakers(self):
-        """Names of all speakers, sorted."""
-        return sorted(self._folders)
-
-    def read(self, speaker, videos=None):
-        """List the recordings of a speaker and read their headers.
-
-        Arguments
-        ---------
-        speaker : str
-        videos : set of str, optional
-            Only these.
-
-        Returns
-        -------
-        Recordings
-
-        Raises
-        ------
-        InputError
-            Two files of one name; white space in a name.
-        """
-        paths, n_unlisted = {}, 0
-        for folder in self._folders[speaker]:
-            for name, path in list_recordings(folder, "", levels=1)[0]:
-                if videos is not None and name.split("/")[0] not in videos:
-                    n_unlisted += 1
-                elif paths.setdefault(name, path) != path:
-                    check_same_file(f"{speaker}/{name}", paths[name], path)
-        return _read_headers(paths)._replace(n_unlisted=n_unlisted)
-
-
-def read_spk2videos(path):
-    """``spk2videos``: {speaker: its videos, separated by spaces}.
-
-    One text for each speaker takes a tenth of the memory of a set.
-
-    Raises
-    ------
-    InputError
-        A missing file; a line without speaker, a speaker that comes twice.
-    """
-    videos = {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                speaker, *listed = line.replace(",", " ").split()
-                place = f"{path}: line {number}: {speaker!r}"
-                if not _SPEAKER.fullmatch(speaker):
-                    raise InputError(f"{place}, expected 'id000000 VIDEO VIDEO ...'")
-                if speaker in videos:
-                    raise InputError(f"{place} seen before, expected each once")
-                videos[speaker] = " ".join(listed)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}, expected VoxBlink2's spk2videos"
-        ) from error
-    return videos
-
-
-def _speakers_in(folder):
-    with os.scandir(folder) as entries:
-        return [e.name for e in entries if _SPEAKER.fullmatch(e.name) and e.is_dir()]
-
-
-def _read_headers(paths):
-    good, bad = [], []
-    for name, path in sorted(paths.items()):
-        try:
-            frames, rate, channels = read_header(path)
-        except InputError as error:
-            bad.append((path, str(error).removeprefix(f"{path}: ")))
-            continue
-        if rate != SAMPLE_RATE:
-            bad.append((path, f"{rate} Hz, expected {SAMPLE_RATE} Hz"))
-        elif frames < 1:
-            bad.append((path, "0 samples, expected sound"))
-        else:
-            good.append((name, path, frames, channels))
-    columns = [list(column) for column in zip(*good)] or [[], [], [], []]
-    return Recordings(*columns, bad)
-
-
-SPEAKERS_PER_PART = 500
-FOUND = ("speakers", "videos", "utterances", "of_several_channels")
-LEFT_OUT = ("bad_files", "too_short", "duplicates", "unlisted")
-
-
-class Parts:
-    """The parts of a corpus.
-
-    Arguments
-    ---------
-    folder : Path
-        Where they are kept.
-    corpus : Corpus
-        Whose speakers they have.
-    settings : dict
-        ``min_seconds``, ``drop_duplicates``, and what else decides on their content.
-    prefix : str
-        Put before every speaker and ID.
-    videos : dict of str to str, optional
-        As from ``read_spk2videos``: speakers and videos that it lacks are left out.
-
-    Attributes
-    ----------
-    numbers : range
-        Of the parts.
-    n_unlisted_speakers : int
-        How many speakers ``videos`` lacks.
-    """
-
-    def __init__(self, folder, corpus, settings, prefix, videos=None):
-        self.folder, self.corpus, self.settings = folder, corpus, settings
-        self.prefix, self.videos = prefix, videos
-        speakers = corpus.speakers()
-        self.speakers = [s for s in speakers if videos is None or s in videos]
-        self.n_unlisted_speakers = len(speakers) - len(self.speakers)
-        self.numbers = range(-(-len(self.speakers) // SPEAKERS_PER_PART))
-
-    def make(self, number):
-        """Read and write one part; True where it was there already."""
-        first = number * SPEAKERS_PER_PART
-        speakers = self.speakers[first : first + SPEAKERS_PER_PART]
-        key = self._key(speakers)
-        if _key_of(self._path(number)) == key:
-            return True
-        details = {"key": key, "bad": [], "duplicates": []}
-        details |= {"found": dict.fromkeys(FOUND, 0)}
-        details |= {"left_out": dict.fromkeys(LEFT_OUT, 0)}
-        columns = [], [], [], []
-        for speaker in speakers:
-            for column, more in zip(columns, self._rows_of(speaker, details)):
-                column.extend(more)
-        # Checked when all are joined: a part may be empty.
-        write_table(self._path(number), encode(*columns), details=details, check=False)
-        return False
-
-    def collect(self):
-        """(table, details) of every part."""
-        found = (read_table(self._path(number)) for number in self.numbers)
-        return [(table, details) for table, _, details in found]
-
-    def _path(self, number):
-        return self.folder / f"{number:05d}.arrow"
-
-    def _key(self, speakers):
-        """What the content of a part depends on, in short."""
-        lines = [self.videos[name] for name in speakers] if self.videos else None
-        text = json.dumps([self.settings, speakers, lines], default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _rows_of(self, speaker, details):
-        """ids, paths, seconds, speakers of one speaker; counts into ``details``."""
-        videos = set(self.videos[speaker].split()) if self.videos else None
-        recordings = self.corpus.read(speaker, videos)
-        names, paths, frames = recordings[:3]
-        found, left_out = details["found"], details["left_out"]
-        found["speakers"] += bool(names)
-        found["videos"] += len({name.split("/")[0] for name in names})
-        found["utterances"] += len(names)
-        found["of_several_channels"] += sum(n > 1 for n in recordings.channels)
-        least = self.settings["min_seconds"] * SAMPLE_RATE
-        rows = [row for row, length in enumerate(frames) if length >= least]
-        left_out["too_short"] += len(names) - len(rows)
-        left_out["unlisted"] += recordings.n_unlisted
-        ids = [f"{self.prefix}{speaker}/{name}" for name in names]
-        bad = list(recordings.bad)
-        if self.settings["drop_duplicates"]:
-            rows, repeated, damaged = _without_duplicates(rows, paths, frames)
-            left_out["duplicates"] += len(repeated)
-            details["duplicates"] += [(ids[row], ids[of]) for row, of in repeated]
-            bad += damaged
-        left_out["bad_files"] += len(bad)
-        details["bad"] += bad
-        return (
-            [ids[row] for row in rows],
-            [paths[row] for row in rows],
-            (np.array([frames[row] for row in rows]) / SAMPLE_RATE).tolist(),
-            [self.prefix + speaker] * len(rows),
-        )
-
-
-def _without_duplicates(rows, paths, frames):
-    """Rows to keep, (row, row that it repeats), (path, reason) of damaged files."""
-    again, damaged = find_duplicates(
-        [paths[row] for row in rows], [frames[row] for row in rows]
-    )
-    dropped = {*again, *(place for place, _ in damaged)}
-    kept = [row for place, row in enumerate(rows) if place not in dropped]
-    repeated = [(rows[place], rows[of]) for place, of in again.items()]
-    return kept, repeated, [(paths[rows[place]], why) for place, why in damaged]
-
-
-def _key_of(path):
-    """The key of a part, or None where there is none, or no whole one."""
-    try:
-        return read_table(path)[2]["key"]
-    except (InputError, TypeError, KeyError):
-        return None
-
 
 logger = logging.getLogger(__name__)
 
+EXPECTED = "FOLDER/id000000/VIDEO/00000.wav or FOLDER/audio/id000000/VIDEO/00000.wav"
 PREFIX = "voxblink2-"
 TRAIN, DUPLICATES, PARTS = "train.arrow", "duplicates.txt", "parts"
-# What decides on the content of a part. To allow more bad files, none is read again.
-_OF_PARTS = ("folders", "drop_duplicates", "min_seconds")
-
-
-@dataclass(kw_only=True)
-class VoxBlink2Options:
-    """Every argument that shapes the result, checked, its paths resolved.
-
-    The attributes are described in the recipe, at ``prepare_voxblink2``.
-    """
-
-    folders: list
-    save_folder: Path
-    spk2videos: Path | None = None
-    drop_duplicates: bool = False
-    min_seconds: float = 0.4
-    max_bad_files: int = 10_000
-
-    def __post_init__(self):
-        self.folders = [resolve(path) for path in as_list(self.folders)]
-        self.save_folder = resolve(self.save_folder)
-        self.spk2videos = resolve(self.spk2videos) if self.spk2videos else None
-        if not self.folders:
-            raise InputError(f"folders is empty, expected {EXPECTED}")
-        if not isinstance(self.drop_duplicates, bool):
-            raise InputError(
-                f"drop_duplicates={self.drop_duplicates!r}, expected True or False"
-            )
-        check_at_least("min_seconds", self.min_seconds, 0, whole=False)
-        check_at_least("max_bad_files", self.max_bad_files, 0)
+SPEAKERS_PER_PART = 500
+_SPEAKER = re.compile(r"id\d+")
+# Where speakers may lie. cropper_audio.py leaves an empty ``audio`` among the speakers.
+_INSIDE = ("audio", "wav", "flac")
+_FOUND = ("speakers", "videos", "utterances", "of_several_channels")
+_LEFT_OUT = ("bad_files", "too_short", "duplicates", "unlisted")
 
 
 class PreparedTraining(NamedTuple):
@@ -439,107 +83,6 @@ class PreparedTraining(NamedTuple):
     train: Path
     counts: dict
     skipped: bool
-
-
-def prepare_training(options, corpus=None, num_workers=16):
-    """Prepare VoxBlink2, or return at once where that was done before.
-
-    Arguments
-    ---------
-    options : VoxBlink2Options
-    corpus : Corpus, optional
-        Or something with its ``speakers`` and ``read``, in the place of the folders.
-    num_workers : int
-        Threads. Changes neither the result nor the fingerprint.
-
-    Returns
-    -------
-    PreparedTraining
-
-    Raises
-    ------
-    InputError
-        Anything wrong with a folder or list; too many bad recordings; none left.
-    OSError
-        The disk is full. What was read up to then is kept for the next run.
-    """
-    check_at_least("num_workers", num_workers, 1)
-    lists = [options.spk2videos] if options.spk2videos else []
-    marker = Marker.of(options.save_folder, asdict(options), lists)
-    counts = marker.load()
-    skipped = counts is not None
-    if not skipped:
-        counts = _prepare(options, corpus, num_workers, marker)
-    _log_counts(counts)
-    return PreparedTraining(marker.folder / TRAIN, counts, skipped)
-
-
-def _prepare(options, corpus, num_workers, marker):
-    """Read all parts, join and write them → counts."""
-    videos = read_spk2videos(options.spk2videos) if options.spk2videos else None
-    if corpus is None:
-        corpus = Corpus(options.folders)
-        check_outside(options.save_folder, corpus.holders, "save_folder")
-    settings = {name: getattr(options, name) for name in _OF_PARTS}
-    parts = Parts(marker.folder / PARTS, corpus, settings, PREFIX, videos)
-    known = parallel_map(
-        parts.make, parts.numbers, num_workers, "reading speakers", "part", chunk=1
-    )
-    logger.info("%d of %d parts were read by an earlier run", sum(known), len(known))
-    tables, details = zip(*parts.collect()) if parts.numbers else ((), ())
-    bad = sorted(tuple(item) for part in details for item in part["bad"])
-    report_bad_files(bad, marker.folder, options.max_bad_files)
-    counts = _total(details, videos, parts.n_unlisted_speakers)
-    table = concatenate(list(tables))
-    counts["train"] = _count(table)
-    if counts["train"]["speakers"] < 2:
-        raise InputError(
-            f"{options.folders[0]}: {counts['train']['speakers']} training speakers "
-            f"are left, expected at least 2 (left out: {counts['left_out']})"
-        )
-    marker.remove()
-    write_table(marker.folder / TRAIN, table)
-    with write_atomically(marker.folder / DUPLICATES) as file:
-        for part in details:
-            file.writelines(f"{name}\t{first}\n" for name, first in part["duplicates"])
-    marker.save([TRAIN, DUPLICATES] + [BAD_FILES] * bool(bad), counts)
-    shutil.rmtree(parts.folder)
-    return counts
-
-
-def _count(table):
-    speakers = table["spk_id"].chunk(0).dictionary if len(table) else ()
-    return {
-        "speakers": len(speakers),
-        "utterances": len(table),
-        "hours": float(np.sum(table["duration"].to_numpy()) / 3600),
-    }
-
-
-def _total(details, videos, n_unlisted_speakers):
-    """Counts of all parts together."""
-    counts = {"expected": {}, "found": {}, "left_out": {}}
-    for part in details:
-        for name in ("found", "left_out"):
-            for what, number in part[name].items():
-                counts[name][what] = counts[name].get(what, 0) + number
-    counts["left_out"]["unlisted_speakers"] = n_unlisted_speakers
-    if videos is not None:
-        n_videos = sum(len(line.split()) for line in videos.values())
-        counts["expected"] = {"speakers": len(videos), "videos": n_videos}
-    return counts
-
-
-def _log_counts(counts):
-    for what, found in counts["found"].items():
-        expected = counts["expected"].get(what)
-        of = f" of {expected} ({found / max(expected, 1):.1%})" if expected else ""
-        logger.info("found: %d %s%s", found, what.replace("_", " "), of)
-    logger.info("left out: %s", counts["left_out"])
-    logger.info(
-        "train: %(speakers)d speakers, %(utterances)d utterances, %(hours).2f hours",
-        counts["train"],
-    )
 
 
 def prepare_voxblink2(
@@ -585,15 +128,34 @@ def prepare_voxblink2(
     InputError
         Anything wrong with an argument, a folder, the list or too many recordings.
     """
-    options = VoxBlink2Options(
-        folders=folders,
-        save_folder=save_folder,
-        spk2videos=spk2videos,
-        drop_duplicates=drop_duplicates,
-        min_seconds=min_seconds,
-        max_bad_files=max_bad_files,
-    )
-    return prepare_training(options, num_workers=num_workers)
+    folders = [resolve(path) for path in as_list(folders)]
+    save_folder = resolve(save_folder)
+    spk2videos = resolve(spk2videos) if spk2videos else None
+    if not folders:
+        raise InputError(f"folders is empty, expected {EXPECTED}")
+    if not isinstance(drop_duplicates, bool):
+        raise InputError(f"drop_duplicates={drop_duplicates!r}, expected True or False")
+    check_at_least("min_seconds", min_seconds, 0, whole=False)
+    check_at_least("max_bad_files", max_bad_files, 0)
+    check_at_least("num_workers", num_workers, 1)
+    # What decides on a part. To allow more bad files, none is read again.
+    settings = {
+        "folders": folders,
+        "drop_duplicates": drop_duplicates,
+        "min_seconds": min_seconds,
+    }
+    arguments = settings | {
+        "save_folder": save_folder,
+        "spk2videos": spk2videos,
+        "max_bad_files": max_bad_files,
+    }
+    marker = Marker.of(save_folder, arguments, [spk2videos] if spk2videos else [])
+    counts = marker.load()
+    skipped = counts is not None
+    if not skipped:
+        counts = _prepare(marker, settings, spk2videos, max_bad_files, num_workers)
+    _log_counts(counts)
+    return PreparedTraining(marker.folder / TRAIN, counts, skipped)
 
 
 def prepare_voxceleb_voxblink2(voxceleb, voxblink2, mixed_folder):
@@ -622,3 +184,279 @@ def prepare_voxceleb_voxblink2(voxceleb, voxblink2, mixed_folder):
     prepared, added = voxceleb(), voxblink2()
     mixed = mix_manifests(prepared.train, added.train, mixed_folder)
     return prepared._replace(train=mixed)
+
+
+def _prepare(marker, settings, spk2videos, max_bad_files, num_workers):
+    """Read all parts, join and write them → counts."""
+    videos = read_spk2videos(spk2videos) if spk2videos else None
+    corpus = Corpus(settings["folders"])
+    check_outside(marker.folder, corpus.holders, "save_folder")
+    everybody = corpus.speakers()
+    speakers = [s for s in everybody if videos is None or s in videos]
+    firsts = range(0, len(speakers), SPEAKERS_PER_PART)
+    parts = [speakers[first : first + SPEAKERS_PER_PART] for first in firsts]
+
+    def make(number):
+        return _make_part(
+            marker.folder / f"{PARTS}/{number:05d}.arrow",
+            parts[number],
+            *(corpus, videos, settings),
+        )
+
+    made = parallel_map(
+        make, range(len(parts)), num_workers, "reading speakers", "part", chunk=1
+    )
+    records = [record for record, _ in made]
+    n_before = sum(not is_new for _, is_new in made)
+    logger.info("%d of %d parts were read by an earlier run", n_before, len(made))
+    bad = sorted(tuple(item) for record in records for item in record["bad"])
+    report_bad_files(bad, marker.folder, max_bad_files)
+    counts = _total(records, videos, len(everybody) - len(speakers))
+    files = [marker.folder / f"{PARTS}/{n:05d}.arrow" for n in range(len(parts))]
+    table = concatenate([read_table(file)[0] for file in files])
+    counts["train"] = _count(table)
+    if counts["train"]["speakers"] < 2:
+        raise InputError(
+            f"{settings['folders'][0]}: {counts['train']['speakers']} training "
+            f"speakers are left, expected at least 2 (left out: {counts['left_out']})"
+        )
+    marker.remove()
+    write_table(marker.folder / TRAIN, table)
+    with write_atomically(marker.folder / DUPLICATES) as file:
+        for record in records:
+            file.writelines(f"{name}\t{of}\n" for name, of in record["duplicates"])
+    marker.save([TRAIN, DUPLICATES] + [BAD_FILES] * bool(bad), counts)
+    shutil.rmtree(marker.folder / PARTS)
+    return counts
+
+
+def _make_part(file, speakers, corpus, videos, settings):
+    """Read some speakers into an Arrow file → its record, whether it was made now."""
+    lines = [videos[name] for name in speakers] if videos else None
+    part = Part(file, digest_of(settings, speakers, lines))
+    record = part.load()
+    if record is not None:
+        return record, False
+    details = {"bad": [], "duplicates": []}
+    details |= {"found": dict.fromkeys(_FOUND, 0)}
+    details |= {"left_out": dict.fromkeys(_LEFT_OUT, 0)}
+    columns = [], [], [], []
+    for speaker in speakers:
+        listed = set(videos[speaker].split()) if videos else None
+        recordings = corpus.read(speaker, listed)
+        rows = _rows_of(speaker, recordings, settings, details)
+        for column, more in zip(columns, rows):
+            column.extend(more)
+    part.remove()
+    # Checked when all are joined: a part may be empty.
+    write_table(file, encode(*columns), check=False)
+    return part.save(**details), True
+
+
+def _rows_of(speaker, recordings, settings, details):
+    """ids, paths, seconds, speakers of one speaker; counts into ``details``."""
+    names, paths, frames = recordings[:3]
+    found, left_out = details["found"], details["left_out"]
+    found["speakers"] += bool(names)
+    found["videos"] += len({name.split("/")[0] for name in names})
+    found["utterances"] += len(names)
+    found["of_several_channels"] += sum(n > 1 for n in recordings.channels)
+    least = settings["min_seconds"] * SAMPLE_RATE
+    rows = [row for row, length in enumerate(frames) if length >= least]
+    left_out["too_short"] += len(names) - len(rows)
+    left_out["unlisted"] += recordings.n_unlisted
+    ids = [f"{PREFIX}{speaker}/{name}" for name in names]
+    bad = list(recordings.bad)
+    if settings["drop_duplicates"]:
+        rows, repeated, damaged = _without_duplicates(rows, paths, frames)
+        left_out["duplicates"] += len(repeated)
+        details["duplicates"] += [(ids[row], ids[of]) for row, of in repeated]
+        bad += damaged
+    left_out["bad_files"] += len(bad)
+    details["bad"] += bad
+    return (
+        [ids[row] for row in rows],
+        [paths[row] for row in rows],
+        (np.array([frames[row] for row in rows]) / SAMPLE_RATE).tolist(),
+        [PREFIX + speaker] * len(rows),
+    )
+
+
+def _count(table):
+    speakers = table["spk_id"].chunk(0).dictionary if len(table) else ()
+    return {
+        "speakers": len(speakers),
+        "utterances": len(table),
+        "hours": float(np.sum(table["duration"].to_numpy()) / 3600),
+    }
+
+
+def _total(records, videos, n_unlisted_speakers):
+    """Counts of all parts together."""
+    counts = {"expected": {}, "found": {}, "left_out": {}}
+    for record in records:
+        for name in ("found", "left_out"):
+            for what, number in record[name].items():
+                counts[name][what] = counts[name].get(what, 0) + number
+    counts["left_out"]["unlisted_speakers"] = n_unlisted_speakers
+    if videos is not None:
+        n_videos = sum(len(line.split()) for line in videos.values())
+        counts["expected"] = {"speakers": len(videos), "videos": n_videos}
+    return counts
+
+
+def _log_counts(counts):
+    for what, found in counts["found"].items():
+        expected = counts["expected"].get(what)
+        of = f" of {expected} ({found / max(expected, 1):.1%})" if expected else ""
+        logger.info("found: %d %s%s", found, what.replace("_", " "), of)
+    logger.info("left out: %s", counts["left_out"])
+    logger.info(
+        "train: %(speakers)d speakers, %(utterances)d utterances, %(hours).2f hours",
+        counts["train"],
+    )
+
+
+def _without_duplicates(rows, paths, frames):
+    """Rows to keep, (row, row that it repeats), (path, reason) of damaged files."""
+    again, damaged = find_duplicates(
+        [paths[row] for row in rows], [frames[row] for row in rows]
+    )
+    dropped = {*again, *(place for place, _ in damaged)}
+    kept = [row for place, row in enumerate(rows) if place not in dropped]
+    repeated = [(rows[place], rows[of]) for place, of in again.items()]
+    return kept, repeated, [(paths[rows[place]], why) for place, why in damaged]
+
+
+def find_duplicates(paths, frames):
+    """Which recordings of one speaker repeat an earlier one; ``frames``: samples.
+
+    → {row: first row of equal sound}, [(row, why it cannot be decoded)]
+    """
+    by_length = {}
+    for row, length in enumerate(frames):
+        by_length.setdefault(length, []).append(row)
+    first, repeated, bad = {}, {}, []
+    for rows in by_length.values():
+        for row in rows if len(rows) > 1 else ():
+            try:
+                known = first.setdefault(_sound_hash(paths[row]), row)
+            except InputError as error:
+                bad.append((row, str(error).removeprefix(f"{paths[row]}: ")))
+                continue
+            if known != row:
+                repeated[row] = known
+    return repeated, bad
+
+
+def _sound_hash(path):
+    """BLAKE2b, 128 bits, of a recording's channels, rate and 16 bit samples."""
+    try:
+        samples, rate = soundfile.read(str(path), dtype="int16", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from error
+    digest = hashlib.blake2b(f"{samples.shape} {rate}".encode(), digest_size=16)
+    digest.update(samples.reshape(-1).data)
+    return digest.digest()
+
+
+class Recordings(NamedTuple):
+    """Usable recordings of one speaker; a name is VIDEO/CROP, ``frames`` are samples.
+
+    ``bad``: (path, reason) of those that cannot be used; ``n_unlisted``: how many
+    others belong to videos that were not asked for.
+    """
+
+    names: list
+    paths: list
+    frames: list
+    channels: list
+    bad: list
+    n_unlisted: int = 0
+
+
+class Corpus:
+    """Who speaks, and what there is of one speaker, who may be in several folders."""
+
+    def __init__(self, folders):
+        self._folders, self.holders = {}, []
+        for root in folders:
+            if not root.is_dir():
+                raise InputError(f"{root}: no such folder, expected {EXPECTED}")
+            before = len(self.holders)
+            for holder in (root, *(root / name for name in _INSIDE)):
+                self._add(holder)
+            if len(self.holders) == before:
+                raise InputError(f"{root}: no speakers, expected {EXPECTED}")
+
+    def _add(self, holder):
+        names = _speakers_in(holder) if holder.is_dir() else []
+        if names and holder not in self.holders:
+            self.holders.append(holder)
+            for name in names:
+                self._folders.setdefault(name, []).append(holder / name)
+
+    def speakers(self):
+        """Names of all speakers, sorted."""
+        return sorted(self._folders)
+
+    def read(self, speaker, videos=None):
+        """List the recordings of a speaker, or of some videos; read their headers."""
+        paths, n_unlisted = {}, 0
+        for folder in self._folders[speaker]:
+            for name, path in list_recordings(folder, "", levels=1)[0]:
+                if videos is not None and name.split("/")[0] not in videos:
+                    n_unlisted += 1
+                elif paths.setdefault(name, path) != path:
+                    check_same_file(f"{speaker}/{name}", paths[name], path)
+        return _read_headers(paths)._replace(n_unlisted=n_unlisted)
+
+
+def read_spk2videos(path):
+    """``spk2videos`` → {speaker: its videos, separated by spaces}.
+
+    One text for each speaker takes a tenth of the memory of a set.
+    """
+    videos = {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                speaker, *listed = line.replace(",", " ").split()
+                place = f"{path}: line {number}: {speaker!r}"
+                if not _SPEAKER.fullmatch(speaker):
+                    raise InputError(f"{place}, expected 'id000000 VIDEO VIDEO ...'")
+                if speaker in videos:
+                    raise InputError(f"{place} seen before, expected each once")
+                videos[speaker] = " ".join(listed)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}, expected VoxBlink2's spk2videos"
+        ) from error
+    return videos
+
+
+def _speakers_in(folder):
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if _SPEAKER.fullmatch(e.name) and e.is_dir()]
+
+
+def _read_headers(paths):
+    good, bad = [], []
+    for name, path in sorted(paths.items()):
+        try:
+            frames, rate, channels = read_header(path)
+        except InputError as error:
+            bad.append((path, str(error).removeprefix(f"{path}: ")))
+            continue
+        if rate != SAMPLE_RATE:
+            bad.append((path, f"{rate} Hz, expected {SAMPLE_RATE} Hz"))
+        elif frames < 1:
+            bad.append((path, "0 samples, expected sound"))
+        else:
+            good.append((name, path, frames, channels))
+    columns = [list(column) for column in zip(*good)] or [[], [], [], []]
+    return Recordings(*columns, bad)

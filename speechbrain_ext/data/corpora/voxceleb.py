@@ -4,8 +4,10 @@ Nagrani et al., "VoxCeleb: a large-scale speaker identification dataset", Inters
 2017; Chung et al., "VoxCeleb2: deep speaker recognition", Interspeech 2018.
 """
 
-from speechbrain_ext.data.prepare.folders import Layout
-from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare_corpus
+from functools import partial
+
+from speechbrain_ext.data.prepare.folders import Layout, find_rows
+from speechbrain_ext.data.prepare.pipeline import PrepareOptions, prepare
 
 LAYOUT = Layout(folder_names=("wav", "flac", "aac", "m4a"), levels=2)
 
@@ -96,7 +98,7 @@ def prepare_voxceleb(
         seed=seed,
         enrol_maps=enrol_map,
     )
-    return prepare_corpus(options, LAYOUT, num_workers)
+    return prepare(options, partial(find_rows, LAYOUT), num_workers)
 
 
 def prepare_voxceleb_test(

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Preparing a corpus: finding, choosing, checking and splitting its recordings."""

@@ -1,9 +1,8 @@
 """m4a → flac through ffmpeg, many at a time, resumable.
 
 VoxCeleb2 comes as AAC in m4a files, which soundfile cannot read. Each is converted
-once to 16 kHz mono 16 bit flac: lossless, and half the size of wav. A copy is written
-beside its place and renamed, so one that exists is whole, and a run that was stopped
-goes on where it was.
+once to 16 kHz mono 16 bit flac: lossless, and half the size of wav. A copy appears by a
+rename, so a copy that exists is whole, and a run that was stopped continues.
 """
 
 import contextlib
@@ -15,11 +14,12 @@ import subprocess
 from pathlib import Path
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
-from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
+
+NEEDS_CONVERSION = ".m4a"
 
 
 def convert_where_needed(paths, convert_folder, num_workers=16):

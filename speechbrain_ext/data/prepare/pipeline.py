@@ -1,48 +1,81 @@
-"""The arguments of a preparation, in one form whatever way they were given.
+"""Preparing a corpus: recordings → training, validation and test, with no leak.
 
-Preparing a corpus: manifests for training, validation and test, with no leak.
+    find(options, IDs of the trial lists, threads) → a Row of each recording
+    prepare(options, find)                         → manifests, trials, prepare.json
 
-A speaker of a trial list is never trained on, whatever folder the recordings are in;
-nor is a validation speaker (see :mod:`speechbrain_ext.data.prepare.splits`).
+A corpus is one function that finds its recordings and says of each who speaks, in which
+session; :mod:`speechbrain_ext.data.prepare.folders` does it where folder names tell.
+All else is the same for every corpus. A speaker of a trial list is never trained on,
+whatever folder the recordings are in; nor is a validation speaker
+(:mod:`speechbrain_ext.data.prepare.splits`).
 
 Everything is read and checked before anything is written: every line of every list is
-looked up, every header is opened. What is then done with it is in
-:mod:`speechbrain_ext.data.prepare.splits`.
+looked up, every header is opened. The marker comes last, so that a rerun knows whether
+the files are those of the same arguments (:mod:`speechbrain_ext.utils.jobs`).
 """
 
 import logging
 import os
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.data.audio import read_durations, report_bad_files
+from speechbrain_ext.data.audio import BAD_FILES, read_durations, report_bad_files
 from speechbrain_ext.data.concatenated_audio import join_short
-from speechbrain_ext.data.manifest import Manifest
+from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.prepare.convert import convert_where_needed
-from speechbrain_ext.data.prepare.folders import (
-    check_outside,
-    find_recordings,
-    scan_corpus,
-)
-from speechbrain_ext.data.prepare.selection import (
-    choose_training,
-    join,
-    read_trial_lists,
-)
-from speechbrain_ext.data.prepare.splits import (
-    TEST,
-    TRAIN,
-    add_counts,
-    prepare_once,
-    split,
-)
-from speechbrain_ext.scoring.enrolment import speaker_of
+from speechbrain_ext.data.prepare.selection import choose_training, read_trial_lists
+from speechbrain_ext.data.prepare.splits import split
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.jobs import Marker
 
 logger = logging.getLogger(__name__)
+
+TRAIN, VALID, TEST = "train.csv", "valid.csv", "test.csv"
+VALID_TRIALS = "valid_trials.txt"
+# A rounded duration is all right; one that is further off is of another recording.
+TOLERANCE = 0.5  # seconds
+
+
+class Row(NamedTuple):
+    """One recording of a corpus.
+
+    Attributes
+    ----------
+    id : str
+        As trial lists name it, without extension.
+    path : str
+        The sound file.
+    speaker : str
+    session : str
+        What was recorded on one occasion, unique over speakers. That of a recording
+        that is only tested is not read.
+    split : str or None
+        ``train`` or ``test`` for what may be used for nothing else.
+    genre : str
+        Kind of speech: counted by itself, and never joined with another.
+    seconds : float or None
+        Where the corpus says how long it is: checked.
+    place : str
+        File and line where it is listed, for messages.
+    """
+
+    id: str
+    path: str
+    speaker: str
+    session: str
+    split: str | None = None
+    genre: str = ""
+    seconds: float | None = None
+    place: str = ""
+
+    @property
+    def name(self):
+        """The recording in messages."""
+        return f"{self.place}: {self.path}" if self.place else self.path
 
 
 @dataclass(kw_only=True)
@@ -50,45 +83,24 @@ class PrepareOptions:
     """Every argument that shapes the result, checked, its paths resolved.
 
     Lists may be given as one value, several or None. The attributes are described
-    where users meet them, in the recipes.
+    where users meet them, in :mod:`speechbrain_ext.data.corpora`.
     """
 
-    train_folders: list
     save_folder: Path
-    test_folders: list
-    trial_lists: list
-    train_lists: list
-    exclude_speakers: list
-    n_valid_speakers: int
-    n_valid_trials: int
-    max_valid_utterances: int
-    min_seconds: float
-    max_bad_files: int
-    convert_folder: Path | None
-    seed: int
+    train_folders: list = ()
+    test_folders: list = ()
+    trial_lists: list = ()
+    train_lists: list = ()
+    exclude_speakers: list = ()
+    n_valid_speakers: int = 0
+    n_valid_trials: int = 2
+    max_valid_utterances: int = 2
+    min_seconds: float = 0
+    max_bad_files: int = 0
+    convert_folder: Path | None = None
+    seed: int = 0
     enrol_maps: list = ()
     join_seconds: float = 0
-
-    @classmethod
-    def for_test(cls, save_folder, test_folders, trial_lists, enrol_maps=()):
-        """Options of a preparation for test alone: nothing of training counts."""
-        training = dict.fromkeys(
-            ("train_folders", "train_lists", "exclude_speakers"), ()
-        )
-        numbers = dict.fromkeys(
-            ("n_valid_speakers", "min_seconds", "max_bad_files", "seed"), 0
-        )
-        return cls(
-            **training,
-            **numbers,
-            n_valid_trials=2,
-            max_valid_utterances=2,
-            convert_folder=None,
-            save_folder=save_folder,
-            test_folders=test_folders,
-            trial_lists=trial_lists,
-            enrol_maps=enrol_maps,
-        )
 
     def __post_init__(self):
         for name in (
@@ -153,17 +165,45 @@ def as_list(values):
     return [values] if isinstance(values, (str, os.PathLike)) else list(values)
 
 
-def prepare_corpus(options, layout, num_workers=16):
+class Prepared(NamedTuple):
+    """What a preparation left behind; None for a file that was not asked for.
+
+    Attributes
+    ----------
+    train, valid, valid_trials, test : Path or None
+        The files.
+    counts : dict
+        Speakers, utterances and hours of each split, the trials of each list, and
+        how much was left out.
+    skipped : bool
+        All was there already.
+    """
+
+    train: Path | None
+    valid: Path | None
+    valid_trials: Path | None
+    test: Path | None
+    counts: dict
+    skipped: bool
+
+
+def prepare(options, find, num_workers=16, source=None):
     """Prepare a corpus, or return at once where that was done before.
 
     Arguments
     ---------
     options : PrepareOptions
-        What to do.
-    layout : Layout
-        How the corpus lies on the disk.
+        What to do. All of it is in the fingerprint, and so are size and time of its
+        lists.
+    find : callable
+        (options, IDs of the trial lists, num_workers) → list of Row: every recording
+        that may be trained on and every one of those IDs that there is, in an order
+        that does not depend on the disk.
     num_workers : int
         Threads. Changes neither the result nor the fingerprint.
+    source : Path, optional
+        The file that lists the recordings, where ``find`` reads one; it is then the
+        corpus's train list. None: the recordings are those below the folders.
 
     Returns
     -------
@@ -176,88 +216,168 @@ def prepare_corpus(options, layout, num_workers=16):
         are then as they were.
     """
     check_at_least("num_workers", num_workers, 1)
-    return prepare_once(options, partial(_read, options, layout, num_workers))
+    lists = [*options.trial_lists, *options.train_lists, *options.enrol_maps]
+    marker = Marker.of(options.save_folder, asdict(options), lists)
+    counts = marker.load()
+    skipped = counts is not None
+    if not skipped:
+        contents, counts = _read(options, find, num_workers, source)
+        _write(marker, contents, counts)
+    _log_counts(counts)
+    files = [marker.folder / name for name in (TRAIN, VALID, VALID_TRIALS, TEST)]
+    return Prepared(*(f if f.is_file() else None for f in files), counts, skipped)
 
 
-def _read(options, layout, num_workers):
-    """Read and check everything. → {file name: what goes into it}, counts"""
+def _read(options, find, num_workers, source):
+    """Read and check everything → {file name: what goes into it}, counts."""
     tested = read_trial_lists(options)
-    test_ids = tested.ids
-    train_paths, test_paths = _scan(options, layout, test_ids, num_workers)
-    tested.check_found(test_paths, f"the recordings below {join(options.test_folders)}")
-    train_ids, left_out = [], {}
-    if options.train_folders:
-        train_ids, left_out = choose_training(options, train_paths, test_ids)
-    sessions = {name: layout.session_of(name) for name in train_ids}  # checks the names
-    paths = {name: train_paths[name] for name in train_ids}
-    paths |= {name: test_paths[name] for name in test_ids}
-    durations = _durations(options, paths, test_ids, num_workers)
-
+    rows = find(options, tested.ids, num_workers)
+    by_id = {row.id: row for row in rows if row.split != "train"}
+    tested.check_found(
+        list(by_id),
+        source or f"the recordings below {_in_words(options.test_folders)}",
+    )
+    test_rows = [by_id[name] for name in tested.ids]
+    rows = [row for row in rows if row.split != "test"]
+    left_out, contents = {}, {}
+    if rows:
+        train_lists = options.train_lists if source is None else ()
+        of_train = source or _in_words(options.train_folders)
+        never = options.exclude_speakers
+        rows, left_out = choose_training(rows, test_rows, train_lists, never, of_train)
+    usable, test_rows = _open(options, rows, test_rows, num_workers)
     counts = {"train": {}, "valid": {}, "test": tested.count(), "left_out": left_out}
-    contents = {}
-    if train_ids:
-        known = [name for name in train_ids if name in durations]
-        left_out["bad_files"] = len(train_ids) - len(known)
-        manifest = _manifest(known, paths, durations)
-        contents = split(options, manifest, [sessions[n] for n in known], counts)
+    if rows:
+        left_out["bad_files"] = len(rows) - len(usable)
+        train, valid, pairs = split(options, _manifest(usable), left_out)
         if options.join_seconds:
             # Not those of the validation, which is as the test: one at a time.
-            counts["train"]["recordings"] = len(contents[TRAIN])
-            contents[TRAIN] = _joined(contents[TRAIN], sessions, layout, options)
-    if test_ids:
-        contents[TEST] = _manifest(test_ids, paths, durations)
-    add_counts(counts, contents, layout.genre_of)
+            counts["train"]["recordings"] = len(train)
+            train = join_short(
+                train, *map(train.extra.get, ("session", "genre")), options.join_seconds
+            )
+        contents[TRAIN] = train
+        if valid is not None:
+            contents |= {VALID: valid, VALID_TRIALS: _trial_lines(valid, pairs)}
+            n_target = int(pairs.labels.sum())
+            n_nontarget = len(pairs.labels) - n_target
+            counts["valid"] = {"target": n_target, "nontarget": n_nontarget}
+    if test_rows:
+        contents[TEST] = _manifest(test_rows)
+    for name in contents.keys() - {VALID_TRIALS}:
+        counts[Path(name).stem] |= _count(contents[name], contents[name].extra["genre"])
     return contents, counts
 
 
-def _joined(manifest, session_of, layout, options):
-    names = manifest.ids.tolist()
-    genres = [layout.genre_of(name) if layout.genre_of else "" for name in names]
-    sessions = [session_of[name] for name in names]
-    return join_short(manifest, sessions, genres, options.join_seconds)
-
-
-def _scan(options, layout, test_ids, num_workers):
-    """Training recordings and those of ``test_ids``: two dictionaries ID → path."""
-    leave_out = [options.convert_folder] if options.convert_folder else []
-    train, folders = {}, []
-    if options.train_folders:
-        found = scan_corpus(options.train_folders, layout, num_workers, leave_out)
-        train, folders = found.paths, found.speaker_folders
-    known = train if options.test_folders == options.train_folders else {}
-    test = {name: known[name] for name in test_ids if name in known}
-    wanted = [name for name in test_ids if name not in test]
-    if wanted:
-        found = find_recordings(
-            wanted, options.test_folders, layout, num_workers, leave_out
-        )
-        test |= found.paths
-        folders = folders + found.speaker_folders
-    for name in ("save_folder", "convert_folder"):
-        if getattr(options, name):
-            check_outside(getattr(options, name), folders, name)
-    return train, test
-
-
-def _durations(options, paths, test_ids, num_workers):
-    """Seconds of each usable recording by ID; converts, and updates ``paths``."""
-    indispensable = {paths[name] for name in test_ids}
-    bad = convert_where_needed(paths, options.convert_folder, num_workers)
-    indispensable |= {paths[name] for name in test_ids if name in paths}
+def _open(options, rows, test_rows, num_workers):
+    """Open every recording → usable rows and test rows, with paths and seconds."""
+    both = [*rows, *test_rows]
+    paths = {row.id: row.path for row in both}
+    reasons = {}
+    if not any(row.place for row in both):  # a list's m4a files are bad files
+        failed = convert_where_needed(paths, options.convert_folder, num_workers)
+        reasons = dict(failed)
     seconds, unreadable = read_durations(list(paths.values()), num_workers)
-    report_bad_files(
-        sorted(bad + unreadable),
-        options.save_folder,
-        options.max_bad_files,
-        indispensable,
-    )
-    return {n: s for n, s in zip(paths, seconds.tolist()) if not np.isnan(s)}
+    seconds = dict(zip(paths, seconds.tolist()))
+    reasons |= dict(unreadable)
+    usable, bad = [], []
+    for row in both:
+        path = paths.get(row.id, row.path)  # of the copy, if it was converted
+        reason = reasons.get(path) or _disagreement(row, seconds[row.id])
+        if reason is None:
+            usable.append(row._replace(path=path, seconds=seconds[row.id]))
+            continue
+        if not os.path.exists(path):
+            reason = "no such file"
+        bad.append((row._replace(path=path).name, reason))
+    needed = {row._replace(path=paths.get(row.id, row.path)).name for row in test_rows}
+    report_bad_files(bad, options.save_folder, options.max_bad_files, needed)
+    n_test = len(test_rows)  # all usable
+    n_train = len(usable) - n_test
+    return usable[:n_train], usable[n_train:]
 
 
-def _manifest(names, paths, durations):
-    return Manifest(
-        names,
-        [paths[name] for name in names],
-        [durations[name] for name in names],
-        [speaker_of(name) for name in names],
+def _disagreement(row, seconds):
+    """What is wrong with the duration that a row says, or None."""
+    if row.seconds is None or abs(row.seconds - seconds) <= TOLERANCE:
+        return None
+    return (
+        f"lasts {seconds:.2f} s, duration says {row.seconds:g}, expected them to agree "
+        f"within {TOLERANCE} s, or no duration"
     )
+
+
+def _manifest(rows):
+    columns = list(zip(*rows))
+    extra = {"session": columns[3], "genre": columns[5]}
+    return Manifest(columns[0], columns[1], columns[6], columns[2], extra=extra)
+
+
+def _trial_lines(valid, pairs):
+    names = valid.ids.tolist()
+    columns = (column.tolist() for column in pairs)
+    return [f"{label} {names[a]} {names[b]}\n" for label, a, b in zip(*columns)]
+
+
+def _in_words(folders):
+    return ", ".join(map(str, folders))
+
+
+def _write(marker, contents, counts):
+    """Write all files, drop those of an earlier run, and the marker at the end."""
+    marker.remove()
+    for name in (TRAIN, VALID, TEST, VALID_TRIALS):
+        path, content = marker.folder / name, contents.get(name)
+        if content is None:
+            path.unlink(missing_ok=True)
+        elif isinstance(content, Manifest):
+            write_manifest(path, replace(content, extra={}))
+        else:
+            with write_atomically(path) as file:
+                file.writelines(content)
+    listed = [BAD_FILES] if (marker.folder / BAD_FILES).is_file() else []
+    marker.save([*contents, *listed], counts)
+
+
+def _count(manifest, genres):
+    """Speakers, utterances and hours, and the same of each genre where there are."""
+    counts = {
+        "speakers": len(manifest.speaker_names),
+        "utterances": len(manifest),
+        "hours": float(manifest.durations.sum() / 3600),
+    }
+    names, codes = np.unique(genres, return_inverse=True)
+    if names.tolist() != [""]:
+        counts["genres"] = {
+            name: _count(manifest.select(codes == code), "")
+            for code, name in enumerate(names.tolist())
+        }
+    return counts
+
+
+def _log_counts(counts):
+    for name in ("train", "valid", "test"):
+        seen = counts[name]
+        if "utterances" not in seen:
+            logger.info("%s: none asked for, no file written", name)
+            continue
+        _log_sizes(name, seen)
+        if "recordings" in seen:
+            logger.info("%s: joined from %d recordings", name, seen["recordings"])
+        for genre, of_genre in seen.get("genres", {}).items():
+            _log_sizes(f"{name}, {genre}", of_genre)
+    lists = dict(counts["test"]["lists"])
+    if "target" in counts["valid"]:
+        lists["validation trials"] = counts["valid"]
+    for name, seen in lists.items():
+        n_target, n_nontarget = seen["target"], seen["nontarget"]
+        logger.info("%s: %d target, %d non-target", name, n_target, n_nontarget)
+    if "models" in counts["test"]:
+        logger.info("enrol side: %d models", counts["test"]["models"])
+    if counts["left_out"]:
+        logger.info("left out: %s", counts["left_out"])
+
+
+def _log_sizes(name, seen):
+    sizes = (seen[key] for key in ("speakers", "utterances", "hours"))
+    logger.info("%s: %d speakers, %d utterances, %.2f hours", name, *sizes)

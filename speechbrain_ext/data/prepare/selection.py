@@ -1,19 +1,18 @@
-"""Lists of what to train on: lines ``speaker path``, or ``speaker`` for all of theirs.
-
-CN-Celeb's ``dev.lst`` and ``spk.lst`` are lists of speakers.
-
-Which recordings are tested, and which may then be trained on.
+"""Which recordings are tested, and which may then be trained on.
 
 The one rule that keeps results honest: a speaker who occurs in any trial list is never
-trained on.
+trained on. Further lists may name what to train on: lines ``speaker path``, or
+``speaker`` for all of their recordings.
 """
 
 import logging
 from typing import NamedTuple
 
-from speechbrain_ext.scoring.enrolment import read_enrol_map, speaker_of, utterances_of
+from speechbrain_ext.scoring.enrolment import read_enrol_map, utterances_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def read_speaker_lists(lists, known, source):
@@ -24,8 +23,8 @@ def read_speaker_lists(lists, known, source):
     lists : list of Path
         Text files, lines ``speaker path`` or ``speaker``; a path is relative to the
         folder of speakers.
-    known : collection of str
-        The utterance IDs there are.
+    known : dict of str to str
+        Utterance ID → speaker of all recordings.
     source : str
         Where they are, for the message.
 
@@ -41,8 +40,8 @@ def read_speaker_lists(lists, known, source):
         speaker without any, or one who is listed twice; names the list and the line.
     """
     listed, whole, by_speaker = set(), {}, {}
-    for name in known:
-        by_speaker.setdefault(speaker_of(name), []).append(name)
+    for name, speaker in known.items():
+        by_speaker.setdefault(speaker, []).append(name)
     for path in lists:
         for number, line in _lines(path):
             fields, place = line.split(), f"{path}: line {number}"
@@ -77,7 +76,7 @@ def _listed_utterance(fields, known, source, place):
         )
     speaker, name = fields
     utterance = utterance_id(name)
-    if speaker_of(utterance) != speaker:
+    if known.get(utterance, speaker) != speaker:
         raise InputError(
             f"{place}: speaker '{speaker}' with path '{name}', expected a path that "
             f"begins with '{speaker}/'"
@@ -101,9 +100,6 @@ def _lines(path):
         raise InputError(f"{path}: byte {error.start}: expected UTF-8 text") from error
 
 
-logger = logging.getLogger(__name__)
-
-
 class TrialLists(NamedTuple):
     """All that is tested.
 
@@ -122,26 +118,13 @@ class TrialLists(NamedTuple):
     enrol_maps: list
     ids: list
 
-    def check_found(self, paths, source):
-        """Refuse a recording that was not found.
-
-        Arguments
-        ---------
-        paths : dict of str to str
-            Utterance ID → recording.
-        source : str
-            Where they were looked for, for the message.
-
-        Raises
-        ------
-        InputError
-            Names the list or map, the line and the utterance.
-        """
+    def check_found(self, ids, source):
+        """Refuse a recording that is not among ``ids``: list, line, name."""
         for trials in self.lists:
             side = "test" if self.enrol_maps else None
-            rows_of(trials, list(paths), source, side)
+            rows_of(trials, ids, source, side)
         for enrol_map in self.enrol_maps:
-            enrol_map.rows(list(paths), source)
+            enrol_map.rows(ids, source)
 
     def count(self):
         """{"lists": {path: how many target and nontarget trials}}, and of the map."""
@@ -158,22 +141,10 @@ class TrialLists(NamedTuple):
 
 
 def read_trial_lists(options):
-    """Read all trial lists, and the enrolment map if there is one.
+    """Read ``trial_lists`` and ``enrol_maps`` of the options → TrialLists.
 
-    Arguments
-    ---------
-    options : PrepareOptions
-        With ``trial_lists`` and ``enrol_maps``.
-
-    Returns
-    -------
-    TrialLists
-
-    Raises
-    ------
-    InputError
-        A malformed list or map, or a trial whose enrol side is no model of the map:
-        file, line, name.
+    InputError names file, line and name: of a malformed list or map, or of a trial
+    whose enrol side is no model of the map.
     """
     enrol_maps, ids = [read_enrol_map(path) for path in options.enrol_maps], set()
     # A line that comes twice changes nothing here; scoring may refuse it.
@@ -184,37 +155,42 @@ def read_trial_lists(options):
     return TrialLists(lists, enrol_maps, sorted(ids))
 
 
-def choose_training(options, paths, test_ids):
+def choose_training(rows, test_rows, train_lists, exclude_speakers, source):
     """Drop speakers of the trial lists, excluded speakers and what no list names.
 
     Arguments
     ---------
-    options : PrepareOptions
-        With ``train_folders``, ``train_lists`` and ``exclude_speakers``.
-    paths : dict of str to str
-        Utterance ID → recording, of all that were found below ``train_folders``.
-    test_ids : list of str
+    rows : list of Row
+        All that could be trained on.
+    test_rows : list of Row
         What the trial lists name.
+    train_lists : list of Path
+        Lists of what to train on; none: all.
+    exclude_speakers : list of str
+        More speakers never to train on.
+    source : str
+        Where the rows are from, for messages.
 
     Returns
     -------
-    chosen : list of str
-        Sorted IDs that may be trained on.
+    chosen : list of Row
+        Those that may be trained on, in their order.
     left_out : dict of str to int
         How many were dropped, and why.
 
     Raises
     ------
     InputError
-        A malformed train list, or nothing left.
+        A malformed train list, or fewer than two speakers left.
     """
-    candidates = paths
-    if options.train_lists:
-        source = join(options.train_folders)
-        candidates = read_speaker_lists(options.train_lists, paths, source)
-    of_test = {speaker_of(name) for name in test_ids}
-    excluded = set(options.exclude_speakers)
-    speakers = {speaker_of(name) for name in paths}
+    listed = rows
+    if train_lists:
+        known = {row.id: row.speaker for row in rows}
+        ids = read_speaker_lists(train_lists, known, source)
+        listed = [row for row in rows if row.id in ids]
+    of_test = {row.speaker for row in test_rows}
+    excluded = set(exclude_speakers)
+    speakers = {row.speaker for row in rows}
     unknown = excluded - speakers - of_test
     if unknown:
         logger.warning(
@@ -229,21 +205,18 @@ def choose_training(options, paths, test_ids):
         len(excluded),
     )
     never = of_test | excluded
-    chosen = [name for name in sorted(candidates) if speaker_of(name) not in never]
-    if not chosen:
+    chosen = [row for row in listed if row.speaker not in never]
+    remaining = sorted({row.speaker for row in chosen})
+    if len(remaining) < 2:
+        named = f" ({remaining[0]!r})" if remaining else ""
         raise InputError(
-            f"no training recording is left below {join(options.train_folders)}: all "
-            f"{len(speakers)} speakers are in trial lists, in exclude_speakers or in "
-            "no train list; expected at least 2 others"
+            f"{source}: {len(remaining)} of {len(speakers)} speakers remain to train "
+            f"on{named}, expected at least 2: all others are in trial lists, in "
+            "exclude_speakers or in no train list"
         )
     left_out = {
         "trial_speakers": len(of_test & speakers),
         "excluded_speakers": len(excluded & speakers),
-        "not_listed": len(paths) - len(candidates),
+        "not_listed": len(rows) - len(listed),
     }
     return chosen, left_out
-
-
-def join(folders):
-    """Folders in words."""
-    return ", ".join(map(str, folders))

@@ -6,8 +6,10 @@ part, where WebDataset would cut it, is written ``%2E``. An utterance that was j
 several recordings has KEY.0.flac, KEY.1.flac, …
 
 A manifest states who speaks where and in which order; the index only states where the
-bytes of an utterance are. So a run that reads from shards takes the same steps, to the
-bit, as one that reads the files, and one folder serves any selection of its utterances.
+bytes of an utterance are. So a run that reads from shards takes the same steps as one
+that reads the files: the samples are equal on any machine, the weights to the bit where
+the steps are computed alike (:mod:`speechbrain_ext.training.resumable`). One folder
+serves any selection of its utterances.
 
 ``index.arrow`` beside the tars has a row for each of P recordings, sorted by key: key
 of the utterance (a 64-bit hash of its ID), shard, offset and size (bytes), length

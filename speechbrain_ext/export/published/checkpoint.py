@@ -1,16 +1,10 @@
-"""A published checkpoint file → its tensors, by the names of the published model.
+"""A published checkpoint file → its tensors by name. It is never run as code.
 
-    {"modules": {"spk_model": state_dict, "classifier": {…}}, "epoch_idx": 7}
-
-is what arXiv 2510.04213's training code saves. Wrappers around the model's own names
-(``modules.spk_model``, ``module`` of DistributedDataParallel, ``_orig_mod`` of
-torch.compile) are taken off, whichever there are. What is of no use for an embedding is
-left out under a stated reason, and any other tensor is an error: nothing is lost
-silently. Files are mapped into memory, not copied, and never run as code.
+Nested dictionaries become dotted names; wrappers of training (``module`` of
+DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off. Files are mapped
+into memory, not copied.
 """
 
-import hashlib
-import itertools
 import re
 import zipfile
 from pathlib import Path
@@ -19,47 +13,55 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.weights import SHOWN
 
 EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
-CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
-WRAPPERS = ("module", "_orig_mod")
-FRONT = ("front", "encoder")
-
-_CLASSIFIER = "classifier of training speakers, whose names the file does not hold"
-_OPTIMISER = "state of the optimiser"
-# Beginnings of a name's first part inside the model, of any part beside it.
-LEFT_OUT = {
-    "classifier": _CLASSIFIER,
-    "projection": _CLASSIFIER,
-    "lang_head": "classifier of languages, of training",
-    "optim": _OPTIMISER,
-    "sched": _OPTIMISER,
-    "lr_sched": _OPTIMISER,
-}
-MASK = "masked_spec_embed"
-# What other files begin with that are saved or downloaded under a checkpoint's name.
-FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself (git lfs)"),
-    (b"<", "a web page: download the file itself (on the hub: /resolve/, not /blob/)"),
-    (b"{", "JSON text"),
-)
+_CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
+_WRAPPERS = ("module", "_orig_mod")
 
 
-class Released(NamedTuple):
-    """The tensors of a checkpoint.
+class Checkpoint(NamedTuple):
+    """What a file holds.
 
-    ``weights``: name in the published model → float32 tensor; ``left_out``: reason →
-    names in the file; ``epoch``: where training was, or None.
+    Attributes
+    ----------
+    path : Path
+    tensors : dict of str to torch.Tensor
+        By dotted name, without wrappers, as they were stored.
+    values : dict of str to (int, float, str or bool)
+        All else, by dotted name.
     """
 
-    weights: dict
-    left_out: dict
+    path: Path
+    tensors: dict
+    values: dict
+
+
+class Converted(NamedTuple):
+    """What a format makes of a checkpoint.
+
+    Attributes
+    ----------
+    model : SpeakerEncoder
+        In eval mode; read for its weights, sizes and arguments alone.
+    epoch : int or None
+        Where its training was.
+    left_out : dict of str to list
+        Reason → names of the tensors that are of no use for an embedding.
+    details : dict
+        For ``converted_from`` in training.json.
+    remarks : list of str
+        For the log.
+    """
+
+    model: torch.nn.Module
     epoch: int | None
+    left_out: dict
+    details: dict
+    remarks: list
 
 
-def read_released(path):
-    """Read a published checkpoint.
+def read_checkpoint(path):
+    """Read a file that ``torch.save`` wrote.
 
     Arguments
     ---------
@@ -67,88 +69,20 @@ def read_released(path):
 
     Returns
     -------
-    Released
+    Checkpoint
 
     Raises
     ------
     InputError
-        Where it is no such file: missing, a folder, truncated, a pickle with code, an
-        HTML page, an LFS pointer, another model's weights, more than one model.
+        A file that is missing, damaged, of another kind or with code in it.
     """
     path = Path(path)
     content = _load(path)
-    tensors = _flat(content, path)
-    prefix = _model_prefix(tensors, path)
-    weights, left_out, storages = {}, {}, set()
-    for name, tensor in tensors.items():
-        own = name[len(prefix) :] if name.startswith(prefix) else None
-        if reason := _reason_to_leave_out(name, own):
-            left_out.setdefault(reason, []).append(name)
-        elif own is None:
-            raise InputError(
-                f"{path}: tensor {name} is no part of the model {prefix}*, and nothing "
-                "that is known to be left out"
-            )
-        else:
-            weights[own] = _plain(tensor, name, path, storages)
-    epoch = content.get("epoch_idx")
-    return Released(weights, left_out, epoch if isinstance(epoch, int) else None)
-
-
-def sha256(path):
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _load(path):
-    if path.is_dir():
-        raise InputError(f"{path}: a folder, {EXPECTED}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, {EXPECTED}")
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if not head:
-        raise InputError(f"{path}: an empty file, {EXPECTED}")
-    for beginning, what in FOREIGN:
-        if head.lstrip().startswith(beginning):
-            raise InputError(f"{path}: {what}; {EXPECTED}")
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        raise InputError(f"{path}: a safetensors file, {EXPECTED} (written by torch)")
-    try:
-        # torch maps its zip files only; files of torch before 1.6 are read
-        content = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except Exception as error:  # of a damaged file: pickle raises errors of many kinds
-        if asked := CODE.search(str(error)):
-            raise InputError(
-                f"{path}: refused, loading it would run {asked[1]}; {EXPECTED}, with "
-                "tensors and plain numbers alone"
-            ) from error
-        # torch's own advice, after its first sentence, is to load without this guard
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
-        raise InputError(
-            f"{path}: truncated or no torch file ({reason or type(error).__name__}), "
-            f"{EXPECTED}"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: holds a {type(content).__name__}, {EXPECTED}: a dictionary"
-        )
-    return content
-
-
-def _flat(content, path):
-    """Nested dictionaries and lists → dotted name without wrappers → tensor."""
-    tensors = {}
+    tensors, values = {}, {}
 
     def visit(value, parts):
+        name = ".".join(part for part in parts if part not in _WRAPPERS)
         if isinstance(value, torch.Tensor):
-            name = ".".join(part for part in parts if part not in WRAPPERS)
             if name in tensors:
                 raise InputError(f"{path}: two tensors called {name}")
             tensors[name] = value
@@ -158,66 +92,81 @@ def _flat(content, path):
         elif isinstance(value, list | tuple):
             for number, item in enumerate(value):
                 visit(item, [*parts, str(number)])
+        elif isinstance(value, int | float | str):
+            values[name] = value
 
     try:
         visit(content, [])
     except RecursionError as error:
         raise InputError(f"{path}: a dictionary inside itself, {EXPECTED}") from error
-    return tensors
+    return Checkpoint(path, tensors, values)
 
 
-def _model_prefix(tensors, path):
-    """What stands before ``front.encoder`` in the names of the one model."""
-    prefixes = set()
-    for name in tensors:
-        parts = name.split(".")
-        pairs = list(itertools.pairwise(parts))
-        if FRONT in pairs:
-            prefixes.add(".".join([*parts[: pairs.index(FRONT)], ""]).lstrip("."))
-    if len(prefixes) == 1:
-        return prefixes.pop()
-    if prefixes:
-        raise InputError(
-            f"{path}: {len(prefixes)} models, {', '.join(sorted(prefixes))}; expected 1"
+def _load(path):
+    if not path.is_file():
+        reason = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {reason}, {EXPECTED}")
+    with open(path, "rb") as file:
+        beginning = file.read(64)
+    if path.suffix == ".safetensors" or beginning[8:9] == b"{":
+        raise InputError(f"{path}: a safetensors file, {EXPECTED} (written by torch)")
+    try:
+        # torch maps its zip files only; files of torch before 1.6 are read
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    if any("student_front" in name for name in tensors):
-        raise InputError(
-            f"{path}: a checkpoint of distillation (student_front.*), without a head; "
-            "expected one of speaker training"
-        )
-    raise InputError(
-        f"{path}: no tensors front.encoder.* among {len(tensors)}: "
-        f"{', '.join(list(tensors)[:SHOWN]) or 'none'}; {EXPECTED}"
-    )
-
-
-def _reason_to_leave_out(name, own):
-    """Why a tensor is of no use, or None; ``own``: its name inside the model."""
-    parts = name.split(".") if own is None else own.split(".")[:1]
-    for part in parts:
-        for beginning, reason in LEFT_OUT.items():
-            if part.startswith(beginning):
-                return reason
-    if name.rsplit(".", 1)[-1] == MASK:
-        return "mask embedding of pre-training"
-    return None
-
-
-def _plain(tensor, name, path, storages):
-    """A dense float32 tensor whose memory is its own; counters stay integers."""
-    if not name.endswith("num_batches_tracked"):
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+    except Exception as error:  # of a damaged file: pickle raises errors of many kinds
+        if code := _CODE.search(str(error)):
             raise InputError(
-                f"{path}: {name} is {tensor.dtype}, {tensor.layout}; expected dense "
-                "floating point numbers"
+                f"{path}: refused, loading it would run {code[1]}; {EXPECTED}, with "
+                "tensors and plain numbers alone"
+            ) from error
+        # its first bytes tell a web page or a Git LFS pointer from a truncated file;
+        # torch's own advice, after its first sentence, is to load without this guard
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"{path}: truncated or no torch file, begins with {beginning!r} "
+            f"({reason or type(error).__name__}), {EXPECTED}"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: holds a {type(content).__name__}, {EXPECTED}: a dictionary"
+        )
+    return content
+
+
+def as_weights(tensors, path):
+    """Stored tensors → dense float32 ones, each with memory of its own.
+
+    Counters of batches stay integers. What is float32 already stays mapped to the file.
+
+    Raises
+    ------
+    InputError
+        A tensor that is sparse, quantised, without values or of whole numbers.
+    """
+    weights, storages = {}, set()
+    for name, tensor in tensors.items():
+        dense = tensor.layout == torch.strided and not tensor.is_quantized
+        if tensor.is_meta or not dense or _repeated(tensor):
+            raise InputError(
+                f"{path}: {name} is {tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}; expected dense numbers, all of them stored"
             )
-        if tensor.is_meta:
-            raise InputError(f"{path}: {name} was saved without its values")
-        tensor = tensor.float().contiguous()
-    tensor = tensor.detach()
-    # safetensors takes no two tensors that share memory
-    storage = tensor.untyped_storage().data_ptr()
-    if storage in storages:
-        return tensor.clone()
-    storages.add(storage)
-    return tensor
+        tensor = tensor.detach()
+        if not name.endswith("num_batches_tracked"):
+            if not tensor.is_floating_point():
+                raise InputError(
+                    f"{path}: {name} is {tensor.dtype}, expected floating point numbers"
+                )
+            tensor = tensor.float().contiguous()
+        # safetensors takes no two tensors that share memory
+        storage = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return weights
+
+
+def _repeated(tensor):
+    """Whether it stands for more numbers than it stores, which may be any number."""
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()

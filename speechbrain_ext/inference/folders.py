@@ -1,0 +1,252 @@
+"""Folders of recordings → one file of embeddings, whatever some of them are like.
+
+    recordings → blocks of 256 → partial results on the disk → embeddings.npz
+                    bad ones   → embeddings.npz.failures.txt
+
+The ID of a recording is its path below the folder that was given, without extension, as
+in the recipes: ``id1/session/1`` of ``FOLDER/id1/session/1.flac``; of a file that was
+given by itself, its name.
+
+A run that was stopped continues from its partial results, where model, settings and
+recordings are the same.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from speechbrain_ext.data.audio import SOUND_FILES
+from speechbrain_ext.data.manifest import Manifest
+from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
+from speechbrain_ext.inference.partial_results import PartialResults
+from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
+from speechbrain_ext.scoring.trials import utterance_id
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.jobs import fingerprint
+
+# m4a cannot be read; it is listed so that it is among the failures, not passed over
+SUFFIXES = (*SOUND_FILES, NEEDS_CONVERSION)
+
+
+class Listing(NamedTuple):
+    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each; n ``ignored``."""
+
+    ids: list
+    paths: list
+    refused: list
+    ignored: int
+
+
+def list_inputs(inputs):
+    """Find the recordings of folders, all below them, and files.
+
+    Hidden files and folders are ignored. Links are followed.
+
+    Arguments
+    ---------
+    inputs : list of str or Path
+
+    Returns
+    -------
+    Listing
+
+    Raises
+    ------
+    InputError
+        An input that is not there, or holds no recordings; two files with one ID.
+    """
+    paths, refused, ignored = {}, [], 0
+    for source in map(Path, inputs):
+        if source.is_dir():
+            pairs, others = _in_folder(source)
+            ignored += others
+        elif source.exists():
+            pairs = [(utterance_id(source.name), str(source))]
+        else:
+            raise InputError(
+                f"{source}: no such file or folder, expected recordings or folders of "
+                "them"
+            )
+        for name, path in sorted(pairs):
+            if reason := _unfit(name):
+                refused.append((path, f"{reason} in its name, expected none"))
+            elif (first := paths.setdefault(name, path)) is not path:
+                check_same_file(name, first, path)
+    return Listing(list(paths), list(paths.values()), refused, ignored)
+
+
+def _unfit(name):
+    """What an ID has that no trial list could hold, or None."""
+    if any(letter.isspace() for letter in name):
+        return "white space"
+    return None if name.isprintable() else "characters that cannot be printed"
+
+
+def _in_folder(root):
+    """[(ID, path)] of all recordings below a folder, and how many other files."""
+    pairs, ignored, seen = [], 0, set()
+    for folder, below, files in os.walk(root, followlinks=True, onerror=_stop):
+        here = os.path.realpath(folder)
+        if here in seen:  # a link to a folder above itself has no end
+            below.clear()
+            continue
+        seen.add(here)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                path = os.path.join(folder, name)
+                inside = Path(path).relative_to(root).as_posix()
+                pairs.append((utterance_id(inside), path))
+            else:
+                ignored += 1
+    if not pairs:
+        raise InputError(
+            f"{root}: no recordings in it or below, expected "
+            f"{', '.join(f'*{suffix}' for suffix in SOUND_FILES)}"
+        )
+    return pairs, ignored
+
+
+def _stop(error):
+    raise error
+
+
+BLOCK = 256  # recordings; as much work may be lost, plus save_every
+FAILURES = ".failures.txt"
+
+
+def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
+    """Embed folders and files into one file.
+
+    Arguments
+    ---------
+    verifier : SpeakerVerifier
+    inputs : list of str or Path
+        As for :func:`~speechbrain_ext.inference.folders.list_inputs`.
+    out : str or Path
+        ``.npz`` or ``.safetensors``, for
+        :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`; replaced.
+    batch_seconds : float or None
+        Of audio in one batch: bounds the memory. None takes what suits the device.
+    save_every : float
+        Seconds between two parts.
+
+    Returns
+    -------
+    dict
+        ``out``, ``embedded``, ``failed``, ``failures`` (their list, or None),
+        ``ignored``, ``size`` of an embedding, ``model``, ``device``.
+
+    Raises
+    ------
+    InputError
+        As ``list_inputs``; another suffix; no recording could be embedded, then the
+        list of failures is there and nothing else.
+    """
+    out = Path(out)
+    check_suffix(out)
+    if out.is_dir():
+        raise InputError(f"{out}: a folder, expected the name of a file to write")
+    listing = list_inputs(inputs)
+    failures = list(listing.refused)
+    if listing.ids:
+        failures += _embed(verifier, listing, out, batch_seconds, save_every)
+    failures_file = out.with_name(out.name + FAILURES)
+    _write_failures(failures_file, failures)
+    total = len(listing.ids) + len(listing.refused)
+    if len(failures) == total:
+        path, reason = failures[0]
+        raise InputError(
+            f"{path}: {reason} (none of {total} recordings was embedded; all are "
+            f"listed in {failures_file})"
+        )
+    return {
+        "out": str(out),
+        "embedded": total - len(failures),
+        "failed": len(failures),
+        "failures": str(failures_file) if failures else None,
+        "ignored": listing.ignored,
+        "size": verifier.embedding_size,
+        "model": verifier.source,
+        "device": str(verifier.device),
+    }
+
+
+def _write_failures(path, failures):
+    """Write ``path<TAB>reason`` lines, or remove the list of an earlier run."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    with write_atomically(path) as file:
+        for name, reason in failures:
+            file.write(f"{_printable(name)}\t{_printable(reason)}\n")
+
+
+def _embed(verifier, listing, out, batch_seconds, save_every):
+    """Write the embeddings of a listing → [(path, reason)] of those that failed."""
+    ids = np.array(listing.ids)
+    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
+    if parts.finished() is not None:
+        return []
+    failures = []
+    remaining = np.flatnonzero(~parts.done)
+    try:
+        with tqdm(
+            *(None, "embeddings", len(ids)),
+            initial=len(ids) - len(remaining),
+            disable=None,
+        ) as bar:
+            for start in range(0, len(remaining), BLOCK):
+                rows = remaining[start : start + BLOCK]
+                failures += _embed_block(verifier, listing, rows, parts, batch_seconds)
+                bar.update(len(rows))
+    finally:
+        parts.save()
+    vectors, missing = parts.gather()
+    if not missing.any():
+        parts.finish(vectors)
+    elif not missing.all():
+        save_embeddings(out, ids[~missing].tolist(), vectors[~missing])
+    parts.remove()
+    return failures
+
+
+def _embed_block(verifier, listing, rows, parts, batch_seconds):
+    vectors, failures = verifier.encode_files(
+        [listing.paths[row] for row in rows],
+        on_error="collect",
+        max_batch_seconds=batch_seconds,
+    )
+    good = np.ones(len(rows), dtype=bool)
+    good[[failure.row for failure in failures]] = False
+    if good.any():
+        parts.add(rows[good], vectors.numpy()[good])
+    return [(failure.path, failure.reason) for failure in failures]
+
+
+def _fingerprint(verifier, listing):
+    """Of model, settings and recordings, with their sizes in the place of durations."""
+    sizes = [_size(path) for path in listing.paths]
+    paths = [os.path.abspath(path) for path in listing.paths]
+    manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
+    settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
+    return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
+
+
+def _size(path):
+    """Bytes; -1 of what cannot be looked at, which is among the failures later."""
+    try:
+        return float(os.path.getsize(path))
+    except OSError:
+        return -1.0
+
+
+def _printable(text):
+    """One field of one line, whatever bytes are in a file's name."""
+    if text.isprintable():
+        return text
+    return text.encode("unicode_escape", "backslashreplace").decode()

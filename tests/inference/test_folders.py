@@ -1,0 +1,61 @@
+"""Recordings of folders and files, and how they are called."""
+
+import pytest
+
+from speechbrain_ext.inference.folders import list_inputs
+from speechbrain_ext.utils.errors import InputError
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_folders_in_full_depth_by_their_path_without_extension(tmp_path):
+    touch(tmp_path, "id2/s/1.wav", "id1/s/t/2.FLAC", "3.mp3", "4.ogg", "5.m4a")
+    touch(tmp_path, "notes.txt", ".hidden.wav", "._1.wav", ".git/x.wav", "id1/a.csv")
+    found = list_inputs([tmp_path])
+    assert found.ids == ["3", "4", "5", "id1/s/t/2", "id2/s/1"]
+    assert found.paths[3] == str(tmp_path / "id1/s/t/2.FLAC")
+    assert found.ignored == 4  # the hidden folder is not even looked into
+    assert found.refused == []
+
+
+def test_files_by_their_name(tmp_path):
+    touch(tmp_path, "a/one.wav", "b/two.aiff", "c/three.wav")
+    found = list_inputs([tmp_path / "b/two.aiff", tmp_path / "a/one.wav", tmp_path])
+    assert found.ids == ["two.aiff", "one", "a/one", "c/three"]
+
+
+def test_a_name_that_no_list_can_hold_is_refused_not_fatal(tmp_path):
+    touch(tmp_path, "good.wav", "my voice.wav", "tab\t.wav", "x/a b/c.wav")
+    found = list_inputs([tmp_path])
+    assert found.ids == ["good"]
+    assert sorted(found.refused) == sorted(
+        (str(tmp_path / name), "white space in its name, expected none")
+        for name in ("my voice.wav", "tab\t.wav", "x/a b/c.wav")
+    )
+
+
+def test_one_file_reached_twice_counts_once(tmp_path):
+    touch(tmp_path, "a/1.wav")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.wav").symlink_to(tmp_path / "a/1.wav")
+    assert list_inputs([tmp_path / "a", tmp_path / "b"]).ids == ["1"]
+
+
+def test_two_files_of_one_name(tmp_path):
+    touch(tmp_path, "a/1.wav", "b/1.flac")
+    with pytest.raises(InputError, match=r"b/1.flac: the same utterance ID as .*1.wav"):
+        list_inputs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(InputError, match="gone: no such file or folder"):
+        list_inputs([tmp_path / "gone"])
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(InputError, match=r"no recordings in it .*\*\.wav, \*\.flac"):
+        list_inputs([tmp_path])

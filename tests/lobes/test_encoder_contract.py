@@ -1,0 +1,427 @@
+"""What every encoder promises (speechbrain_ext.lobes.encoder), on each of them.
+
+A new encoder is one more line of ENCODERS: a small one with random weights, built as a
+user builds it. What it does not have (groups, LoRA targets, recomputed layers) is said
+by the encoder itself, and its tests are skipped or expect a refusal.
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from random_gates import relative_error, set_gates, size_of
+from tiny_encoder import noise, randomise, tiny_config
+from torch import nn
+
+from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
+from speechbrain_ext.features import W2VBertFeatures
+from speechbrain_ext.lobes.encoder import Encoder, Head, PrunableGroup, padding_mask
+from speechbrain_ext.lobes.heads import MFA
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.pretrained import load_pretrained, load_trainable, save_pretrained
+from speechbrain_ext.pruning import (
+    Budget,
+    add_gates,
+    expected_macs,
+    expected_parameters,
+    harden,
+    prune,
+)
+from speechbrain_ext.pruning.costs import mac_costs
+from speechbrain_ext.utils.errors import InputError
+
+SECONDS = (0.9, 0.37, 0.61)
+
+
+# -- two encoders as their authors would write them ------------------------------------
+
+
+class ToyEncoder(Encoder):
+    """Two strided convolutions over the waveform, then one layer: two states.
+
+    Its channels are prunable: group c0 and c1 share the second convolution's weight.
+    """
+
+    min_samples = 500
+    lora_targets = ("linear",)
+
+    def __init__(self, channels=(5, 6), width=8, frozen=False):
+        super().__init__(frozen)
+        self.channels, self.hidden_size, self.n_states = list(channels), width, 2
+        first, second = channels
+        self.stem = nn.ModuleList(
+            [nn.Conv1d(1, first, 40, 20), nn.Conv1d(first, second, 20, 10)]
+        )
+        self.norm = nn.LayerNorm(second)
+        self.projection = nn.Linear(second, width)
+        self.linear = nn.Linear(width, width)
+
+    def encode(self, x, lens=None):
+        x = self.stem[1](self.stem[0](x.unsqueeze(1)).relu())
+        x = self.projection(self.norm(x.transpose(1, 2)))
+        return [x, x + self.linear(x).tanh()]
+
+    def output_lens(self, x, lens):
+        if lens is None:
+            return None
+        samples = torch.round(lens.double() * x.shape[1]).long()
+        frames = ((samples - 40) // 20 + 1 - 20) // 10 + 1
+        return frames / frames.max()
+
+    def prunable_groups(self):
+        first, second = self.channels
+        return [
+            PrunableGroup(
+                name="stem.0",
+                kind="conv",
+                units=first,
+                full=self.arguments["channels"][0],
+                input_weights=("stem.0.weight", "stem.0.bias"),
+                output_weight="stem.1.weight",
+                unit_dim=1,
+            ),
+            PrunableGroup(
+                name="stem.1",
+                kind="conv",
+                units=second,
+                full=self.arguments["channels"][1],
+                input_weights=(
+                    *("stem.1.weight", "stem.1.bias", "norm.weight", "norm.bias"),
+                ),
+                output_weight="projection.weight",
+                norms=("norm",),
+                layer=1,
+            ),
+        ]
+
+    def resized(self, widths):
+        arguments = {**self.arguments, "channels": list(widths.values())}
+        return type(self)(**arguments, frozen=self.frozen)
+
+
+class ToyFbank(Encoder):
+    """A network of features with one state, time halved, sizes by keyword."""
+
+    min_samples = 560
+
+    def __init__(self, width=6, *, strength=1e-05, gradient_checkpointing=False):
+        super().__init__(gradient_checkpointing=gradient_checkpointing)
+        self.hidden_size, self.n_states, self.strength = width, 1, strength
+        self.features = W2VBertFeatures(normalise_variance=False)
+        self.layer = nn.Sequential(nn.Linear(160, width), nn.Tanh())
+
+    def front_end(self, wavs, wav_lens=None):
+        return self.features(wavs, wav_lens)
+
+    def encode(self, x, lens=None):
+        return [self.checkpointed(self.layer, self.strength * x)]
+
+
+PRUNED = {
+    "num_attention_heads_group": [1, 0, 4],
+    "use_attention": [True, False, True],
+    "intermediate_size_group": [[80, 7], [0, 80], [33, 80]],
+    "use_feed_forward": [[True, True], [False, True], [True, True]],
+    "conv_group": [[48, 48], [48, 5], [48, 48]],
+}
+ENCODERS = {
+    "w2v_bert": lambda **o: W2VBertEncoder(tiny_config(), **o),
+    "w2v_bert_pruned": lambda **o: W2VBertEncoder(tiny_config(**PRUNED), **o),
+    "toy": ToyEncoder,
+    "toy_fbank": ToyFbank,
+}
+
+
+@pytest.fixture(params=ENCODERS)
+def build(request):
+    """build(**options): a random encoder in eval mode."""
+    return lambda **options: randomise(ENCODERS[request.param](**options)).eval()
+
+
+@pytest.fixture
+def encoder(build):
+    return build()
+
+
+def padded():
+    """Three waveforms of other lengths in one batch, noise in the padding."""
+    wavs = 0.1 * noise(3, round(16000 * max(SECONDS)))
+    return wavs, torch.tensor(SECONDS) / max(SECONDS)
+
+
+def states_of(encoder, *batch):
+    with torch.no_grad():
+        return encoder(*batch)[0]
+
+
+def speaker_encoder(encoder):
+    head = MFA(encoder.hidden_size, encoder.n_states, 4, pooling_size=3)
+    return SpeakerEncoder(encoder, randomise(head)).eval()
+
+
+# -- outputs ---------------------------------------------------------------------------
+
+
+def test_states_are_as_many_and_as_wide_as_it_says(encoder):
+    states, lens = encoder(*padded())
+    assert len(states) == encoder.n_states
+    assert {state.shape[::2] for state in states} == {(3, encoder.hidden_size)}
+    assert len({state.shape[1] for state in states}) == 1
+    assert lens.shape == (3,)
+    assert float(lens.max()) == 1
+    full, lens = encoder(padded()[0])
+    assert full[0].shape == states[0].shape
+    assert (lens == 1).all()
+
+
+def test_a_padded_batch_is_its_utterances_alone(encoder):
+    wavs, wav_lens = padded()
+    with torch.no_grad():
+        states, lens = encoder(wavs, wav_lens)
+        for row, seconds in enumerate(SECONDS):
+            alone, _ = encoder(wavs[row : row + 1, : round(16000 * seconds)])
+            frames = alone[0].shape[1]
+            assert round(float(lens[row]) * states[0].shape[1]) == frames
+            for state, own in zip(states, alone):
+                found = state[row : row + 1, :frames]
+                torch.testing.assert_close(found, own, atol=2e-5, rtol=1e-4)
+
+
+def test_the_shortest_input_is_the_one_it_says(encoder):
+    states = states_of(encoder, 0.1 * noise(1, encoder.min_samples))
+    assert states[0].shape[1] >= 1
+    with pytest.raises(InputError, match=r"seconds: 0.01, expected 0\.03"):
+        encoder.example(0.01)
+
+
+def test_front_end_then_encode_is_forward(encoder):
+    wavs, wav_lens = padded()
+    x, lens = encoder.front_end(wavs, wav_lens)
+    with torch.no_grad():
+        states = encoder.encode(x, lens)
+    assert all(map(torch.equal, states, states_of(encoder, wavs, wav_lens)))
+    assert isinstance(encoder.same_front_end(copy.deepcopy(encoder)), bool)
+
+
+# -- arguments and folders -------------------------------------------------------------
+
+
+def test_arguments_rebuild_it(encoder):
+    again = type(encoder)(**encoder.arguments)
+    assert again.arguments == encoder.arguments
+    again.load_state_dict(encoder.state_dict())
+    one, other = (states_of(e.eval(), *padded()) for e in (encoder, again))
+    assert all(map(torch.equal, one, other))
+
+
+def test_a_saved_model_loads_as_it_was(encoder, tmp_path):
+    model = speaker_encoder(encoder)
+    loaded = load_pretrained(save_pretrained(tmp_path / "model", model))
+    assert type(loaded.encoder) is type(encoder)
+    assert loaded.encoder.arguments == encoder.arguments
+    assert torch.equal(loaded(*padded()), model(*padded()))
+
+
+def test_a_saved_model_is_trained_on(encoder, build, tmp_path):
+    folder = save_pretrained(tmp_path / "model", speaker_encoder(encoder))
+    model = load_trainable(folder)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    frozen = load_trainable(folder, frozen_encoder=True)
+    assert not any(p.requires_grad for p in frozen.encoder.parameters())
+    assert not any(m.training for m in frozen.encoder.modules())
+    assert all(p.requires_grad for p in frozen.head.parameters())
+    if isinstance(encoder, ToyEncoder):
+        with pytest.raises(InputError, match="gradient_checkpointing: ToyEncoder has"):
+            load_trainable(folder, gradient_checkpointing=True)
+    else:
+        model = load_trainable(folder, gradient_checkpointing=True)
+        assert model.encoder.gradient_checkpointing
+
+
+# -- training --------------------------------------------------------------------------
+
+
+def test_frozen_is_frozen(build):
+    encoder = build()
+    if "frozen" in inspect.signature(type(encoder)).parameters:
+        encoder = build(frozen=True)
+    else:
+        encoder.freeze()
+    parent = nn.ModuleList([encoder]).train()
+    assert parent.training
+    for one in (encoder, copy.deepcopy(encoder).train()):
+        assert not any(module.training for module in one.modules())
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert "frozen" not in encoder.arguments
+
+
+def test_not_frozen_follows_train(encoder):
+    assert all(module.training for module in encoder.train().modules())
+    assert not any(module.training for module in encoder.eval().modules())
+
+
+def test_every_parameter_gets_a_gradient(encoder):
+    """DistributedDataParallel stops at one that does not."""
+    gradients_of(encoder.train(), *padded())
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def gradients_of(encoder, *batch):
+    torch.manual_seed(0)
+    sum(state.square().mean() for state in encoder(*batch)[0]).backward()
+    return [p.grad for p in encoder.parameters()]
+
+
+def test_gradient_checkpointing_changes_no_gradient(build):
+    encoder = build()
+    try:
+        encoder.set_training_options(gradient_checkpointing=True)
+    except InputError:
+        pytest.skip("no gradient checkpointing")
+    recomputed = gradients_of(encoder.train(), *padded())
+    plain = gradients_of(build().train(), *padded())
+    for one, other in zip(recomputed, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_lora_learns_and_merges(encoder):
+    if not encoder.lora_targets:
+        with pytest.raises(InputError, match=r"no layers named \[\]"):
+            inject_lora(encoder, r=2)
+        return
+    inject_lora(encoder, r=2, alpha=4).train()
+    gradients_of(encoder, *padded())
+    check_lora_gradients(encoder)
+    trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in encoder.named_parameters() if "lora_" in n}
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    adapted = states_of(encoder.eval(), *padded())
+    merged = states_of(merge_lora(encoder), *padded())
+    for one, other in zip(merged, adapted):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+# -- pruning ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["soft", "hard"])
+def test_gated_is_pruned_and_counted_is_real(encoder, how):
+    if not encoder.prunable_groups():
+        with pytest.raises(InputError, match="no units left to prune"):
+            add_gates(encoder)
+        return
+    full = mac_costs(add_gates(encoder.double())).full
+    set_gates(encoder, how)
+    pruned = prune(encoder)
+    wavs, wav_lens = padded()
+    found = states_of(pruned, wavs.double(), wav_lens)
+    assert relative_error(found, states_of(encoder, wavs.double(), wav_lens)) < 1e-5
+    if how == "hard":
+        assert expected_parameters(encoder).item() == size_of(pruned)
+        real = mac_costs(pruned).rest
+        assert expected_macs(encoder).item() == real < full
+    again = type(encoder)(**pruned.arguments)
+    assert {n: p.shape for n, p in again.state_dict().items()} == {
+        n: p.shape for n, p in pruned.state_dict().items()
+    }
+
+
+def test_a_budget_is_met_to_less_than_a_unit(encoder):
+    if not encoder.prunable_groups():
+        with pytest.raises(InputError, match="has no gates"):
+            Budget(encoder, sparsity=0.3)
+        return
+    set_gates(add_gates(encoder), "soft")
+    budget = Budget(encoder, sparsity=0.3)
+    cost = harden(budget)
+    assert cost == size_of(prune(encoder)) <= 0.7 * budget.costs.full
+    assert cost >= 0.7 * budget.costs.full - size_of_a_unit(budget.costs)
+
+
+def size_of_a_unit(costs):
+    return max(
+        cost.unit
+        + cost.fixed
+        + sum(pair * costs.groups[other].gate.size for other, pair in cost.pairs)
+        for cost in costs.groups
+    )
+
+
+def test_layer_kinds_are_modules_that_run(encoder):
+    for name, kind in encoder.layer_kinds().items():
+        assert any(isinstance(m, kind) for m in encoder.modules()), name
+
+
+def test_padding_mask():
+    assert padding_mask(10, None) is None
+    assert padding_mask(10, torch.tensor([1.0, 0.999])) is None
+    mask = padding_mask(4, torch.tensor([1.0, 0.5]))
+    assert mask.tolist() == [[False] * 4, [False, False, True, True]]
+
+
+# -- the record of arguments -----------------------------------------------------------
+
+
+class Pooled(Head):
+    def __init__(self, input_size, n_states=1, *, embedding_size=3, **options):
+        super().__init__()
+        self.linear = nn.Linear(input_size, embedding_size)
+        self.options = options
+
+    def forward(self, states, lens=None):
+        mask = padding_mask(states[-1].shape[1], lens)
+        assert mask is None
+        return self.linear(states[-1].mean(1, keepdim=True))
+
+
+class Narrow(Pooled):
+    def __init__(self, input_size):
+        super().__init__(input_size, embedding_size=2)
+
+
+def test_arguments_are_recorded_with_defaults_of_the_outermost_class():
+    head = Pooled(4, gain=2.5)
+    expected = {"input_size": 4, "n_states": 1, "embedding_size": 3, "gain": 2.5}
+    assert head.arguments == expected
+    assert type(head)(**head.arguments).options == {"gain": 2.5}
+    assert copy.deepcopy(head).arguments == expected
+    assert Narrow(4).arguments == {"input_size": 4}
+    with pytest.raises(TypeError, match=r"Pooled.__init__\(\) missing 1 required"):
+        Pooled()
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
+    class Local(ToyFbank):
+        pass
+
+    plain = nn.Linear(3, 3)
+    for encoder, head, expected in (
+        (ToyFbank(), plain, "Linear: no record of its arguments"),
+        (ToyFbank(), Pooled(6, odd=plain), "Pooled: argument odd is a Linear"),
+        (Local(), Pooled(6), "Local: expected a class that can be imported"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            save_pretrained(tmp_path / "model", SpeakerEncoder(encoder, head))
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_lora_layer_without_gradient_is_named():
+    """Its weight is used, the layer is not called: what transformers' WavLM does."""
+    encoder = inject_lora(ToyEncoder(), r=2)
+    check = copy.deepcopy(encoder)
+    check.linear.forward = lambda x: x @ check.linear.weight + 0 * check_grad(check)
+    gradients_of(check, *padded())
+    with pytest.raises(InputError, match=r"reaches 1 layer\(s\): linear; expected"):
+        check_lora_gradients(check)
+    gradients_of(encoder, *padded())
+    check_lora_gradients(encoder)
+
+
+def check_grad(encoder):
+    """Something that needs a gradient, so that backward runs."""
+    return torch.zeros((), requires_grad=True)
