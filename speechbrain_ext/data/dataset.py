@@ -1,15 +1,11 @@
-"""How many recordings may turn out bad while a model trains.
-
-A disk that loses one file of ten million should not end a run of two weeks; one that
-loses a shard should. So a stated number of recordings may be bad, each is named once,
-and one more ends the run.
-
-What torch's loader lacks: short errors, an end to its workers, the time it costs.
-
-From draws to batches of crops for training, and from lists to padded batches.
+"""Recordings → batches: random crops for training, padded recordings for evaluation.
 
 An item is a function of (seed, epoch, position) and the recording alone: which worker
 makes it, and how many there are, changes nothing.
+
+A disk that loses one file of ten million should not end a run of two weeks; one that
+loses a shard should. So a stated number of recordings may turn out bad, each is named
+once, and one more ends the run.
 """
 
 import logging
@@ -30,14 +26,8 @@ from speechbrain_ext.utils.parallel import START_METHOD, signals_held, start_wor
 logger = logging.getLogger(__name__)
 
 
-class BadRecordings:
-    """The bad recordings that a process and its loader workers have met.
-
-    Arguments
-    ---------
-    limit : int
-        So many are passed over.
-    """
+class _BadRecordings:
+    """The bad recordings that a process and its workers have met; ``limit`` may be."""
 
     def __init__(self, limit):
         if limit < 0:
@@ -51,13 +41,7 @@ class BadRecordings:
         return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
 
     def add(self, row, error):
-        """Count a row of the manifest, once.
-
-        Raises
-        ------
-        InputError
-            ``error``, where there are too many.
-        """
+        """Count a row of the manifest, once; raise ``error`` where it is too many."""
         if self._rows is None:
             raise error
         with self._rows.get_lock():
@@ -75,67 +59,6 @@ class BadRecordings:
             "%s; another is drawn in its place (%d of at most %d)",
             *(error, count + 1, self.limit),
         )
-
-
-class CaughtErrors(Dataset):
-    """A dataset, but an InputError comes back in place of the items.
-
-    torch would raise it again with the worker's whole traceback for a message.
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitems__(self, keys):
-        try:
-            return [self.dataset[key] for key in keys]
-        except InputError as error:
-            return error
-
-
-class CollateUnlessError:
-    """A function that collates items, or hands on the error in their place."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, items):
-        return items if isinstance(items, InputError) else self.collate(items)
-
-
-class TimedLoader(DataLoader):
-    """A loader that raises such errors and knows how long it was waited for."""
-
-    _began, _waited = 0.0, 0.0
-
-    def close(self):
-        """End the workers. At exit torch would wait five seconds for each."""
-        workers, self._iterator = self._iterator, None
-        if workers is not None:
-            workers._shutdown_workers()
-
-    def share_waited(self):
-        """Part of the time since the last iteration began that went into waiting."""
-        elapsed = time.perf_counter() - self._began
-        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
-
-    def __iter__(self):
-        self._began, self._waited = time.perf_counter(), 0.0
-        with signals_held():
-            batches = super().__iter__()
-        self._waited = time.perf_counter() - self._began
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
 
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
@@ -189,8 +112,8 @@ class TrainingSet(Dataset):
         ``(wav [T], generator)`` → wav [T].
     speeds : tuple of float
         The first is 1.0. A voice played faster is another voice, hence another class
-        (:mod:`speechbrain_ext.data.labels`), for the speakers whom the manifest has
-        perturbed.
+        (:mod:`speechbrain_ext.data.labels`), for the speakers that the manifest
+        perturbs.
     max_bad_recordings : int
         So many recordings that cannot be read are named and passed over: another row,
         drawn by the item's own generator, takes the place of each.
@@ -213,7 +136,7 @@ class TrainingSet(Dataset):
             len(manifest.speaker_names), len(self.speed.speeds), manifest.n_perturbed
         )
         self.n_classes = self.classes.count
-        self.bad = BadRecordings(max_bad_recordings)
+        self.bad = _BadRecordings(max_bad_recordings)
 
     def __len__(self):
         return len(self.manifest)
@@ -236,7 +159,7 @@ class TrainingSet(Dataset):
         ------
         InputError
             Names a recording that cannot be read, or is shorter than its manifest
-            says, and is one too many.
+            states, and is one too many.
         """
         words = [self.seed, draw.epoch, draw.position, _ITEM_STREAM]
         generator = np.random.default_rng(words)
@@ -352,6 +275,63 @@ def length_batches(durations, max_batch_seconds, max_batch_size=256):
     return batches
 
 
+# -- the loader ------------------------------------------------------------------------
+
+
+class _CaughtErrors(Dataset):
+    """A dataset, but an InputError comes back in place of the items.
+
+    torch would raise it again with the worker's whole traceback for a message.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitems__(self, keys):
+        try:
+            return [self.dataset[key] for key in keys]
+        except InputError as error:
+            return error
+
+    def collate(self, items):
+        return items if isinstance(items, InputError) else self.dataset.collate(items)
+
+
+class _Loader(DataLoader):
+    """A loader that raises such errors and measures how long training waits for it."""
+
+    _began, _waited = 0.0, 0.0
+
+    def close(self):
+        """End the workers. At exit torch would wait five seconds for each."""
+        workers, self._iterator = self._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+    def share_waited(self):
+        """Part of the time since the last iteration began that was spent waiting."""
+        elapsed = time.perf_counter() - self._began
+        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
+
+    def __iter__(self):
+        self._began, self._waited = time.perf_counter(), 0.0
+        with signals_held():
+            batches = super().__iter__()
+        self._waited = time.perf_counter() - self._began
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
 def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
     """A loader whose errors are as short with workers as without.
 
@@ -372,8 +352,8 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
     -------
     torch.utils.data.DataLoader
         Raises InputError in this process where an item does, with the same message.
-        ``close()`` ends its workers, ``share_waited()`` tells how much they were
-        waited for.
+        ``close()`` ends its workers, ``share_waited()`` is the share of time that
+        training waited for them.
 
     Raises
     ------
@@ -382,17 +362,18 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
     """
     if num_workers < 0:
         raise InputError(f"num_workers: {num_workers}, expected 0 or more")
-    return TimedLoader(
-        CaughtErrors(dataset),
+    caught = _CaughtErrors(dataset)
+    return _Loader(
+        caught,
         batch_sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=CollateUnlessError(dataset.collate),
+        collate_fn=caught.collate,
         persistent_workers=num_workers > 0,
         multiprocessing_context=START_METHOD if num_workers else None,
         worker_init_fn=start_worker,
-        # A generator of its own: each iteration draws a seed for the workers, and
-        # drawing it from torch's would make a resumed run differ from an unbroken one.
+        # Each iteration draws a seed for the workers: from torch's own generator, a
+        # resumed run would differ from an unbroken one.
         generator=torch.Generator(),
     )
 

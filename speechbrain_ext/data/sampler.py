@@ -1,26 +1,24 @@
-"""How many utterances one optimiser step takes, and where a run with another goes on.
+"""Which utterances make which batch: shuffled, sharded, resumable at any step.
+
+The order of an epoch is a function of (seed, epoch) alone. Step g takes its positions
+gB ... gB + B − 1, B = batch size × processes, and rank r those among them that are ≡ r
+modulo the number of processes: the same B gives the same batches on one GPU and on
+eight. All random numbers of a step or of an utterance come from (seed, epoch, step or
+position), so neither the number of workers nor an interruption changes them.
+
+One optimiser step takes a global batch of
 
     G = batch size × processes × accumulation
 
-A learning rate is published for one G. With more or fewer processes it changes unless
-the batch size or the accumulation does the opposite, so a run says what it has.
+utterances. A learning rate is published for one G; with more or fewer processes it
+changes unless batch size or accumulation does the opposite, so a run logs its G.
 
-The utterances of an epoch stand in one order, whatever G is. A run that was left after
-n steps of B utterances each (B = batch size × processes) and has B' now goes on at step
+A run that stopped after n steps of B utterances and has B' now continues at step
 
     ⌊n B / B'⌋, rounded down to the beginning of an accumulation group.
 
-What was trained on since that step comes again; nothing is left out, but a tail of less
-than B' utterances, as in every epoch.
-
-Which utterances make which batch: shuffled, sharded, resumable at any step.
-
-The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
-positions gB ... gB + B − 1, B = batch size × world size, and rank r those among them
-that are ≡ r modulo the world size: the same B gives the same global batches on one
-GPU and on eight, and another B goes on at the same position. All random numbers of a
-step or of an utterance come from (seed, epoch, step or position), so neither the number
-of workers nor an interruption changes them.
+Utterances since that step come again; none is left out, but a tail of less than B', as
+in every epoch.
 """
 
 import json
@@ -41,17 +39,7 @@ from speechbrain_ext.utils.files import write_json
 
 
 class GlobalBatch(NamedTuple):
-    """The three factors of G.
-
-    Attributes
-    ----------
-    batch_size : int
-        Utterances of one process in one step.
-    processes : int
-        As many have one each.
-    accumulation : int
-        Steps whose gradients are summed for one optimiser step.
-    """
+    """The three factors of G; ``accumulation``: steps of one optimiser step."""
 
     batch_size: int
     processes: int
@@ -74,15 +62,13 @@ class GlobalBatch(NamedTuple):
         )
 
     def optimiser_steps(self, steps):
-        """Steps of an epoch → optimiser steps; the last may be of fewer steps."""
+        """Steps of an epoch → optimiser steps; the last may take fewer steps."""
         return -(-steps // self.accumulation)
 
     def advice(self, size):
-        """How to make G ``size`` on these processes, in words.
-
-        The batch size comes first: only that makes the steps equal, too.
-        """
+        """How to make G ``size`` on these processes, in words."""
         words = []
+        # the batch size first: only that makes the steps equal, too
         for option, rest in (
             ("batch_size", self.processes * self.accumulation),
             ("grad_accumulation_factor", self.per_step),
@@ -97,8 +83,8 @@ class GlobalBatch(NamedTuple):
         return f"{size} needs {words}"
 
 
-class Place(NamedTuple):
-    """So many steps of an epoch are done."""
+class EpochPosition(NamedTuple):
+    """``step`` of ``steps`` of an epoch are done."""
 
     step: int
     steps: int
@@ -109,31 +95,20 @@ class Place(NamedTuple):
         return self.step == self.steps
 
 
-def go_on(epoch, old, before, now, steps):
-    """Where a run goes on with other batches, and one line that says so.
+def continue_epoch(epoch, old, before, now, steps):
+    """Where a run continues in an epoch with other batches.
 
-    Arguments
-    ---------
-    epoch : int
-    old : Place
-        Where it was left in that epoch.
-    before, now : GlobalBatch
-    steps : int
-        Of an epoch with ``now``.
-
-    Returns
-    -------
-    Place
-        Not behind the first utterance that was not trained on.
-    str
-        None where the steps are the same.
+    ``old`` is the position at the stop, with the batches ``before``; an epoch has
+    ``steps`` with the batches ``now``. Returns the new position, not behind the first
+    utterance that was not trained on, and one line about the change; None where the
+    steps are the same.
     """
     if old.at_end:
-        new = Place(steps, steps)
+        new = EpochPosition(steps, steps)
     else:
         step = old.step * before.per_step // now.per_step
         done = step >= steps
-        new = Place(steps if done else step - step % now.accumulation, steps)
+        new = EpochPosition(steps if done else step - step % now.accumulation, steps)
     if before.accumulation == now.accumulation and before.per_step == now.per_step:
         return new, None
     return new, _describe(epoch, old, before, new, now)
@@ -181,9 +156,9 @@ class Draw(NamedTuple):
 class CropBatchSampler(Sampler):
     """Batches of draws, one crop length per batch.
 
-    The sampler runs ahead of training by what the loader prefetches, so it cannot
-    know how far training is. Whoever trains sets ``step_done`` after each step; that
-    is what a checkpoint holds.
+    The sampler is ahead of training by what the loader prefetches, so it cannot know
+    how far training is. The trainer sets ``step_done`` after each step; that is what a
+    checkpoint holds.
 
     Arguments
     ---------
@@ -200,11 +175,11 @@ class CropBatchSampler(Sampler):
     n_speeds : int
         Each position draws one of as many speeds, uniformly.
     draws_per_epoch : int, optional
-        None: an epoch has every utterance once. Otherwise as many draws, balanced over
-        speakers: round after round of all speakers, each in an order of its own,
-        and on from epoch to epoch. A speaker's utterances take turns, so that the
-        counts of two speakers, or of two utterances of one speaker, never differ by
-        more than one. An epoch then costs the same on any corpus.
+        None: an epoch has every utterance once. Otherwise so many draws, balanced over
+        speakers: rounds of all speakers, each in its own order, which continue from
+        epoch to epoch. A speaker's utterances take turns, so the counts of two
+        speakers, or of two utterances of one speaker, never differ by more than one.
+        An epoch then costs the same on any corpus.
     sample_rate : int
         Hz.
     n_perturbed : int, optional
@@ -223,8 +198,7 @@ class CropBatchSampler(Sampler):
     Raises
     ------
     InputError
-        Where an argument is out of range, or there are fewer draws in an epoch than
-        one global batch needs.
+        An argument out of range, or fewer draws in an epoch than one step takes.
     """
 
     def __init__(
@@ -241,7 +215,7 @@ class CropBatchSampler(Sampler):
         n_perturbed=None,
     ):
         self.labels = np.asarray(labels)
-        # Ten million row numbers take 40 MB so, on each rank.
+        # ten million row numbers take 40 MB of each rank
         self._rows = np.int32 if len(self.labels) < 2**31 else np.int64
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.seed = _at_least("seed", seed, 0)
@@ -281,8 +255,8 @@ class CropBatchSampler(Sampler):
     def set_epoch(self, epoch):
         """Choose the epoch of the next iteration.
 
-        A trainer calls this at the start of every epoch, also of the one it resumes
-        in: the step to start from is forgotten only when the epoch changes.
+        Called at the start of every epoch, also of the resumed one: the step to start
+        from is reset only when the epoch changes.
         """
         if epoch != self.epoch:
             self.epoch = epoch
@@ -309,33 +283,33 @@ class CropBatchSampler(Sampler):
         return int(generator.integers(self.shortest, self.longest, endpoint=True))
 
     def accumulate(self, steps):
-        """So many steps make an optimiser step; a resumed run begins with a first."""
+        """Set how many steps make an optimiser step; resuming begins with a first."""
         self.batches = self.batches._replace(accumulation=steps)
 
     def state_dict(self):
-        """What is needed to go on after the last finished step."""
+        """What is needed to continue after the last finished step."""
         place = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
         return {**place, **self._identity(), "batches": self.batches._asdict()}
 
     def load_state_dict(self, state):
-        """Go on where ``state`` was taken; rank 0 warns where the batches are others.
+        """Continue where ``state`` was taken; rank 0 warns of other batches.
 
         Raises
         ------
         InputError
-            Where the state is from the middle of an epoch in another order: other
-            seed or number of utterances.
+            The state is from the middle of an epoch in another order: other seed or
+            number of utterances.
         """
         identity = self._identity()
         saved = {name: state[name] for name in identity}
-        old = Place(state["step"], state["steps"])
+        old = EpochPosition(state["step"], state["steps"])
         if saved != identity and old.step > 0 and not old.at_end:
             raise InputError(
                 f"sampler: step {old.step} of an epoch with {saved}, expected "
                 f"{identity}: continue with the settings the run was started with"
             )
         self.epoch, before = state["epoch"], GlobalBatch(**state["batches"])
-        new, change = go_on(self.epoch, old, before, self.batches, len(self))
+        new, change = continue_epoch(self.epoch, old, before, self.batches, len(self))
         self.step_done = self.start_step = new.step
         if change and self.rank == 0:
             logger.warning(change)
@@ -351,7 +325,7 @@ class CropBatchSampler(Sampler):
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
         if end_of_epoch:
-            # Also where the trainer did not count its steps: this epoch is finished.
+            # also where the trainer did not count its steps
             state["step"] = state["steps"]
         self.load_state_dict(state)
 

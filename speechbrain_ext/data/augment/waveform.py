@@ -53,15 +53,7 @@ def read_crop(path, frames, n, generator):
 
 
 def take_crop(read, frames, n, generator):
-    """What :func:`read_crop` does, on samples that lie anywhere.
-
-    Arguments
-    ---------
-    read : callable
-        ``(start, count)`` → float32 [count].
-    frames, n, generator
-        As there.
-    """
+    """A crop as by :func:`read_crop`; ``read``: (start, count) → float32 [count]."""
     if frames >= n:
         return read(int(generator.integers(frames - n, endpoint=True)), n)
     wav = read(0, frames)
@@ -80,7 +72,7 @@ class SpeedPerturb:
     Raises
     ------
     InputError
-        Where the speeds are not such.
+        Other speeds than these.
     """
 
     def __init__(self, speeds=(1.0, 0.9, 1.1)):
@@ -205,10 +197,8 @@ def reverb(wav, response):
 def convolve(wav, response):
     """All of x ∗ h, block by block: overlap-add (Stockham 1966).
 
-    Four blocks, because scipy transforms four rows in the time of two or less. For 3 s
-    and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms; blocks
-    of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve 1.15,
-    1.20, 1.06 and 1.8 ms in one transform.
+    Four blocks, because scipy transforms four rows in the time of two or less: faster
+    than ``scipy.signal.oaconvolve`` for rooms (docs/NOTES.md).
 
     Arguments
     ---------
