@@ -153,8 +153,6 @@ class W2VBertEncoder(Encoder):
             states.append(x)
         return states
 
-    encode_features = encode
-
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, W2VBertEncoder) and (

@@ -36,7 +36,8 @@ from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import get_local_rank
 from speechbrain.utils.run_opts import HELP_TEXTS
 
-from speechbrain_ext.utils.errors import InputError, describe_os_error
+from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
+from speechbrain_ext.utils.precision import check_device
 
 logger = logging.getLogger(__name__)
 
@@ -445,14 +446,9 @@ def _defaults_on_cpu(options):
 
 
 def _check_device(run_opts):
-    name, n_gpus = run_opts.device, torch.cuda.device_count()
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as error:
-        raise InputError(f"--device={name}: expected cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise InputError(f"--device={name}: this machine has {n_gpus} GPU(s)")
-    local_rank = get_local_rank()
+    with naming("--device"):
+        check_device(run_opts.device or "cpu")
+    local_rank, n_gpus = get_local_rank(), torch.cuda.device_count()
     by_nccl = run_opts.distributed_backend == "nccl"
     if local_rank is not None and by_nccl and local_rank >= n_gpus:
         raise InputError(

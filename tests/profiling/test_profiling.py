@@ -12,7 +12,7 @@ from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
+from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import save_pretrained

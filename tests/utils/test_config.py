@@ -296,7 +296,7 @@ def test_one_interval_of_checkpoints_counts(file):
         (["--max_grad_norm=big"], "argument --max_grad_norm: invalid float value"),
         (["--precision=fp64"], "argument --precision: invalid choice: 'fp64'"),
         (["--noprogressbar=1"], "--noprogressbar: ignored explicit argument '1'"),
-        (["--device=gpu"], "--device=gpu: expected cpu, cuda or cuda:0"),
+        (["--device=gpu"], "--device: device 'gpu', expected cpu, cuda or cuda:0"),
         (["--param_file=y.yaml"], "--param_file: no such key"),
         (["--linear.in_features=-3"], "negative dimension"),
         (["--nothing=!new:torch.nn.Nope"], "names something not installed"),
