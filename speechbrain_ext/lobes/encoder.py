@@ -333,6 +333,9 @@ class PrunableGroup(NamedTuple):
         are those of the kept units. Their tensors are ``input_weights`` too.
     unit_dim : int
         −1 for a linear map, 1 where W_out is a convolution over [B, C, T].
+    drawn_at : str, optional
+        The module whose call draws the gates, where that is not ``name``: inside of it,
+        behind other random numbers, as of a dropout.
     layer : int
         For reports.
     """
@@ -348,6 +351,7 @@ class PrunableGroup(NamedTuple):
     removed_with_last: tuple = ()
     norms: tuple = ()
     unit_dim: int = -1
+    drawn_at: str | None = None
     layer: int = 0
 
     def within(self, parent, layer=None):
@@ -363,6 +367,7 @@ class PrunableGroup(NamedTuple):
             output_bias=self.output_bias and f"{parent}.{self.output_bias}",
             removed_with_last=inside(self.removed_with_last),
             norms=inside(self.norms),
+            drawn_at=self.drawn_at and f"{parent}.{self.drawn_at}",
             layer=self.layer if layer is None else layer,
         )
 

@@ -22,11 +22,7 @@ from torch import nn
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.features import (
-    FRAME,
-    HOP,
     MIN_SAMPLES,
-    SAMPLE_RATE,
-    STACK,
     GraphFeatures,
     W2VBertFeatures,
 )
@@ -216,14 +212,6 @@ class W2VBertEncoder(Encoder):
             frozen=self.frozen,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-
-    def n_frames(self, seconds):
-        """Frames T' of an utterance; InputError where it is too short for one."""
-        if seconds * SAMPLE_RATE < MIN_SAMPLES:
-            raise InputError(
-                f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
-            )
-        return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
 
 
 def _resolve(source, savedir):
