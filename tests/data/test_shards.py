@@ -27,7 +27,6 @@ from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.data.shards import writer
 from speechbrain_ext.data.shards.index import INDEX, from_shards
 from speechbrain_ext.data.shards.members import parse_member
-from speechbrain_ext.data.shards.order import ShardOrderSampler
 from speechbrain_ext.data.shards.writer import check_shards, make_shards
 from speechbrain_ext.utils.errors import InputError, command_line
 
@@ -326,26 +325,6 @@ def test_batches_are_those_of_the_files(recordings, shards, settings, num_worker
     for row in range(N):
         assert sharded[row][0] == files[row][0]
         assert torch.equal(sharded[row][1], files[row][1])
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("ordered", [False, True])
-def test_two_ranks_read_each_utterance_once(recordings, shards, ordered, num_workers):
-    sharded = from_shards(read_manifest(recordings), shards)
-    seen = []
-    for rank in (0, 1):
-        settings = {"seed": 1, "rank": rank, "world_size": 2}
-        settings["crop_seconds"] = (0.1, 0.15)
-        if ordered:
-            sampler = ShardOrderSampler(sharded.paths, 5, sharded.labels, 2, **settings)
-        else:
-            sampler = CropBatchSampler(sharded.labels, 2, **settings)
-        loader = make_loader(TrainingSet(sharded, 1), sampler, num_workers)
-        names = [name for batch in loader for name in batch.ids]
-        loader.close()
-        assert len(names) == 6
-        seen += names
-    assert len(set(seen)) == 12
 
 
 # ---- stopped and continued -----------------------------------------------------------

@@ -99,9 +99,8 @@ class ShardIndex:
         frames = np.empty(len(ids), dtype=np.int64)
         for part in slices(len(ids)):
             keys = keys_of(ids[part].tolist())
-            start, stop = (
-                np.searchsorted(self.key, keys, s) for s in ("left", "right")
-            )
+            start = np.searchsorted(self.key, keys)
+            stop = np.searchsorted(self.key, keys, side="right")
             first[part] = np.where(start < stop, start, -1)
             lengths = self.frames[np.minimum(start, len(self) - 1)]
             for row in np.flatnonzero(stop - start > 1):
@@ -117,11 +116,8 @@ class ShardIndex:
             last += 1
         paths = []
         for row in range(first, last):
-            shard, place = (
-                self.shards[self.shard[row]],
-                (self.offset[row], self.size[row]),
-            )
-            paths.append(str(TarMember(shard, name, *place)))
+            place = self.offset[row], self.size[row]
+            paths.append(str(TarMember(self.shards[self.shard[row]], name, *place)))
         if len(paths) == 1:
             return paths[0]
         lengths = self.frames[first:last]
@@ -258,7 +254,7 @@ def read_shard(path):
 
 
 def comment_in(tar, member):
-    """What a shard of ours states in its first member; "" for other members."""
+    """What a member ``__shard__`` states; "" for other members."""
     if member is None or member.name != COMMENT:
         return ""
     return tar.extractfile(member).read().decode(errors="replace")
@@ -342,7 +338,7 @@ def _build(folder, shards, schema, num_workers):
     except OSError as error:  # a folder that is only to be read
         logger.warning("%s: %s; not kept", folder / INDEX, error.strerror)
         return columns
-    return _load(folder / INDEX, schema)
+    return _load(folder / INDEX, schema) or columns
 
 
 def _rows_of(path):

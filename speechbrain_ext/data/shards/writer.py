@@ -58,7 +58,7 @@ _LOCK = ".lock"
 
 
 class ShardCounts(NamedTuple):
-    """What a folder of shards holds."""
+    """What a folder of shards holds; ``bad``: utterances left out or damaged."""
 
     shards: int
     utterances: int
@@ -349,7 +349,6 @@ def check_shards(folder, max_bad_files=0, num_workers=None):
     Returns
     -------
     ShardCounts
-        ``bad``: how many utterances are damaged.
 
     Raises
     ------
@@ -367,10 +366,10 @@ def check_shards(folder, max_bad_files=0, num_workers=None):
             n_utterances += count
             stated.update(re.findall(r"^\d+ shards", comment))
             bar.update(1)
-    if stated - {f"{len(paths)} shards"}:
+    for number in stated - {f"{len(paths)} shards"}:
         raise InputError(
-            f"{folder}: {len(paths)} tar files, expected {stated.pop()}; run the "
-            "command that made them again"
+            f"{folder}: {len(paths)} tar files, expected {number}; run the command "
+            "that made them again"
         )
     if len(bad) > max_bad_files:
         raise InputError(
