@@ -1,15 +1,11 @@
-"""How many recordings may turn out bad while a model trains.
+"""Random crops for training: from draws to batches, by workers, over bad recordings.
+
+An item is a function of (seed, epoch, position) and the recording alone: which worker
+makes it, and how many there are, changes nothing.
 
 A disk that loses one file of ten million should not end a run of two weeks; one that
 loses a shard should. So a stated number of recordings may be bad, each is named once,
 and one more ends the run.
-
-What torch's loader lacks: short errors, an end to its workers, the time it costs.
-
-From draws to batches of crops for training, and from lists to padded batches.
-
-An item is a function of (seed, epoch, position) and the recording alone: which worker
-makes it, and how many there are, changes nothing.
 """
 
 import logging
@@ -28,115 +24,6 @@ from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import START_METHOD, signals_held, start_worker
 
 logger = logging.getLogger(__name__)
-
-
-class BadRecordings:
-    """The bad recordings that a process and its loader workers have met.
-
-    Arguments
-    ---------
-    limit : int
-        So many are passed over.
-    """
-
-    def __init__(self, limit):
-        if limit < 0:
-            raise InputError(f"max_bad_recordings: {limit}, expected at least 0")
-        self.limit = limit
-        # row numbers, -1 where there is none yet; shared with the workers
-        context = multiprocessing.get_context(START_METHOD)
-        self._rows = context.Array("q", [-1] * limit) if limit else None
-
-    def __len__(self):
-        return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
-
-    def add(self, row, error):
-        """Count a row of the manifest, once.
-
-        Raises
-        ------
-        InputError
-            ``error``, where there are too many.
-        """
-        if self._rows is None:
-            raise error
-        with self._rows.get_lock():
-            rows = self._rows[:]
-            if row in rows:
-                return
-            if -1 not in rows:
-                raise InputError(
-                    f"{error} ({self.limit + 1} bad recordings, expected at most "
-                    f"max_bad_recordings={self.limit})"
-                ) from error
-            count = rows.index(-1)
-            self._rows[count] = row
-        logger.warning(
-            "%s; another is drawn in its place (%d of at most %d)",
-            *(error, count + 1, self.limit),
-        )
-
-
-class CaughtErrors(Dataset):
-    """A dataset, but an InputError comes back in place of the items.
-
-    torch would raise it again with the worker's whole traceback for a message.
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitems__(self, keys):
-        try:
-            return [self.dataset[key] for key in keys]
-        except InputError as error:
-            return error
-
-
-class CollateUnlessError:
-    """A function that collates items, or hands on the error in their place."""
-
-    def __init__(self, collate):
-        self.collate = collate
-
-    def __call__(self, items):
-        return items if isinstance(items, InputError) else self.collate(items)
-
-
-class TimedLoader(DataLoader):
-    """A loader that raises such errors and knows how long it was waited for."""
-
-    _began, _waited = 0.0, 0.0
-
-    def close(self):
-        """End the workers. At exit torch would wait five seconds for each."""
-        workers, self._iterator = self._iterator, None
-        if workers is not None:
-            workers._shutdown_workers()
-
-    def share_waited(self):
-        """Part of the time since the last iteration began that went into waiting."""
-        elapsed = time.perf_counter() - self._began
-        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
-
-    def __iter__(self):
-        self._began, self._waited = time.perf_counter(), 0.0
-        with signals_held():
-            batches = super().__iter__()
-        self._waited = time.perf_counter() - self._began
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
 _ITEM_STREAM = 2
@@ -213,7 +100,7 @@ class TrainingSet(Dataset):
             len(manifest.speaker_names), len(self.speed.speeds), manifest.n_perturbed
         )
         self.n_classes = self.classes.count
-        self.bad = BadRecordings(max_bad_recordings)
+        self.bad = _BadRecordings(max_bad_recordings)
 
     def __len__(self):
         return len(self.manifest)
@@ -255,7 +142,8 @@ class TrainingSet(Dataset):
             try:
                 wav = read_crop(
                     self.manifest.paths[row],
-                    _frames(self.manifest, row),
+                    # For all rows at once, 10 million would take 80 MB.
+                    round(self.manifest.durations[row] * SAMPLE_RATE),
                     self.speed.source_length(draw.n_samples, speed),
                     generator,
                 )
@@ -317,6 +205,143 @@ class EvaluationSet(Dataset):
         return list(ids), padded, lengths / padded.shape[1]
 
 
+def _frames(manifest, row):
+    """Samples of one recording. For all at once, 10 million would take 80 MB."""
+    return round(manifest.durations[row] * SAMPLE_RATE)
+
+
+class _BadRecordings:
+    """The bad recordings that a process and its loader workers have met."""
+
+    def __init__(self, limit):
+        if limit < 0:
+            raise InputError(f"max_bad_recordings: {limit}, expected at least 0")
+        self.limit = limit
+        # Row numbers, -1 in empty slots; shared with the workers.
+        context = multiprocessing.get_context(START_METHOD)
+        self._rows = context.Array("q", [-1] * limit) if limit else None
+
+    def __len__(self):
+        return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
+
+    def add(self, row, error):
+        """Count a row of the manifest once; raise ``error`` beyond the limit."""
+        if self._rows is None:
+            raise error
+        with self._rows.get_lock():
+            rows = self._rows[:]
+            if row in rows:
+                return
+            if -1 not in rows:
+                raise InputError(
+                    f"{error} ({self.limit + 1} bad recordings, expected at most "
+                    f"max_bad_recordings={self.limit})"
+                ) from error
+            count = rows.index(-1)
+            self._rows[count] = row
+        logger.warning(
+            "%s; another is drawn in its place (%d of at most %d)",
+            *(error, count + 1, self.limit),
+        )
+
+
+class _BatchOrError(Dataset):
+    """Whole batches of a dataset, or the InputError of an item in place of its batch.
+
+    torch would raise it again with the worker's whole traceback for a message.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitems__(self, keys):
+        try:
+            items = [self.dataset[key] for key in keys]
+        except InputError as error:
+            return error
+        return self.dataset.collate(items)
+
+
+def _unchanged(batch):
+    return batch
+
+
+class _TimedLoader(DataLoader):
+    """Raises such errors, ends its workers, and measures the time spent waiting."""
+
+    _began, _waited = 0.0, 0.0
+
+    def close(self):
+        """End the workers. At exit torch would wait five seconds for each."""
+        workers, self._iterator = self._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+    def share_waited(self):
+        """Share of the time since the last iteration began that was spent waiting."""
+        elapsed = time.perf_counter() - self._began
+        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
+
+    def __iter__(self):
+        self._began, self._waited = time.perf_counter(), 0.0
+        with signals_held():
+            batches = super().__iter__()
+        self._waited = time.perf_counter() - self._began
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
+    """A loader whose errors are as short with workers as without.
+
+    Arguments
+    ---------
+    dataset : TrainingSet or EvaluationSet
+        Has a ``collate``.
+    sampler : iterable
+        Of batches of what the dataset takes, such as a ``CropBatchSampler``.
+    num_workers : int
+        Processes; 0 reads in this one. They stay alive from epoch to epoch, and
+        torch gives each one thread.
+    pin_memory : bool
+        For copies to a GPU that overlap with its work.
+
+    Returns
+    -------
+    torch.utils.data.DataLoader
+        Raises InputError in this process where an item does, with the same message.
+        ``close()`` ends its workers, ``share_waited()`` is the share of an epoch's
+        time that was spent waiting for them.
+
+    Raises
+    ------
+    InputError
+        A negative number of workers.
+    """
+    if num_workers < 0:
+        raise InputError(f"num_workers: {num_workers}, expected 0 or more")
+    return _TimedLoader(
+        _BatchOrError(dataset),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_unchanged,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context=START_METHOD if num_workers else None,
+        worker_init_fn=start_worker,
+        # A generator of its own: each iteration draws a seed for the workers, and
+        # drawing it from torch's would make a resumed run differ from an unbroken one.
+        generator=torch.Generator(),
+    )
+
+
 def length_batches(durations, max_batch_seconds, max_batch_size=256):
     """Group recordings of similar length, for little padding.
 
@@ -350,53 +375,3 @@ def length_batches(durations, max_batch_seconds, max_batch_size=256):
         batches.append(order[first : first + count])
         first += count
     return batches
-
-
-def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
-    """A loader whose errors are as short with workers as without.
-
-    Arguments
-    ---------
-    dataset : TrainingSet or EvaluationSet
-        Has a ``collate``.
-    sampler : iterable
-        Of batches of what the dataset takes: a ``CropBatchSampler``, or what
-        :func:`length_batches` gives.
-    num_workers : int
-        Processes; 0 reads in this one. They stay alive from epoch to epoch, and
-        torch gives each one thread.
-    pin_memory : bool
-        For copies to a GPU that overlap with its work.
-
-    Returns
-    -------
-    torch.utils.data.DataLoader
-        Raises InputError in this process where an item does, with the same message.
-        ``close()`` ends its workers, ``share_waited()`` tells how much they were
-        waited for.
-
-    Raises
-    ------
-    InputError
-        A negative number of workers.
-    """
-    if num_workers < 0:
-        raise InputError(f"num_workers: {num_workers}, expected 0 or more")
-    return TimedLoader(
-        CaughtErrors(dataset),
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=CollateUnlessError(dataset.collate),
-        persistent_workers=num_workers > 0,
-        multiprocessing_context=START_METHOD if num_workers else None,
-        worker_init_fn=start_worker,
-        # A generator of its own: each iteration draws a seed for the workers, and
-        # drawing it from torch's would make a resumed run differ from an unbroken one.
-        generator=torch.Generator(),
-    )
-
-
-def _frames(manifest, row):
-    """Samples of one recording. For all at once, 10 million would take 80 MB."""
-    return round(manifest.durations[row] * SAMPLE_RATE)

@@ -1,26 +1,21 @@
-"""How many utterances one optimiser step takes, and where a run with another goes on.
+"""Batches of crops: shuffled, sharded over processes, resumable at any step.
 
-    G = batch size × processes × accumulation
+The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
+positions gB … gB + B − 1, B = batch size × processes, and rank r those among them that
+are ≡ r modulo the number of processes: the same B gives the same global batches on one
+GPU and on eight. All random numbers of a step or an utterance come from (seed, epoch,
+step or position), so neither the number of workers nor an interruption changes them.
 
-A learning rate is published for one G. With more or fewer processes it changes unless
-the batch size or the accumulation does the opposite, so a run says what it has.
-
-The utterances of an epoch stand in one order, whatever G is. A run that was left after
-n steps of B utterances each (B = batch size × processes) and has B' now goes on at step
+One optimiser step takes a global batch of G = B × accumulation utterances. A learning
+rate is published for one G. With more or fewer processes G changes, which the log says,
+unless the batch size or the accumulation does the opposite. The order of an epoch is
+the same for any G. A run stopped after n steps with B and resumed with B' continues at
+step
 
     ⌊n B / B'⌋, rounded down to the beginning of an accumulation group.
 
-What was trained on since that step comes again; nothing is left out, but a tail of less
-than B' utterances, as in every epoch.
-
-Which utterances make which batch: shuffled, sharded, resumable at any step.
-
-The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
-positions gB ... gB + B − 1, B = batch size × world size, and rank r those among them
-that are ≡ r modulo the world size: the same B gives the same global batches on one
-GPU and on eight, and another B goes on at the same position. All random numbers of a
-step or of an utterance come from (seed, epoch, step or position), so neither the number
-of workers nor an interruption changes them.
+The utterances trained on since that step come again. None is skipped, except a tail of
+fewer than B', as in every epoch.
 """
 
 import json
@@ -39,18 +34,13 @@ from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_json
 
+logger = logging.getLogger(__name__)
+
 
 class GlobalBatch(NamedTuple):
-    """The three factors of G.
+    """The three factors of G: utterances of one process in one step, processes, steps.
 
-    Attributes
-    ----------
-    batch_size : int
-        Utterances of one process in one step.
-    processes : int
-        As many have one each.
-    accumulation : int
-        Steps whose gradients are summed for one optimiser step.
+    Steps are those whose gradients are summed for one optimiser step.
     """
 
     batch_size: int
@@ -78,26 +68,26 @@ class GlobalBatch(NamedTuple):
         return -(-steps // self.accumulation)
 
     def advice(self, size):
-        """How to make G ``size`` on these processes, in words.
+        """Options that make G ``size`` on these processes, as a sentence.
 
         The batch size comes first: only that makes the steps equal, too.
         """
-        words = []
-        for option, rest in (
+        options = []
+        for option, others in (
             ("batch_size", self.processes * self.accumulation),
             ("grad_accumulation_factor", self.per_step),
         ):
-            if size % rest == 0:
-                words.append(f"--{option}={size // rest}")
-        if not words and size % self.processes == 0:
-            words.append(
+            if size % others == 0:
+                options.append(f"--{option}={size // others}")
+        if not options and size % self.processes == 0:
+            options.append(
                 f"--batch_size={size // self.processes} --grad_accumulation_factor=1"
             )
-        words = " or ".join(words) or "a number of processes that divides it"
-        return f"{size} needs {words}"
+        options = " or ".join(options) or "a number of processes that divides it"
+        return f"{size} needs {options}"
 
 
-class Place(NamedTuple):
+class EpochPosition(NamedTuple):
     """So many steps of an epoch are done."""
 
     step: int
@@ -109,37 +99,37 @@ class Place(NamedTuple):
         return self.step == self.steps
 
 
-def go_on(epoch, old, before, now, steps):
-    """Where a run goes on with other batches, and one line that says so.
+def resume_position(epoch, old, before, now, steps):
+    """Where to resume with other batches, and a line for the log.
 
     Arguments
     ---------
     epoch : int
-    old : Place
-        Where it was left in that epoch.
+    old : EpochPosition
+        Of the stopped run.
     before, now : GlobalBatch
     steps : int
         Of an epoch with ``now``.
 
     Returns
     -------
-    Place
+    EpochPosition
         Not behind the first utterance that was not trained on.
     str
         None where the steps are the same.
     """
     if old.at_end:
-        new = Place(steps, steps)
+        new = EpochPosition(steps, steps)
     else:
         step = old.step * before.per_step // now.per_step
-        done = step >= steps
-        new = Place(steps if done else step - step % now.accumulation, steps)
+        step = steps if step >= steps else step - step % now.accumulation
+        new = EpochPosition(step, steps)
     if before.accumulation == now.accumulation and before.per_step == now.per_step:
         return new, None
-    return new, _describe(epoch, old, before, new, now)
+    return new, _describe_change(epoch, old, before, new, now)
 
 
-def _describe(epoch, old, before, new, now):
+def _describe_change(epoch, old, before, new, now):
     if before.size == now.size:
         batches = f"global batch {now}, as before in other steps ({before})"
     else:
@@ -147,15 +137,13 @@ def _describe(epoch, old, before, new, now):
     if old.at_end:
         was, is_now = before.optimiser_steps(old.steps), now.optimiser_steps(new.steps)
         return f"{batches}; optimiser steps per epoch: {was} before, now {is_now}"
-    again = old.step * before.per_step - new.step * now.per_step
-    again = 0 if new.at_end else again
+    repeated = old.step * before.per_step - new.step * now.per_step
+    repeated = 0 if new.at_end else repeated
     return (
-        f"{batches}; epoch {epoch}, left after {old.step} of {old.steps} steps, goes "
-        f"on after {new.step} of {new.steps}: {again} utterance(s) come again"
+        f"{batches}; epoch {epoch}, stopped after {old.step} of {old.steps} steps, "
+        f"continues after {new.step} of {new.steps}: {repeated} utterance(s) come again"
     )
 
-
-logger = logging.getLogger(__name__)
 
 # Last words of the seeds of one step or round. NumPy pads seeds with zeros, so that
 # without them [seed, epoch] and [seed, epoch, 0] would be the same generator.
@@ -164,7 +152,7 @@ _ROUND_STREAM = 2
 
 
 class Draw(NamedTuple):
-    """One utterance of a batch: what a dataset must know to make it.
+    """One utterance of a batch: what a dataset needs to make it.
 
     ``row`` of the manifest; ``position`` in the epoch's global order; ``epoch``;
     ``n_samples`` of the crop; ``speed_index`` into the dataset's speeds.
@@ -182,8 +170,8 @@ class CropBatchSampler(Sampler):
     """Batches of draws, one crop length per batch.
 
     The sampler runs ahead of training by what the loader prefetches, so it cannot
-    know how far training is. Whoever trains sets ``step_done`` after each step; that
-    is what a checkpoint holds.
+    know how far training is. The trainer sets ``step_done`` after each step; a
+    checkpoint holds that.
 
     Arguments
     ---------
@@ -201,8 +189,8 @@ class CropBatchSampler(Sampler):
         Each position draws one of as many speeds, uniformly.
     draws_per_epoch : int, optional
         None: an epoch has every utterance once. Otherwise as many draws, balanced over
-        speakers: round after round of all speakers, each in an order of its own,
-        and on from epoch to epoch. A speaker's utterances take turns, so that the
+        speakers: round after round of all speakers, each in an order of its own; the
+        next epoch continues the rounds. A speaker's utterances take turns, so that the
         counts of two speakers, or of two utterances of one speaker, never differ by
         more than one. An epoch then costs the same on any corpus.
     sample_rate : int
@@ -292,15 +280,15 @@ class CropBatchSampler(Sampler):
     def __iter__(self):
         """Yields lists of ``batch_size`` :class:`Draw`, one list per step."""
         epoch = self.epoch
-        rows, speeds = self._my_part(epoch)
+        rows, speeds = self._own_draws(epoch)
         for step in range(self.start_step, len(self)):
             first = step * self.per_step + self.rank
             n_samples = self.crop_samples(epoch, step)
-            mine = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            batch = zip(rows[mine].tolist(), self._speeds_of(rows[mine], speeds[mine]))
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            batch = zip(rows[part].tolist(), self._speeds_of(rows[part], speeds[part]))
             yield [
-                Draw(row, first + place * self.world_size, epoch, n_samples, speed)
-                for place, (row, speed) in enumerate(batch)
+                Draw(row, first + index * self.world_size, epoch, n_samples, speed)
+                for index, (row, speed) in enumerate(batch)
             ]
 
     def crop_samples(self, epoch, step):
@@ -309,16 +297,16 @@ class CropBatchSampler(Sampler):
         return int(generator.integers(self.shortest, self.longest, endpoint=True))
 
     def accumulate(self, steps):
-        """So many steps make an optimiser step; a resumed run begins with a first."""
+        """Set how many steps make an optimiser step; a resumed run begins with one."""
         self.batches = self.batches._replace(accumulation=steps)
 
     def state_dict(self):
-        """What is needed to go on after the last finished step."""
-        place = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
-        return {**place, **self._identity(), "batches": self.batches._asdict()}
+        """What is needed to resume after the last finished step."""
+        position = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
+        return {**position, **self._identity(), "batches": self.batches._asdict()}
 
     def load_state_dict(self, state):
-        """Go on where ``state`` was taken; rank 0 warns where the batches are others.
+        """Resume after the step of ``state``; rank 0 warns where the batches differ.
 
         Raises
         ------
@@ -328,14 +316,14 @@ class CropBatchSampler(Sampler):
         """
         identity = self._identity()
         saved = {name: state[name] for name in identity}
-        old = Place(state["step"], state["steps"])
+        old = EpochPosition(state["step"], state["steps"])
         if saved != identity and old.step > 0 and not old.at_end:
             raise InputError(
                 f"sampler: step {old.step} of an epoch with {saved}, expected "
                 f"{identity}: continue with the settings the run was started with"
             )
         self.epoch, before = state["epoch"], GlobalBatch(**state["batches"])
-        new, change = go_on(self.epoch, old, before, self.batches, len(self))
+        new, change = resume_position(self.epoch, old, before, self.batches, len(self))
         self.step_done = self.start_step = new.step
         if change and self.rank == 0:
             logger.warning(change)
@@ -356,18 +344,14 @@ class CropBatchSampler(Sampler):
         self.load_state_dict(state)
 
     def _identity(self):
-        return {
-            "seed": self.seed,
-            "draws": self.n_draws,
-            "shard_window": None,
-        }
+        return {"seed": self.seed, "draws": self.n_draws, "shard_window": None}
 
-    def _my_part(self, epoch):
+    def _own_draws(self, epoch):
         """This rank's rows and speeds, in its order: [len(self) * batch_size] each."""
         # Copies: a view would keep what belongs to the other ranks.
-        mine = slice(self.rank, len(self) * self.per_step, self.world_size)
+        own = slice(self.rank, len(self) * self.per_step, self.world_size)
         rows, speeds = self._epoch_order(epoch)
-        return rows[mine].copy(), speeds[mine].copy()
+        return rows[own].copy(), speeds[own].copy()
 
     def _epoch_order(self, epoch):
         """Rows of the manifest and speeds by position: [n_draws] each."""

@@ -1,10 +1,11 @@
-"""Training and evaluation batches: content, labels, workers, errors."""
+"""Training batches: content, labels, workers, errors, the time spent waiting."""
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from speechbrain_ext.data import dataset as dataset_module
 from speechbrain_ext.data.augment import Augmenter, Musan
 from speechbrain_ext.data.dataset import (
     Batch,
@@ -241,6 +242,54 @@ def test_evaluation_may_take_the_middle(manifest):
         assert np.array_equal(wav, whole[start : start + 32000])
     with pytest.raises(InputError, match="max_seconds: 0"):
         EvaluationSet(manifest, max_seconds=0)
+
+
+class Clock:
+    """Time that passes only where the test says so."""
+
+    now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Slow:
+    """Items that take two seconds each."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, key):
+        self.clock.now += 2.0
+        return key
+
+    @staticmethod
+    def collate(items):
+        return items
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(dataset_module, "time", clock)
+    return clock
+
+
+def test_waiting_is_what_the_loader_took_of_an_epoch(clock):
+    loader = make_loader(Slow(clock), [[0, 1], [2, 3], [4, 5]])
+    for training in (12.0, 0.0, 4.0):
+        for _ in loader:
+            clock.now += training / 3
+        assert loader.share_waited() == pytest.approx(12 / (12 + training))
+
+
+def test_an_epoch_that_was_not_begun(clock):
+    loader = make_loader(Slow(clock), [])
+    assert list(loader) == []
+    assert loader.share_waited() == 0.0
 
 
 def test_real_speech(shared, augmenter):

@@ -1,12 +1,16 @@
-"""Global batches: their size, how to keep it, and where another one goes on."""
+"""Global batches: their size, how to keep it, where to resume with another one."""
 
 import pytest
 
-from speechbrain_ext.data.sampler import GlobalBatch, Place, go_on
+from speechbrain_ext.data.sampler import EpochPosition, GlobalBatch, resume_position
 from speechbrain_ext.training.resumable import log_plan
 from speechbrain_ext.utils.errors import InputError
 
 PUBLISHED = GlobalBatch(64, 8, 1)
+
+
+def resumed(old, before, now, steps):
+    return resume_position(3, EpochPosition(*old), before, now, steps)
 
 
 def test_the_size_is_the_product_and_is_said():
@@ -48,27 +52,27 @@ def test_advice_makes_the_size(batches, advice):
         (GlobalBatch(15000, 1), 1, 1, 0),  # the rest is less than a batch
     ],
 )
-def test_another_batch_goes_on_before_what_is_left(now, steps, step, again):
-    place, text = go_on(3, Place(30, 100), PUBLISHED, now, steps)
-    assert place == (step, steps)
-    assert f"left after 30 of 100 steps, goes on after {step} of {steps}" in text
+def test_another_batch_resumes_before_what_is_not_trained_on(now, steps, step, again):
+    position, text = resumed((30, 100), PUBLISHED, now, steps)
+    assert position == (step, steps)
+    assert f"stopped after 30 of 100 steps, continues after {step} of {steps}" in text
     assert text.endswith(f": {again} utterance(s) come again")
     assert ("as before in other steps" in text) == (now.size == 512)
 
 
 def test_the_same_steps_are_no_change():
     for now in (PUBLISHED, GlobalBatch(128, 4), GlobalBatch(512, 1)):
-        assert go_on(3, Place(30, 100), PUBLISHED, now, 100) == ((30, 100), None)
+        assert resumed((30, 100), PUBLISHED, now, 100) == ((30, 100), None)
     # but a group of other steps begins with its first
-    place, text = go_on(3, Place(30, 100), PUBLISHED, GlobalBatch(64, 8, 4), 100)
-    assert place == (28, 100)
+    position, text = resumed((30, 100), PUBLISHED, GlobalBatch(64, 8, 4), 100)
+    assert position == (28, 100)
     assert "1024 utterance(s) come again" in text
 
 
 def test_a_finished_epoch_stays_finished():
-    place, text = go_on(3, Place(7, 7), GlobalBatch(4, 1), GlobalBatch(4, 2, 2), 3)
-    assert place.at_end
-    assert place.steps == 3
+    position, text = resumed((7, 7), GlobalBatch(4, 1), GlobalBatch(4, 2, 2), 3)
+    assert position.at_end
+    assert position.steps == 3
     assert text.endswith("optimiser steps per epoch: 7 before, now 2")
 
 

@@ -238,8 +238,8 @@ def test_a_change_is_told_once_and_none_is_not(caplog):
     assert caplog.messages == [
         "global batch 20 = 20 × 1 process(es) × accumulation 1 before, now 10 = 5 × 2 "
         "process(es) × accumulation 1; 20 needs --batch_size=10 or "
-        "--grad_accumulation_factor=2; epoch 0, left after 3 of 5 steps, goes on after "
-        "6 of 10: 0 utterance(s) come again"
+        "--grad_accumulation_factor=2; epoch 0, stopped after 3 of 5 steps, continues "
+        "after 6 of 10: 0 utterance(s) come again"
     ]
 
 
