@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.data.augment.waveform import SpeedPerturb, read_crop
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.utils.errors import InputError
@@ -166,50 +166,6 @@ class TrainingSet(Dataset):
         )
 
 
-class EvaluationSet(Dataset):
-    """Whole recordings, or their middles, for extracting embeddings.
-
-    Arguments
-    ---------
-    manifest : Manifest
-        N recordings.
-    max_seconds : float, optional
-        Of longer recordings only as much is read, from the centre.
-    """
-
-    def __init__(self, manifest, max_seconds=None):
-        number = max_seconds is None or isinstance(max_seconds, (int, float))
-        if not number or (max_seconds is not None and not max_seconds > 0):
-            raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
-        self.manifest = manifest
-        self.longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-
-    def __len__(self):
-        return len(self.manifest)
-
-    def __getitem__(self, row):
-        """(id, wav float32 tensor [T]) of one row of the manifest."""
-        path, frames = self.manifest.paths[row], _frames(self.manifest, row)
-        if self.longest is None or frames <= self.longest:
-            wav = read_audio(path)
-        else:
-            wav = read_audio(path, (frames - self.longest) // 2, self.longest)
-        return self.manifest.ids[row], torch.from_numpy(wav)
-
-    @staticmethod
-    def collate(items):
-        """Pad with zeros: (ids, wavs [B, T], lengths relative to T [B])."""
-        ids, wavs = zip(*items)
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-        return list(ids), padded, lengths / padded.shape[1]
-
-
-def _frames(manifest, row):
-    """Samples of one recording. For all at once, 10 million would take 80 MB."""
-    return round(manifest.durations[row] * SAMPLE_RATE)
-
-
 class _BadRecordings:
     """The bad recordings that a process and its loader workers have met."""
 
@@ -303,8 +259,8 @@ def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
 
     Arguments
     ---------
-    dataset : TrainingSet or EvaluationSet
-        Has a ``collate``.
+    dataset : TrainingSet
+        Or another dataset with a ``collate``.
     sampler : iterable
         Of batches of what the dataset takes, such as a ``CropBatchSampler``.
     num_workers : int

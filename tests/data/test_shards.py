@@ -18,7 +18,7 @@ import torch
 import webdataset
 
 from speechbrain_ext.data.audio import joined_path, read_audio, read_header
-from speechbrain_ext.data.dataset import EvaluationSet, TrainingSet, make_loader
+from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.data.shards import writer as shard_writer
@@ -178,17 +178,6 @@ def test_training_batches_are_those_of_the_files(
         assert torch.equal(batch.wavs, wanted.wavs)
         assert torch.equal(batch.labels, wanted.labels)
         assert batch.ids == wanted.ids
-
-
-def test_evaluation_is_that_of_the_files(recordings, shards):
-    manifest = read_manifest(recordings)
-    sharded = EvaluationSet(from_shards(manifest, shards), max_seconds=1.0)
-    for row, (name, wav) in enumerate(
-        map(EvaluationSet(manifest, 1.0).__getitem__, range(13))
-    ):
-        found_name, found = sharded[row]
-        assert found_name == name
-        assert torch.equal(found, wav)
 
 
 def test_an_arrow_manifest_is_sharded_as_a_csv_is(recordings, shards, tmp_path):
