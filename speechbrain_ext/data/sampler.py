@@ -38,9 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class GlobalBatch(NamedTuple):
-    """The three factors of G: utterances of one process in one step, processes, steps.
+    """The three factors of G.
 
-    Steps are those whose gradients are summed for one optimiser step.
+    ``batch_size``: utterances of one process in one step; ``processes``;
+    ``accumulation``: steps whose gradients are summed for one optimiser step.
     """
 
     batch_size: int
@@ -102,21 +103,10 @@ class EpochPosition(NamedTuple):
 def resume_position(epoch, old, before, now, steps):
     """Where to resume with other batches, and a line for the log.
 
-    Arguments
-    ---------
-    epoch : int
-    old : EpochPosition
-        Of the stopped run.
-    before, now : GlobalBatch
-    steps : int
-        Of an epoch with ``now``.
-
-    Returns
-    -------
-    EpochPosition
-        Not behind the first utterance that was not trained on.
-    str
-        None where the steps are the same.
+    ``old`` is the position of the stopped run, in steps of the batches ``before``;
+    ``steps`` is an epoch's number of steps with the batches ``now``. The new position
+    is not behind the first utterance that was not trained on. The line is None where
+    the steps are the same.
     """
     if old.at_end:
         new = EpochPosition(steps, steps)
@@ -211,8 +201,7 @@ class CropBatchSampler(Sampler):
     Raises
     ------
     InputError
-        Where an argument is out of range, or there are fewer draws in an epoch than
-        one global batch needs.
+        Where an argument is out of range, or an epoch has fewer draws than one step.
     """
 
     def __init__(

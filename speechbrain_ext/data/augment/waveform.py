@@ -1,4 +1,4 @@
-"""What is done to one waveform: random crops, speed, noise, reverberation.
+"""Arithmetic on one waveform: random crops, speed, noise, reverberation.
 
 Speed s plays a recording s times as fast: y(t) = x(s·t). A tone of f Hz becomes one of
 s·f Hz and T seconds become T/s (Ko et al. 2015). It is a resampling from s·16 kHz to
@@ -53,15 +53,7 @@ def read_crop(path, frames, n, generator):
 
 
 def take_crop(read, frames, n, generator):
-    """What :func:`read_crop` does, on samples that lie anywhere.
-
-    Arguments
-    ---------
-    read : callable
-        ``(start, count)`` → float32 [count].
-    frames, n, generator
-        As there.
-    """
+    """A crop as of :func:`read_crop`, by ``read``: (start, count) → float32 [count]."""
     if frames >= n:
         return read(int(generator.integers(frames - n, endpoint=True)), n)
     wav = read(0, frames)
@@ -80,7 +72,7 @@ class SpeedPerturb:
     Raises
     ------
     InputError
-        Where the speeds are not such.
+        Where the first is not 1.0, or one is repeated or out of range.
     """
 
     def __init__(self, speeds=(1.0, 0.9, 1.1)):
@@ -108,22 +100,10 @@ class SpeedPerturb:
         return (n - 1) * ratio.numerator // ratio.denominator + 1
 
     def apply(self, wav, speed):
-        """Play at another speed: torchaudio's resampling.
+        """Play at one of the speeds: float32 [T] → float32 [ceil(T / speed)].
 
-        Its convolution takes every so many samples one step, so that it is a product of
-        two matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
-
-        Arguments
-        ---------
-        wav : np.ndarray
-            float32, [T].
-        speed : float
-            One of the speeds.
-
-        Returns
-        -------
-        np.ndarray
-            float32, [ceil(T / speed)].
+        torchaudio's resampling. Its convolution has a stride, so it is a product of two
+        matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
         """
         if speed == 1.0:
             return wav
@@ -193,8 +173,8 @@ def reverb(wav, response):
         float32, [T]; silence stays silence.
     """
     peak = int(np.argmax(np.abs(response)))
-    heard = response[: peak + len(wav)]
-    wet = convolve(wav, heard)[peak : peak + len(wav)]
+    audible = response[: peak + len(wav)]
+    wet = convolve(wav, audible)[peak : peak + len(wav)]
     wet_power = mean_power(wet)
     if wet_power == 0:
         return wet
@@ -205,22 +185,10 @@ def reverb(wav, response):
 def convolve(wav, response):
     """All of x ∗ h, block by block: overlap-add (Stockham 1966).
 
-    Four blocks, because scipy transforms four rows in the time of two or less. For 3 s
-    and responses of 0.25, 0.5, 1 and 2.5 s it takes 0.35, 0.46, 0.70 and 1.5 ms; blocks
-    of four times the response 0.35, 0.72, 0.88 and 2.0 ms, scipy's fftconvolve 1.15,
-    1.20, 1.06 and 1.8 ms in one transform.
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        float32, [T].
-    response : np.ndarray
-        float32, [K].
-
-    Returns
-    -------
-    np.ndarray
-        float32, [T + K - 1].
+    float32 [T], [K] → [T + K − 1]. Four blocks, because scipy transforms four rows in
+    the time of two or less. For 3 s and responses of 0.25, 0.5, 1 and 2.5 s it takes
+    0.35, 0.46, 0.70 and 1.5 ms; blocks of four times the response 0.35, 0.72, 0.88 and
+    2.0 ms, scipy's fftconvolve 1.15, 1.20, 1.06 and 1.8 ms in one transform.
     """
     step = -(-len(wav) // _BLOCKS)
     size = next_fast_len(step + len(response) - 1, real=True)
