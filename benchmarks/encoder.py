@@ -66,7 +66,7 @@ def main(argv=None):
 def inputs(encoder, arguments):
     """Features [1, T, 160] and their length in seconds."""
     lengths = [1.0] if arguments.toy else arguments.seconds or LENGTHS
-    return [(torch.randn(1, encoder.n_frames(s), 160), s) for s in lengths]
+    return [(torch.randn(encoder.example(s)[0].shape), s) for s in lengths]
 
 
 def beside_gemm(encoder, features, seconds, arguments):

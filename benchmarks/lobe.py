@@ -74,7 +74,7 @@ def compare_lengths(encoder, lobe, lengths, toy):
     name = f"{len(lengths)} × {min(lengths)}–{longest} s, {encoder.n_states} states"
     if min(lengths) == longest:
         name = f"{len(lengths)} × {longest} s, {encoder.n_states} states"
-    frames = [encoder.n_frames(seconds) for seconds in lengths]
+    frames = [encoder.example(seconds)[0].shape[1] for seconds in lengths]
     check_equal(name, torch.stack(ours()), peer(), frames)
     options = {"toy": toy, "memory": True, **PEER}
     return compare(name, ours, peer, 5, 1, **options)

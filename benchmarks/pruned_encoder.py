@@ -17,8 +17,8 @@ from encoders import TOY, macs_of
 from harness import argument_parser, compare, report, summarise
 from transformers import Wav2Vec2BertConfig
 
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning import Budget, add_gates, harden, prune
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.utils.allocator import keep_freed_memory

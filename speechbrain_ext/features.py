@@ -277,3 +277,58 @@ def _normalise_valid(log_mel, valid, frames, variance_too):
     centred = torch.where(valid, log_mel - mean, 0.0)
     variance = centred.square().sum(1, keepdim=True) / (count - 1)
     return centred * (variance + VARIANCE_FLOOR).rsqrt() if variance_too else centred
+
+
+# -- for ONNX --------------------------------------------------------------------------
+
+
+class GraphFeatures(W2VBertFeatures):
+    """The same features in steps that one fixed graph can hold.
+
+    All frames are taken in one product, x_f · P. The steps up to the spectrum are
+    linear in the 400 samples x_f of a frame: removal of the mean, pre-emphasis, window,
+    2^15 and the transform are one matrix P. It is float64 as they are, so that a quiet
+    mel bin beside a loud tone comes out the same.
+    """
+
+    def __init__(self, normalise_variance=True):
+        super().__init__(normalise_variance)
+        mel, _ = filterbank(torch.device("cpu"))
+        self.register_buffer("projection", _spectrum_matrix(), persistent=False)
+        self.register_buffer("mel", mel, persistent=False)
+
+    def forward(self, wavs, wav_lens):
+        """wavs [B, T], wav_lens [B] → features [B, T', 160], lens [B]."""
+        samples = torch.round(wav_lens.double() * wavs.shape[1]).long()
+        inside = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
+        overlapping = _overlapping_frames(wavs.where(inside, 0.0)).double()
+        spectrum = torch.matmul(overlapping, self.projection)
+        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
+        power = torch.matmul(real + imaginary, self.mel)
+        frames = 1 + (samples - FRAME) // HOP
+        features = self._normalised(power.clamp(min=MEL_FLOOR).log(), frames)
+        return features, frames // STACK / features.shape[1]
+
+
+def _spectrum_matrix():
+    """P [400, 2·257], float64: real parts of the spectrum, then imaginary ones."""
+    _, window = filterbank(torch.device("cpu"))
+    frames = torch.eye(FRAME, dtype=torch.float64)
+    frames = frames - frames.mean(1, keepdim=True)
+    before = nn.functional.pad(frames, (1, 0))[:, :-1]
+    emphasised = frames - PREEMPHASIS * before  # the window is 0 at the first sample
+    spectrum = torch.fft.rfft(emphasised * window[:FRAME], n=FFT)
+    return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+
+def _overlapping_frames(wavs):
+    """[B, T] → [B, F, 400].
+
+    F is rounded up to pairs, so that stacking them leaves no frame over; the frame
+    beyond the end holds nothing of use and lies in the padding of every row.
+    """
+    samples = wavs.shape[1]
+    pairs = (samples - FRAME + STACK * HOP) // (STACK * HOP)
+    starts = torch.arange(STACK * pairs, device=wavs.device) * HOP
+    places = starts.unsqueeze(1) + torch.arange(FRAME, device=wavs.device)
+    return wavs[:, places.clamp(max=samples - 1)]

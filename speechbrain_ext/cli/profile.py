@@ -3,13 +3,32 @@
 import json
 
 from speechbrain_ext.utils.allocator import keep_freed_memory
+from speechbrain_ext.utils.errors import InputError
+
+LAYERS_SECONDS = [3.0, 10.0, 30.0]
 
 
 def add_profile(commands):
-    """Add ``profile`` and ``stages``."""
+    """Add ``profile`` and ``stages``, which is ``profile --layers``."""
     about = "parameters and multiply-adds of a model, without its weights"
-    parser = commands.add_parser("profile", help=about, description=about)
-    parser.add_argument("--config", help="encoder configuration (JSON)")
+    profile = commands.add_parser("profile", help=about, description=about)
+    about = "where a model's time goes, beside what its arithmetic would take"
+    profile.add_argument("--layers", action="store_true", help=f"{about} (stages)")
+    stages = commands.add_parser("stages", help=about, description=about)
+    stages.set_defaults(layers=True)
+    for parser in (profile, stages):
+        _add_options(parser)
+        parser.set_defaults(run=run_profile)
+
+
+def _add_options(parser):
+    parser.add_argument("--config", help="encoder configuration (JSON), random weights")
+    parser.add_argument(
+        "--hparams",
+        metavar="YAML",
+        help="encoder and head of a recipe's file, in place of w2v-BERT and --head; "
+        "with --config as the encoder's source, no weights are read",
+    )
     parser.add_argument(
         "--pretrained_folder",
         nargs="+",
@@ -17,50 +36,74 @@ def add_profile(commands):
     )
     parser.add_argument(
         "--head",
-        default="all",
-        choices=["all", "adapter_mfa", "mfa", "weighted_ecapa"],
+        help="adapter_mfa, mfa, weighted_ecapa, or a class of "
+        "speechbrain_ext.lobes.heads (default: those three; for the time, the first)",
     )
-    parser.add_argument("--lora_rank", type=int, default=64, help="0: no LoRA")
+    parser.add_argument(
+        "--lora_rank",
+        type=int,
+        help="0: no LoRA (default: 64; with --hparams, that of the file)",
+    )
     parser.add_argument(
         "--seconds",
         type=float,
-        help="of the utterance; 1 for multiply-adds, 10 for the speed of saved models",
+        nargs="+",
+        help="of the utterance (default: 1 for multiply-adds, 10 for the speed of "
+        "saved models; 3, 10 and 30 for the time of layers)",
     )
-    parser.set_defaults(run=run_profile)
-    about = "where a model's time goes, beside what its arithmetic would take"
-    stages = commands.add_parser("stages", help=about, description=about)
-    model = stages.add_mutually_exclusive_group()
-    model.add_argument("--config", help="encoder configuration (JSON), random weights")
-    model.add_argument(
-        "--pretrained_folder", help="a model that train.py or distill_prune.py saved"
-    )
-    stages.add_argument("--seconds", type=float, nargs="+", default=[3.0, 10.0, 30.0])
-    stages.add_argument("--picture", metavar="PNG", help="draw it as well")
-    stages.set_defaults(run=run_stages)
-    for command in (parser, stages):
-        command.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--picture", metavar="PNG", help="draw the time of layers")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_profile(arguments):
-    """Print a row for each head or each saved model, or JSON."""
+    """Print a row for each model or, with ``--layers``, each kind of layer; or JSON."""
+    if arguments.pretrained_folder and (arguments.config or arguments.hparams):
+        raise InputError(
+            "--pretrained_folder beside --config or --hparams, expected one model"
+        )
+    if arguments.layers:
+        _profile_layers(arguments)
+        return
+    if arguments.picture:
+        raise InputError("--picture: expected with --layers")
+    if arguments.seconds and len(arguments.seconds) > 1:
+        raise InputError(f"--seconds: {len(arguments.seconds)} lengths, expected one")
     if arguments.pretrained_folder:
         _profile_saved(arguments)
-        return
-    from speechbrain_ext.profiling import HEADS, profile_model
+    else:
+        _profile_random(arguments)
 
-    seconds = 1.0 if arguments.seconds is None else arguments.seconds
-    heads = list(HEADS) if arguments.head == "all" else [arguments.head]
-    rows = {
-        head: profile_model(arguments.config, head, arguments.lora_rank, seconds)
-        for head in heads
-    }
+
+def _profile_random(arguments):
+    from speechbrain_ext.profiling import (
+        PUBLISHED_HEADS,
+        profile_model,
+        profile_recipe,
+    )
+
+    (seconds,) = arguments.seconds or [1.0]
+    rank = arguments.lora_rank
+    if arguments.hparams:
+        rows = {
+            arguments.hparams: profile_recipe(
+                arguments.hparams, arguments.config, rank, seconds
+            )
+        }
+    else:
+        rank = 64 if rank is None else rank
+        all_heads = arguments.head in (None, "all")
+        rows = {
+            head: profile_model(arguments.config, head, rank, seconds)
+            for head in (PUBLISHED_HEADS if all_heads else [arguments.head])
+        }
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{'model':<16}{'encoder':>14}{'head':>12}{'LoRA adds':>12}{'MACs':>10}")
-    for head, row in rows.items():
+    width = max(16, *map(len, rows))
+    print(f"{'model':<{width}}{'encoder':>14}{'head':>12}{'LoRA adds':>12}{'MACs':>10}")
+    for name, row in rows.items():
         print(
-            f"{head:<16}{row['encoder']:>14,}{row['head']:>12,}{row['lora']:>12,}"
+            f"{name:<{width}}{row['encoder']:>14,}{row['head']:>12,}{row['lora']:>12,}"
             f"{row['macs'] / 1e9:>8.2f} G"
         )
     print(
@@ -75,7 +118,7 @@ def _profile_saved(arguments):
 
     from speechbrain_ext.profiling import profile_folder
 
-    seconds = 10.0 if arguments.seconds is None else arguments.seconds
+    (seconds,) = [10.0] if arguments.seconds is None else arguments.seconds
     rows = {
         folder: profile_folder(folder, seconds)
         for folder in arguments.pretrained_folder
@@ -95,39 +138,48 @@ def _profile_saved(arguments):
     )
 
 
-def run_stages(arguments):
-    """Print a table for each length, or JSON."""
-    from speechbrain_ext.pretrained import load_pretrained
-    from speechbrain_ext.profiling import random_model
-    from speechbrain_ext.profiling.layers import plot_stages, stage_times
+def _profile_layers(arguments):
+    from speechbrain_ext.profiling.layers import layer_times, plot_layers
 
     keep_freed_memory()  # as inference does
-    if arguments.pretrained_folder:
-        model = load_pretrained(arguments.pretrained_folder).eval()
-    else:
-        model = random_model(arguments.config).eval()
-    times = {seconds: stage_times(model, seconds) for seconds in arguments.seconds}
+    model = _model(arguments).eval()
+    lengths = arguments.seconds or LAYERS_SECONDS
+    times = {seconds: layer_times(model, seconds) for seconds in lengths}
     if arguments.picture:
-        plot_stages(arguments.picture, times)
+        plot_layers(arguments.picture, times)
     if arguments.json:
-        values = {s: [stage._asdict() for stage in times[s]] for s in times}
+        values = {s: [layer._asdict() for layer in times[s]] for s in times}
         print(json.dumps(values, indent=1))
         return
-    for seconds, stages in times.items():
-        _print_stages(seconds, stages)
+    for seconds, layers in times.items():
+        _print_layers(seconds, layers)
 
 
-def _print_stages(seconds, stages):
+def _model(arguments):
+    from speechbrain_ext.pretrained import load_pretrained
+    from speechbrain_ext.profiling import random_model, recipe_model
+
+    folders = arguments.pretrained_folder
+    if folders and len(folders) > 1:
+        raise InputError(f"--pretrained_folder: {len(folders)} folders, expected one")
+    if folders:
+        return load_pretrained(folders[0])
+    if arguments.hparams:
+        return recipe_model(arguments.hparams, arguments.config)
+    return random_model(arguments.config, arguments.head or "adapter_mfa")
+
+
+def _print_layers(seconds, layers):
     import torch
 
-    total = sum(stage.seconds for stage in stages)
-    limit = sum(stage.limit for stage in stages)
+    total = sum(layer.seconds for layer in layers)
+    limit = sum(layer.limit for layer in layers)
     print(f"{seconds:g} s, {torch.get_num_threads()} threads on the CPU")
     print(f"{'stage':<14}{'ms':>10}{'share':>8}{'G MACs':>10}{'at limit':>10}")
-    for stage in stages:
+    for layer in layers:
         print(
-            f"{stage.name:<14}{1000 * stage.seconds:>10.1f}"
-            f"{stage.seconds / total:>8.0%}{stage.macs / 1e9:>10.2f}"
-            f"{stage.limit / stage.seconds if stage.seconds else 0:>10.0%}"
+            f"{layer.name:<14}{1000 * layer.seconds:>10.1f}"
+            f"{layer.seconds / total:>8.0%}{layer.macs / 1e9:>10.2f}"
+            f"{layer.limit / layer.seconds if layer.seconds else 0:>10.0%}"
         )
     print(f"{'all':<14}{1000 * total:>10.1f}{'':>18}{limit / total:>10.0%}\n")

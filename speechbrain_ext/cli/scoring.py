@@ -41,18 +41,11 @@ def qmf(arguments):
     keys = ("n_trials", "boundary", "shortest", "seed")
     drawing = {key: getattr(arguments, key) for key in keys}
     with naming(arguments.manifest):
-        trials = draw_calibration_trials(
-            manifest.speakers, manifest.durations, **drawing
-        )
-        backend = fit_calibrator(
-            *(
-                backend,
-                TrialSide(vectors, manifest.durations),
-                manifest.speakers,
-                trials,
-            ),
-            *(arguments.objective, arguments.l2),
-        )
+        speakers, seconds = manifest.speakers, manifest.durations
+        trials = draw_calibration_trials(speakers, seconds, **drawing)
+        side = TrialSide(vectors, seconds)
+        options = arguments.objective, arguments.l2
+        backend = fit_calibrator(backend, side, speakers, trials, *options)
     _save_calibrator(arguments.output, backend.calibrator)
 
 
@@ -259,92 +252,62 @@ def _stacked(files, trials=None):
 
 def add_scoring(commands):
     """Add ``cohort``, ``qmf``, ``score``, ``calibrate``, ``fuse``, ``evaluate``."""
-    _add_cohort(commands)
-    _add_qmf(commands)
-    _add_score(commands)
-    _add_calibrate(commands)
-    _add_fuse(commands)
-    _add_evaluate(commands)
-
-
-def _add_cohort(commands):
-    parser = _command(commands, "cohort", "the speakers of some embeddings as a cohort")
+    parser = _command(commands, cohort, "the speakers of some embeddings as a cohort")
     _add_embeddings(parser)
     _add_output(parser, "cohort.npz, for AS-norm")
 
-
-def _add_qmf(commands):
-    parser = _command(
-        commands, "qmf", "fit a quality-aware calibration to embeddings of speakers"
-    )
+    summary = "fit a quality-aware calibration to embeddings of speakers"
+    parser = _command(commands, qmf, summary)
     _add_embeddings(parser)
     _add_backend(parser)
     _add_fitting(parser)
-    parser.add_argument("--n_trials", type=int, default=30_000, help="to draw")
-    parser.add_argument(
-        "--boundary", type=float, default=6.0, help="seconds: longer ones are long"
-    )
-    parser.add_argument(
-        "--shortest", type=float, default=2.0, help="seconds: shorter are left out"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the trials")
+    add = parser.add_argument
+    add("--n_trials", type=int, default=30_000, help="to draw")
+    add("--boundary", type=float, default=6.0, help="seconds: longer ones are long")
+    add("--shortest", type=float, default=2.0, help="seconds: shorter are left out")
+    add("--seed", type=int, default=0, help="of the trials")
     _add_output(parser, "calibration.json, for score --calibrator")
 
-
-def _add_score(commands):
-    parser = _command(commands, "score", "scores of trial lists from embeddings")
-    parser.add_argument("--embeddings", required=True, help="npz or safetensors")
-    parser.add_argument("--trials", required=True, nargs="+", help="one list or more")
-    parser.add_argument("--enrol_map", help="lines 'model utterance …'; averaged")
-    parser.add_argument(
-        "--manifest", help="CSV of these recordings: durations, which QMF wants"
-    )
+    parser = _command(commands, score, "scores of trial lists from embeddings")
+    add = parser.add_argument
+    add("--embeddings", required=True, help="npz or safetensors")
+    add("--trials", required=True, nargs="+", help="one list or more")
+    add("--enrol_map", help="lines 'model utterance …'; averaged")
+    add("--manifest", help="CSV of these recordings: durations, which QMF wants")
     _add_backend(parser)
-    parser.add_argument("--calibrator", help="calibration.json of qmf or verify.py")
+    add("--calibrator", help="calibration.json of qmf or verify.py")
     _add_output(parser, "folder for scores_LIST_SYSTEM.txt and .npz")
 
-
-def _add_calibrate(commands):
-    parser = _command(
-        commands, "calibrate", "fit likelihood ratios to the scores of systems"
-    )
+    summary = "fit likelihood ratios to the scores of systems"
+    parser = _command(commands, calibrate, summary)
     _add_lists(parser)
     _add_fitting(parser, l2=1e-6)
     _add_output(parser, "calibration.json, for fuse")
 
-
-def _add_fuse(commands):
-    parser = _command(
-        commands, "fuse", "apply the calibration of one system or of several"
-    )
+    summary = "apply the calibration of one system or of several"
+    parser = _command(commands, fuse, summary)
     parser.add_argument("--calibrator", required=True, help="of calibrate")
     _add_lists(parser, required=False)
     _add_output(parser, "file: text (.txt) or a table (.npz, .safetensors)")
 
-
-def _add_evaluate(commands):
-    parser = _command(commands, "evaluate", "report of the scores of systems on a list")
+    parser = _command(commands, evaluate, "report of the scores of systems on a list")
     _add_lists(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--calibrated",
         nargs="+",
         default=[],
         metavar="NAME",
         help="systems whose scores are natural-log likelihood ratios",
     )
-    parser.add_argument(
-        "--manifest", help="CSV: speakers of recordings whose names do not tell them"
-    )
-    parser.add_argument(
-        "--n_resamples", type=int, default=200, help="of the bootstrap; 0: none"
-    )
+    add("--manifest", help="CSV: speakers of recordings whose names do not tell them")
+    add("--n_resamples", type=int, default=200, help="of the bootstrap; 0: none")
     _add_output(parser, "folder for results.json, results.md and pictures")
 
 
-def _command(commands, name, summary):
-    parser = commands.add_parser(name, help=summary, description=summary)
-
-    parser.set_defaults(run=globals()[name])
+def _command(commands, run, summary):
+    parser = commands.add_parser(run.__name__, help=summary, description=summary)
+    parser.set_defaults(run=run)
     return parser
 
 

@@ -25,8 +25,8 @@ from speechbrain_ext.evaluation.score_lists import (
 )
 from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.inference.folder import load_encoder
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import weights_file
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.scoring.embeddings import select_vectors
 from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.report import write_report

@@ -200,6 +200,7 @@ class ConformerLayer(nn.Module):
             output_weight="self_attn.linear_out.weight",
             output_bias="self_attn.linear_out.bias",
             removed_with_last=("self_attn", "self_attn_layer_norm"),
+            drawn_at="self_attn.linear_out",  # behind the attention's dropout
         )
         conv = PrunableGroup(
             name="conv_module",

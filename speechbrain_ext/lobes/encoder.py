@@ -18,6 +18,7 @@ the modules that a group names (:mod:`speechbrain_ext.pruning.gates`), so no for
 knows of them, and modules of transformers may be pruned as they are.
 """
 
+import copy
 import functools
 import inspect
 from typing import NamedTuple
@@ -287,6 +288,13 @@ class Head(_Rebuildable):
         """What may be removed → list of :class:`PrunableGroup`; here nothing."""
         return []
 
+    def graph_form(self):
+        """This head as an ONNX graph needs it, sharing its weights; here itself.
+
+        Its steps are the same whatever the values, the batch and the lengths are.
+        """
+        return self
+
 
 class PrunableGroup(NamedTuple):
     """Like units of one module, and the tensors that belong to them.
@@ -325,6 +333,9 @@ class PrunableGroup(NamedTuple):
         are those of the kept units. Their tensors are ``input_weights`` too.
     unit_dim : int
         −1 for a linear map, 1 where W_out is a convolution over [B, C, T].
+    drawn_at : str, optional
+        The module whose call draws the gates, where that is not ``name``: inside of it,
+        behind other random numbers, as of a dropout.
     layer : int
         For reports.
     """
@@ -340,6 +351,7 @@ class PrunableGroup(NamedTuple):
     removed_with_last: tuple = ()
     norms: tuple = ()
     unit_dim: int = -1
+    drawn_at: str | None = None
     layer: int = 0
 
     def within(self, parent, layer=None):
@@ -355,12 +367,35 @@ class PrunableGroup(NamedTuple):
             output_bias=self.output_bias and f"{parent}.{self.output_bias}",
             removed_with_last=inside(self.removed_with_last),
             norms=inside(self.norms),
+            drawn_at=self.drawn_at and f"{parent}.{self.drawn_at}",
             layer=self.layer if layer is None else layer,
         )
 
     def goes_with_last(self, tensor):
         """Whether the tensor of that name is removed with the last unit."""
         return tensor.startswith(tuple(f"{name}." for name in self.removed_with_last))
+
+
+class ParameterCount(NamedTuple):
+    """Trained parameters and all of them."""
+
+    trained: int
+    total: int
+
+
+def count_parameters(module):
+    """Parameters of a module → ParameterCount."""
+    parameters = list(module.parameters())
+    return ParameterCount(
+        trained=sum(p.numel() for p in parameters if p.requires_grad),
+        total=sum(p.numel() for p in parameters),
+    )
+
+
+def shared_copy(module):
+    """New modules around the same tensors: no weight is held twice."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def padding_mask(frames, lens):

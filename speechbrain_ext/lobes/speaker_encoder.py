@@ -27,7 +27,7 @@ class SpeakerEncoder(nn.Module):
     @property
     def embedding_size(self):
         """Width E of the embedding."""
-        return self.head.arguments["embedding_size"]
+        return self.head.embedding_size
 
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] in ±1 at 16 kHz, wav_lens [B] relative → [B, 1, E]."""

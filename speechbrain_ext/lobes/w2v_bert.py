@@ -15,17 +15,15 @@ format: ``num_attention_heads_group`` [L], ``intermediate_size_group`` [L][2] an
 """
 
 import copy
+import functools
 from pathlib import Path
 
 from torch import nn
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.features import (
-    FRAME,
-    HOP,
     MIN_SAMPLES,
-    SAMPLE_RATE,
-    STACK,
+    GraphFeatures,
     W2VBertFeatures,
 )
 from speechbrain_ext.lobes.conformer import (
@@ -35,7 +33,8 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     RelativeKeyAttention,
 )
-from speechbrain_ext.lobes.encoder import Encoder, padding_mask
+from speechbrain_ext.lobes.encoder import Encoder, padding_mask, shared_copy
+from speechbrain_ext.lobes.relative_attention import fused
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.weights import (
     load_strictly,
@@ -154,8 +153,6 @@ class W2VBertEncoder(Encoder):
             states.append(x)
         return states
 
-    encode_features = encode
-
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, W2VBertEncoder) and (
@@ -170,6 +167,16 @@ class W2VBertEncoder(Encoder):
             "attention": RelativeKeyAttention,
             "convolution": ConvolutionModule,
         }
+
+    def graph_form(self):
+        """All frames in one product, all queries in one block, always a mask."""
+        form = shared_copy(self)
+        form.features = GraphFeatures(self.features.normalise_variance)
+        for module in form.modules():
+            if isinstance(module, RelativeKeyAttention):
+                # the number of blocks would be that of the example
+                module.attend = functools.partial(fused, block=None)
+        return form
 
     def prunable_groups(self):
         """What may be removed → list of PrunableGroup, for ``pruning``."""
@@ -203,14 +210,6 @@ class W2VBertEncoder(Encoder):
             frozen=self.frozen,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-
-    def n_frames(self, seconds):
-        """Frames T' of an utterance; InputError where it is too short for one."""
-        if seconds * SAMPLE_RATE < MIN_SAMPLES:
-            raise InputError(
-                f"seconds: {seconds:g}, expected {MIN_SAMPLES / SAMPLE_RATE} or more"
-            )
-        return (1 + (round(seconds * SAMPLE_RATE) - FRAME) // HOP) // STACK
 
 
 def _resolve(source, savedir):

@@ -1,4 +1,4 @@
-"""Sizes and multiply-adds of models, counted on the modules themselves.
+"""Sizes, multiply-adds and speed of models, counted on the modules themselves.
 
 Multiply-adds are half of what torch's ``FlopCounterMode`` sees while the model runs on
 meta tensors, so 580 M parameters need no memory: matrix products, convolutions and
@@ -6,43 +6,51 @@ attention, with the relative-position products. Features (FFT and mel), normalis
 activations, softmax and the additions of biases are not counted.
 """
 
-import contextlib
+import re
 import statistics
 import time
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+import yaml
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
+from speechbrain_ext.lobes import heads
+from speechbrain_ext.lobes.encoder import (
+    Encoder,
+    Head,
+    ParameterCount,
+    count_parameters,
+)
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
 from speechbrain_ext.pretrained import load_pretrained
+from speechbrain_ext.pruning.costs import counted_operations
+from speechbrain_ext.utils.config import load_yaml
+from speechbrain_ext.utils.errors import InputError, describe_os_error
 
-HEADS = {
-    "adapter_mfa": AdapterMFA,
-    "mfa": MFA,
-    "weighted_ecapa": WeightedSumECAPA,
+__all__ = [
+    "PUBLISHED_HEADS",
+    "ParameterCount",
+    "count_macs",
+    "count_parameters",
+    "counted_operations",
+    "profile_folder",
+    "profile_model",
+    "profile_recipe",
+    "random_model",
+    "recipe_model",
+    "seconds_per_second",
+]
+
+# arXiv 2510.04213, table 2
+PUBLISHED_HEADS = {
+    "adapter_mfa": heads.AdapterMFA,
+    "mfa": heads.MFA,
+    "weighted_ecapa": heads.WeightedSumECAPA,
 }
-
-
-class ParameterCount(NamedTuple):
-    """Trained parameters and all of them."""
-
-    trained: int
-    total: int
-
-
-def count_parameters(module):
-    """Parameters of a module → ParameterCount."""
-    parameters = list(module.parameters())
-    return ParameterCount(
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
-        total=sum(p.numel() for p in parameters),
-    )
+MODEL_KEYS = ("encoder", "head")
 
 
 def count_macs(speaker_encoder, seconds=1.0):
@@ -62,30 +70,18 @@ def count_macs(speaker_encoder, seconds=1.0):
     Raises
     ------
     InputError
-        Where that is too short for two frames.
+        Where that is too short for the encoder.
     """
-    encoder = speaker_encoder.encoder
-    frames, width = (
-        encoder.n_frames(seconds),
-        encoder.config.feature_projection_input_dim,
-    )
-    weight = next(speaker_encoder.parameters())
-    features = torch.zeros(1, frames, width, device=weight.device)
+    x, _ = speaker_encoder.encoder.example(seconds)
     modes = {module: module.training for module in speaker_encoder.modules()}
     speaker_encoder.eval()
-    with counted_operations() as counter, torch.no_grad():
-        speaker_encoder.head(encoder.encode_features(features), None)
-    for module, training in modes.items():
-        module.training = training
+    try:
+        with counted_operations() as counter, torch.no_grad():
+            speaker_encoder.head(speaker_encoder.encoder.encode(x), None)
+    finally:
+        for module, training in modes.items():
+            module.training = training
     return counter.get_total_flops() // 2
-
-
-@contextlib.contextmanager
-def counted_operations():
-    """Count floating-point operations, two per multiply-add: a ``FlopCounterMode``."""
-    # the fused attention of a CPU is unknown to the counter, plain products are not
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        yield counter
 
 
 def seconds_per_second(model, seconds=10.0, repeats=5, sample_rate=16000):
@@ -136,26 +132,25 @@ def profile_folder(folder, seconds=10.0):
         ``encoder``, ``head`` (parameters), ``macs`` of 1 s, ``seconds_per_second``.
     """
     model = load_pretrained(folder)
-    model.encoder.n_frames(seconds)  # too short for any: an error
+    model.encoder.example(seconds)  # too short for it: an error
+    rate = model.encoder.sample_rate
     return {
-        "encoder": count_parameters(model.encoder).total,
-        "head": count_parameters(model.head).total,
-        "macs": count_macs(model),
-        "seconds_per_second": seconds_per_second(model, seconds),
+        **_sizes(model, 1.0),
+        "seconds_per_second": seconds_per_second(model, seconds, sample_rate=rate),
     }
 
 
 def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
-    """Sizes and multiply-adds of a model, built without memory for its weights.
+    """Sizes and multiply-adds of a w2v-BERT model, built without memory for weights.
 
     Arguments
     ---------
     config : str, Path or Wav2Vec2BertConfig, optional
         Encoder configuration or its JSON file; None: w2v-BERT 2.0.
     head : str
-        ``adapter_mfa``, ``mfa`` or ``weighted_ecapa``.
+        As in :func:`random_model`.
     lora_rank : int
-        Rank of LoRA on the query and value projections; 0: none.
+        Rank of LoRA on the encoder's ``lora_targets``; 0: none.
     seconds : float
         Length of the utterance for the multiply-adds.
 
@@ -166,24 +161,137 @@ def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
     """
     with torch.device("meta"):
         model = random_model(config, head)
-    encoder = model.encoder
-    sizes = {
-        "encoder": count_parameters(encoder).total,
-        "head": count_parameters(model.head).total,
-        "macs": count_macs(model, seconds),
-        "lora": 0,
-    }
-    if lora_rank:
-        inject_lora(encoder, r=lora_rank, alpha=2 * lora_rank)
-        sizes["lora"] = count_parameters(encoder).total - sizes["encoder"]
-    return sizes
+    return _profile(model, _lora(model.encoder, lora_rank), seconds)
+
+
+def profile_recipe(hparams_file, config=None, lora_rank=None, seconds=1.0):
+    """Sizes and multiply-adds of the model of a recipe's YAML file.
+
+    Arguments
+    ---------
+    hparams_file, config
+        As in :func:`recipe_model`.
+    lora_rank : int, optional
+        Rank of LoRA on the encoder's ``lora_targets``, 0: none; None: the LoRA of the
+        file, if it has any.
+    seconds : float
+        Length of the utterance for the multiply-adds.
+
+    Returns
+    -------
+    dict
+        As of :func:`profile_model`.
+    """
+    with torch.device("meta"):
+        model, lora = _from_recipe(hparams_file, config)
+    if lora_rank is not None:
+        lora = _lora(model.encoder, lora_rank)
+    return _profile(model, lora, seconds)
 
 
 def random_model(config=None, head="adapter_mfa"):
-    """A SpeakerEncoder with random weights; ``config`` and ``head`` as above."""
+    """A SpeakerEncoder of w2v-BERT with random weights.
+
+    Arguments
+    ---------
+    config : str, Path or Wav2Vec2BertConfig, optional
+        Encoder configuration or its JSON file; None: w2v-BERT 2.0.
+    head : str
+        ``adapter_mfa``, ``mfa``, ``weighted_ecapa``, or the name of another class in
+        ``speechbrain_ext.lobes.heads``.
+    """
+    kind = PUBLISHED_HEADS.get(head) or getattr(heads, head, None)
+    if not (isinstance(kind, type) and issubclass(kind, Head)):
+        raise InputError(
+            f"head: {head}, expected {', '.join(PUBLISHED_HEADS)} or a class in "
+            f"{heads.__name__}"
+        )
     if config is None:
         config = Wav2Vec2BertConfig()
     elif not isinstance(config, Wav2Vec2BertConfig):
         config = read_config(config)
     encoder = W2VBertEncoder(config)
-    return SpeakerEncoder(encoder, HEADS[head](encoder.hidden_size, encoder.n_states))
+    return SpeakerEncoder(encoder, kind(encoder.hidden_size, encoder.n_states))
+
+
+def recipe_model(hparams_file, config=None):
+    """The SpeakerEncoder of a recipe's YAML file, of its keys encoder and head.
+
+    Of the file's other keys only those are loaded that these two refer to.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    config : str or Path, optional
+        An encoder configuration, which takes the place of the encoder's ``source``:
+        random weights in place of those that the file names.
+
+    Raises
+    ------
+    InputError
+        Where the file has no such keys, or they are no encoder and head.
+    """
+    return _from_recipe(hparams_file, config)[0]
+
+
+def _from_recipe(path, config):
+    """A recipe's SpeakerEncoder and the arguments of its LoRA, or None."""
+    sections = _sections(path)
+    missing = [key for key in MODEL_KEYS if key not in sections]
+    if missing:
+        raise InputError(
+            f"{path}: no key {missing[0]}, expected encoder and head; of a saved model "
+            "give its folder (--pretrained_folder)"
+        )
+    wanted, new = set(), {*MODEL_KEYS, "lora"} & set(sections)
+    while new:
+        wanted |= new
+        text = " ".join(sections[key] for key in new)
+        new = (set(re.findall(r"<(\w+)", text)) & set(sections)) - wanted
+    overrides = {key: None for key in sections if key not in wanted}
+    if config is not None:
+        overrides["encoder"] = {"source": str(config)}
+    hparams = load_yaml(path, overrides)
+    if not isinstance(hparams["encoder"], Encoder):
+        kind = type(hparams["encoder"]).__name__
+        raise InputError(f"{path}: encoder: a {kind}, expected an Encoder")
+    return SpeakerEncoder(hparams["encoder"], hparams["head"]), hparams.get("lora")
+
+
+def _sections(path):
+    """Top-level key → its text in a YAML file, nothing of which is built."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: {describe_os_error(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not valid YAML: {reason}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError(f"{path}: not a list of `key: value`")
+    return {
+        key.value: text[value.start_mark.index : value.end_mark.index]
+        for key, value in root.value
+    }
+
+
+def _lora(encoder, rank):
+    """Arguments of LoRA of this rank; None where there is none, or no layer for it."""
+    return {"r": rank, "alpha": 2 * rank} if rank and encoder.lora_targets else None
+
+
+def _sizes(model, seconds):
+    return {
+        "encoder": count_parameters(model.encoder).total,
+        "head": count_parameters(model.head).total,
+        "macs": count_macs(model, seconds),
+    }
+
+
+def _profile(model, lora, seconds):
+    sizes = {**_sizes(model, seconds), "lora": 0}
+    if lora:
+        inject_lora(model.encoder, **lora)
+        sizes["lora"] = count_parameters(model.encoder).total - sizes["encoder"]
+    return sizes

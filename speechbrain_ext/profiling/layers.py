@@ -1,11 +1,11 @@
 """Where the time of a forward pass goes, and what its arithmetic alone would take.
 
-    limit of a stage = its multiply-adds / rate of a matrix product
+    limit of a kind of layer = its multiply-adds / rate of a matrix product
 
-The rate is measured in the same run, on the model's own feed-forward matrices at as
-many rows as the utterance has frames, each read once a round, as in a pass. What a
-stage takes beyond its limit is memory traffic, softmax, norms, activations, and calls
-of small operations.
+The kinds are those that the encoder declares (``layer_kinds``), then its head. The rate
+is measured in the same run, on the model's own feed-forward matrices at as many rows as
+the utterance has frames, each read once a round, as in a pass. What a kind takes beyond
+its limit is memory traffic, softmax, norms, activations, and calls of small operations.
 """
 
 import statistics
@@ -16,26 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechbrain_ext.features import SAMPLE_RATE, W2VBertFeatures
-from speechbrain_ext.lobes.conformer import (
-    ConvolutionModule,
-    FeedForward,
-    RelativeKeyAttention,
-)
-from speechbrain_ext.profiling import counted_operations
+from speechbrain_ext.lobes.encoder import Encoder
+from speechbrain_ext.pruning.costs import counted_operations
 from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.utils.errors import InputError
 
-STAGES = {
-    "features": W2VBertFeatures,
-    "feed-forward": FeedForward,
-    "attention": RelativeKeyAttention,
-    "convolution": ConvolutionModule,
-}
-REST = "rest"  # projection, norms and sums between the stages
+FEED_FORWARD = "feed-forward"  # the kind whose matrices give the rate
+HEAD = "head"
+REST = "rest"  # projection, norms and sums between the layers
 
 
-class Stage(NamedTuple):
-    """Seconds of one stage, its multiply-adds, and their seconds at the limit."""
+class LayerTime(NamedTuple):
+    """Seconds of one kind of layer, its multiply-adds, and those at the limit."""
 
     name: str
     seconds: float
@@ -43,8 +35,8 @@ class Stage(NamedTuple):
     limit: float
 
 
-def stage_times(model, seconds=10.0, repeats=5):
-    """Time every stage of one utterance's forward pass.
+def layer_times(model, seconds=10.0, repeats=5):
+    """Time every kind of layer in one utterance's forward pass.
 
     Arguments
     ---------
@@ -57,23 +49,34 @@ def stage_times(model, seconds=10.0, repeats=5):
 
     Returns
     -------
-    list of Stage
-        Features, feed-forward, attention, convolution, head, and the rest.
+    list of LayerTime
+        The encoder's ``layer_kinds``, the head, and the rest.
 
     Raises
     ------
     InputError
-        Where the utterance is too short for a frame.
+        Where the utterance is too short, or the encoder declares no kinds.
     """
-    frames = model.encoder.n_frames(seconds)
+    encoder = model.encoder
+    if not encoder.layer_kinds():
+        raise InputError(
+            f"{type(encoder).__name__} declares no kinds of layers, expected an "
+            "encoder with layer_kinds()"
+        )
+    encoder.example(seconds)  # too short for it: an error
     device = next(model.parameters()).device
-    wavs = 0.1 * torch.randn(1, round(SAMPLE_RATE * seconds), device=device)
+    wavs = 0.1 * torch.randn(1, round(encoder.sample_rate * seconds), device=device)
+    frames = []
+    watch = model.head.register_forward_pre_hook(
+        lambda _, inputs: frames.append(inputs[0][-1].shape[1])
+    )
     with torch.inference_mode():
-        macs = _multiply_adds(model, wavs)
+        with watch:
+            macs = _multiply_adds(model, wavs)
         passes = [_spent(model, wavs, _clock(device)) for _ in range(1 + repeats)][1:]
-        rate = matrix_rate(model, frames, repeats)
+        rate = matrix_rate(model, frames[0], repeats)
     return [
-        Stage(name, statistics.median(p[name] for p in passes), count, count / rate)
+        LayerTime(name, statistics.median(p[name] for p in passes), count, count / rate)
         for name, count in macs.items()
     ]
 
@@ -98,8 +101,9 @@ def matrix_products(model, rows):
 
     Arguments
     ---------
-    model : torch.nn.Module
-        With feed-forward modules; without any, its linear layers are taken.
+    model : SpeakerEncoder, Encoder or torch.nn.Module
+        Without a kind of layers named ``feed-forward``, all linear layers and
+        convolutions are taken.
     rows : int
         Of the other matrix.
 
@@ -110,14 +114,18 @@ def matrix_products(model, rows):
     macs : int
         Its multiply-adds.
     """
-    modules = list(model.modules())
-    linears = [
-        linear
-        for part in modules
-        if isinstance(part, FeedForward)
-        for linear in (part.intermediate_dense, part.output_dense)
-    ] or [module for module in modules if isinstance(module, nn.Linear)]
-    weights = [linear.weight for linear in linears]
+    kinds = {}
+    for encoder in (model, getattr(model, "encoder", None)):
+        if isinstance(encoder, Encoder):
+            kinds = encoder.layer_kinds()
+            break
+    kind = kinds.get(FEED_FORWARD, ())
+    weights = [
+        weight
+        for module in model.modules()
+        if isinstance(module, kind)
+        for weight in _matrices(module)
+    ] or _matrices(model)
     inputs = {
         w.shape[1]: torch.randn(rows, w.shape[1], device=w.device) for w in weights
     }
@@ -129,6 +137,16 @@ def matrix_products(model, rows):
     return products, rows * sum(map(torch.numel, weights))
 
 
+def _matrices(module):
+    """Weights of linear layers and convolutions [out, in], less those of LoRA."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    return [
+        part.weight.flatten(1)
+        for name, part in module.named_modules()
+        if isinstance(part, kinds) and "lora_" not in name
+    ]
+
+
 def _multiply_adds(model, wavs):
     with counted_operations() as counter:
         spent = _spent(model, wavs, counter.get_total_flops)
@@ -136,8 +154,9 @@ def _multiply_adds(model, wavs):
 
 
 def _spent(model, wavs, read):
-    """How far ``read`` moves during every stage: name → difference."""
-    totals = dict.fromkeys([*STAGES, "head"], 0)
+    """How far ``read`` moves during every kind of layer: name → difference."""
+    kinds = model.encoder.layer_kinds()
+    totals = dict.fromkeys([*kinds, HEAD], 0)
     started, hooks = {}, []
 
     def watch(module, name):
@@ -154,9 +173,9 @@ def _spent(model, wavs, read):
             ]
         )
 
-    watch(model.head, "head")
+    watch(model.head, HEAD)
     for module in model.encoder.modules():
-        for name, kind in STAGES.items():
+        for name, kind in kinds.items():
             if isinstance(module, kind):
                 watch(module, name)
     try:
@@ -180,23 +199,23 @@ def _clock(device):
     return read
 
 
-def plot_stages(path, times):
-    """Draw what a second of audio costs, by stage; dark is what arithmetic takes.
+def plot_layers(path, times):
+    """Draw what a second of audio costs, by kind of layer; dark: its arithmetic alone.
 
     Arguments
     ---------
     path : str or Path
         PNG to write.
     times : dict
-        Length of the utterance in seconds → list of Stage.
+        Length of the utterance in seconds → list of LayerTime.
     """
     figure, axes = new_figure(7.5, 1.6 + 0.6 * len(times))
-    for row, (seconds, stages) in enumerate(times.items()):
+    for row, (seconds, layers) in enumerate(times.items()):
         left = 0.0
-        for number, stage in enumerate(stages):
-            cost = 1000 * np.array([min(stage.limit, stage.seconds), stage.seconds])
+        for number, layer in enumerate(layers):
+            cost = 1000 * np.array([min(layer.limit, layer.seconds), layer.seconds])
             bar = {"left": left, "color": f"C{number}", "edgecolor": "white"}
-            label = stage.name if row == 0 else None
+            label = layer.name if row == 0 else None
             axes.barh(row, cost[1] / seconds, alpha=0.45, **bar)
             axes.barh(row, cost[0] / seconds, label=label, **bar)
             left += cost[1] / seconds

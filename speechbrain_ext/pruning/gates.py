@@ -179,7 +179,8 @@ class GroupGate(nn.Module):
         self.unit_dim = group.unit_dim
         holder = model.get_submodule(group.name)
         holder.gate = self
-        holder.register_forward_pre_hook(self._draw)
+        drawn_at = model.get_submodule(group.drawn_at or group.name)
+        drawn_at.register_forward_pre_hook(self._draw)
         last = model.get_submodule(group.output_weight.rpartition(".")[0])
         last.register_forward_pre_hook(self._gate_units)
         last.register_forward_hook(self._gate_output)

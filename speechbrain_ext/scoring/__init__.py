@@ -1,1 +1,1 @@
-"""Trials, metrics and pictures. Nothing here imports training code."""
+"""Trial lists, scores, their normalisation and calibration, metrics and reports."""

@@ -38,14 +38,14 @@ BLOCK = 262_144  # trials per step of the calibration: 26 MiB of features
 
 
 class TrialSide(NamedTuple):
-    """What stands on one side of trials, row by row.
+    """Recordings or models on one side of trials.
 
     Attributes
     ----------
     vectors : np.ndarray
         float [N, E], embeddings as the model gave them.
     durations : np.ndarray or None
-        [N], seconds of speech behind each; calibration wants them.
+        [N], seconds of speech of each, an input of the calibration.
     own : np.ndarray or None
         int [N], the cohort row of each embedding's own speaker, or -1.
     """
@@ -110,14 +110,14 @@ class Backend:
             )
 
     def describe(self):
-        """What its scores depend on, for a report: dict of numbers and words."""
-        found = {}
+        """What the scores depend on, for a report."""
+        facts = {}
         if self.cohort is not None:
-            found = {"cohort_speakers": len(self.cohort.speakers), "top_n": self.top_n}
+            facts = {"cohort_speakers": len(self.cohort.speakers), "top_n": self.top_n}
         if self.calibrator is not None:
             keys = ("objective", "l2", "n_target", "n_nontarget")
-            found |= {f"calibration_{k}": getattr(self.calibrator, k) for k in keys}
-        return found
+            facts |= {f"calibration_{k}": getattr(self.calibrator, k) for k in keys}
+        return facts
 
     def scores(self, enrol, test, trials):
         """Scores after each step that this back-end has.
@@ -143,19 +143,17 @@ class Backend:
         """
         if self.calibrator is not None:
             self._check_inputs(enrol, test)
-        found, measures = self._normalised(enrol, test, trials)
+        scores, measures = self._normalised(enrol, test, trials)
         if self.calibrator is not None:
-            found["llr"] = self._calibrated(list(found.values())[-1], measures, trials)
-        return found
+            last = list(scores.values())[-1]
+            scores["llr"] = self._calibrated(last, measures, trials)
+        return scores
 
     def features(self, enrol, test, trials):
-        """What the calibrator is fitted on → QualityFeatures of the trials.
-
-        As :func:`input_names` has them.
-        """
-        found, measures = self._normalised(enrol, test, trials)
-        scores = list(found.values())[-1]
-        values = quality_features(scores, _of_trials(measures, trials)).values
+        """QualityFeatures to fit the calibrator on, named by :func:`input_names`."""
+        scores, measures = self._normalised(enrol, test, trials)
+        last = list(scores.values())[-1]
+        values = quality_features(last, _of_trials(measures, trials)).values
         return QualityFeatures(self._input_names(enrol, test), values)
 
     def _normalised(self, enrol, test, trials):
@@ -163,9 +161,8 @@ class Backend:
         sides = (enrol,) if enrol is test else (enrol, test)
         for side in sides:
             self.check_width(side.vectors.shape[1], "trials")
-        found = {
-            "cosine": cosine_scores(enrol.vectors, *trials.T, test_vectors=test.vectors)
-        }
+        cosine = cosine_scores(enrol.vectors, *trials.T, test_vectors=test.vectors)
+        scores = {"cosine": cosine}
         measures = {}
         if _have_durations(enrol, test):
             measures["duration"] = enrol.durations, test.durations
@@ -178,9 +175,9 @@ class Backend:
                 self._statistics(vectors, side.own, rows)
                 for vectors, side, rows in zip(centred, sides, named)
             )
-            found[self.normalisation] = symmetric_norm(cosine, trials, *statistics)
+            scores[self.normalisation] = symmetric_norm(cosine, trials, *statistics)
             measures["cohort_mean"] = tuple(side.mean for side in statistics)
-        return found, measures
+        return scores, measures
 
     def _statistics(self, centred, own, rows):
         members = self.cohort.vectors - self.cohort.mean
@@ -211,16 +208,11 @@ class Backend:
 
 
 def input_names(with_durations, with_cohort, top_n):
-    """What the calibrator of such a back-end takes.
+    """Inputs of the calibrator of such a back-end.
 
-    The score by the name of what was done to it, so that a calibrator of one kind of
-    score is not applied to another.
-
-    Returns
-    -------
-    list of str
-        ``cosine``, ``s_norm`` or ``as_norm_300``, and those of
-        :func:`~speechbrain_ext.scoring.calibration.quality.quality_features`.
+    The first is ``cosine``, ``s_norm`` or ``as_norm_300``, so that a calibrator of one
+    kind of score is not applied to another; then those of
+    :func:`~speechbrain_ext.scoring.calibration.quality.quality_features`.
     """
     score = "cosine"
     if with_cohort:
@@ -264,7 +256,7 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     Raises
     ------
     InputError
-        As the parts.
+        As :meth:`Backend.scores` and the calibrator.
     """
     side = of_speakers(side, speakers, backend)
     rows = np.stack([trials.enrol, trials.test], axis=1)
@@ -302,7 +294,7 @@ def _of_trials(measures, trials):
 def check_top_n(top_n, name="top_n", everyone="none"):
     """InputError for what is no number of cohort members; None stands for all.
 
-    ``name`` is what the setting is called where it was made, ``everyone`` its None.
+    The message calls the setting ``name`` and its None ``everyone``.
     """
     if top_n is not None and not (type(top_n) is int and top_n > 1):
         raise InputError(

@@ -107,20 +107,8 @@ def save_cohort(path, cohort):
 def load_cohort(path):
     """Read a cohort written by :func:`save_cohort`, checked in full.
 
-    Arguments
-    ---------
-    path : str or Path
-        ``.npz`` or ``.safetensors``.
-
-    Returns
-    -------
-    Cohort
-
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file, pickled content, shapes that do not fit, a
-        speaker twice, empty or with white space, a value that is not finite.
+    InputError for a missing, damaged or foreign file, pickled content, shapes that do
+    not fit, a speaker twice, empty or with white space, a value that is not finite.
     """
     arrays = read_arrays(path, "a cohort", "speakers", "vectors", "mean")
     return Cohort(*_checked(path, *arrays))

@@ -51,11 +51,8 @@ def write_arrays(path, **arrays):
 def read_arrays(path, what, text, *numbers):
     """Read the arrays of these names, the first of them text.
 
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file, pickled content; ``what`` says what was
-        expected. The arrays' own content is the caller's to check.
+    InputError for a missing, damaged or foreign file and for pickled content; ``what``
+    says what was expected. The content of the arrays is the caller's to check.
     """
     path = Path(path)
     read = _read_npz if check_suffix(path) == ".npz" else _read_safetensors
@@ -157,25 +154,10 @@ def load_embeddings(path):
 
 
 def select_vectors(embeddings, ids, source):
-    """Vectors of some recordings, in their order.
+    """Vectors of some recordings, float32 [N, E], in the order of their ``ids`` [N].
 
-    Arguments
-    ---------
-    embeddings : Embeddings
-    ids : sequence of str
-        N utterance IDs, as a manifest has them.
-    source : str or Path
-        Where the embeddings are from, for the message.
-
-    Returns
-    -------
-    np.ndarray
-        float32 [N, E].
-
-    Raises
-    ------
-    InputError
-        Names the first recording that has no embedding.
+    ``source`` says where the embeddings are from; InputError names the first recording
+    that has none.
     """
     row_of = {name: row for row, name in enumerate(embeddings.ids.tolist())}
     names = np.asarray(ids).tolist()

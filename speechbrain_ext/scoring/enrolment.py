@@ -49,20 +49,10 @@ def speaker_of(name):
 
 
 def speakers_of(names, speaker_by_id=None):
-    """Number the speakers of some recordings.
+    """Number the speakers of recordings or models, int64 [U].
 
-    Arguments
-    ---------
-    names : sequence of str
-        Utterance IDs or names of models [U].
-    speaker_by_id : dict of str to str, optional
-        Utterance ID → speaker, as in a manifest; :func:`speaker_of` tells the others.
-
-    Returns
-    -------
-    np.ndarray
-        int64 [U], the same number for the same speaker, 0 to S - 1 in the order of
-        their names.
+    Numbers count the speakers' names in their order. ``speaker_by_id``, utterance ID →
+    speaker as in a manifest, is preferred to :func:`speaker_of`.
     """
     known = speaker_by_id or {}
     names = np.asarray(names).tolist()
@@ -71,20 +61,10 @@ def speakers_of(names, speaker_by_id=None):
 
 
 def check_speakers(trials, speakers):
-    """Hold speakers against the labels of a trial list.
+    """Compare the ``speakers`` int [U] of a list's names with its labels.
 
-    Arguments
-    ---------
-    trials : Trials
-        T labelled trials over U names.
-    speakers : np.ndarray
-        int [U], the speaker of each name.
-
-    Raises
-    ------
-    InputError
-        No labels, or a trial whose label and speakers disagree: list, line, names. The
-        speakers are then wrong, or a label is.
+    InputError where there are no labels, or where the label of a trial and its speakers
+    disagree: list, line, names. Then the speakers are wrong, or a label is.
     """
     if trials.labels is None:
         raise InputError(f"{trials.path}: no labels, expected some to check speakers")
@@ -192,24 +172,10 @@ def read_enrol_map(path):
 
 
 def utterances_of(trials, enrol_map=None):
-    """Say which recordings a trial list needs.
+    """Utterance IDs that a trial list needs: of both sides, or of test side and map.
 
-    Arguments
-    ---------
-    trials : Trials
-        The list.
-    enrol_map : EnrolMap or None
-        What the names of its enrol side stand for; None where they are recordings.
-
-    Returns
-    -------
-    set of str
-        Utterance IDs: of the test side and of the whole map, or of both sides.
-
-    Raises
-    ------
-    InputError
-        With a map, an enrol side that is none of its models: list, line, name.
+    Without an ``enrol_map`` the names of the enrol side are recordings. With one,
+    InputError for a name there that is none of its models: list, line, name.
     """
     names = trials.names
     if enrol_map is None:

@@ -270,6 +270,9 @@ def actual_dcf(llrs, labels, p_target=0.01, c_miss=1, c_fa=1):
     return DetectionCost(cost, threshold, fnr, fpr)
 
 
+act_dcf = actual_dcf  # as evaluation plans call it
+
+
 def cllr(scores, labels):
     """How much a set of log-likelihood ratios costs, in bits per trial.
 

@@ -114,23 +114,10 @@ def evaluate(trials, systems, speakers=None, n_resamples=N_RESAMPLES):
 
 
 def worst_trials(trials, scores, n=N_WORST):
-    """Targets that score lowest and non-targets that score highest.
+    """Up to ``n`` targets that score lowest and non-targets that score highest.
 
-    Arguments
-    ---------
-    trials : Trials
-        T trials with labels.
-    scores : np.ndarray
-        float [T].
-    n : int
-        How many of each, at least 1.
-
-    Returns
-    -------
-    dict
-        ``targets`` and ``nontargets``: lists of up to ``n`` dictionaries ``line``,
-        ``enrol``, ``test``, ``score``, the worst first; of equal scores, the first in
-        the list.
+    ``targets`` and ``nontargets`` → lists of dictionaries ``line``, ``enrol``,
+    ``test``, ``score``, the worst first; of equal scores, the first in the list.
     """
     worst = {}
     for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1)):
@@ -145,21 +132,10 @@ def worst_trials(trials, scores, n=N_WORST):
 
 
 def draw_pictures(folder, name, trials, systems):
-    """DET curves, histograms and the calibration of one list.
+    """Draw DET curves, histograms and the calibration of one list, called ``name``.
 
-    Arguments
-    ---------
-    folder : str or Path
-    name : str
-        Of the list, as in file names.
-    trials : Trials
-        With labels.
-    systems : list of System
-
-    Returns
-    -------
-    dict
-        ``det``, ``histograms`` (by system) and ``calibration`` → path.
+    Returns ``det``, ``histograms`` (by system) and, of likelihood ratios,
+    ``calibration`` → path of the PNG in ``folder``.
     """
     folder, labels = Path(folder), trials.labels
     pictures = {"det": str(folder / f"det_{name}.png"), "histograms": {}}

@@ -92,8 +92,7 @@ def write_score_table(path, trials, scores):
     Raises
     ------
     InputError
-        Unknown suffix, scores of another shape or type or not finite, trials that
-        :func:`read_score_table` would refuse.
+        As :func:`read_score_table`, before anything is written.
     """
     scores = np.asarray(scores)
     _check_scores(path, scores, len(trials), trials.path)

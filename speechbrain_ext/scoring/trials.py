@@ -134,19 +134,17 @@ def rows_of(trials, known_ids, source, side=None):
     trials : Trials
         The list, U utterances.
     known_ids : sequence of str
-        Utterance IDs of ``source``, in its own order, without extensions.
+        Utterance IDs of ``source``, without extensions.
     source : str or Path
-        Its name, for the message.
+        Names them in the message.
     side : "enrol", "test" or None
-        Look up the names of one side only: with an enrolment map, one side names
-        models and the other recordings.
+        Look up one side only: with an enrolment map, one side names models.
 
     Returns
     -------
     np.ndarray
-        int64 [U]: row in ``known_ids`` of each of ``trials.names``. The rows of the
-        trials are then ``rows[trials.enrol]`` and ``rows[trials.test]``. With ``side``,
-        -1 for a name that is neither known nor on that side.
+        int64 [U], row in ``known_ids`` of each of ``trials.names``: those of the trials
+        are ``rows[trials.enrol]``. With ``side``, -1 for a name of the other side only.
 
     Raises
     ------
@@ -174,30 +172,14 @@ def rows_of(trials, known_ids, source, side=None):
 
 
 def read_columns(path, expected, width, number=None):
-    """Read a text file of columns separated by white space.
+    """Read a text file of ``width`` columns separated by white space.
 
-    Arguments
-    ---------
-    path : str or Path
-        UTF-8 text, with or without a byte-order mark.
-    expected : str
-        What a line looks like, for messages: ``'label enrol test'``.
-    width : int
-        Columns of every line.
-    number : int or None
-        The column of finite numbers; None where all columns are words.
+    Column ``number`` holds finite numbers and becomes float64 [T]; a column of words
+    becomes a list of the different ones and int32 [T], which counts in them.
+    ``expected`` says in messages what a line looks like: ``'label enrol test'``.
 
-    Returns
-    -------
-    list
-        Of each column of words (list of the different ones, int32 [T] that counts in
-        them), of that of numbers float64 [T].
-
-    Raises
-    ------
-    InputError
-        Missing or empty file, not UTF-8, another number of columns, a blank line
-        within the file, no finite number; names the file and the line.
+    InputError names the file and, where there is one, the line: a missing or empty
+    file, no UTF-8, another number of columns, a blank line within, no finite number.
     """
     columns = _read_with_arrow(path, width, number)
     return columns or _read_by_line(path, expected, width, number)
@@ -235,19 +217,10 @@ def read_rows(path, expected, least, most=None):
 
 
 def number_names(enrol, test):
-    """Name each side's recordings by rows of one list.
+    """Two columns of words with their codes → rows of one list of names.
 
-    Arguments
-    ---------
-    enrol, test : tuple
-        Words and their codes [T], as :func:`read_columns` gives them.
-
-    Returns
-    -------
-    names : np.ndarray
-        str [U], without extension, in order of first appearance.
-    enrol, test : np.ndarray
-        int32 [T], rows of ``names``.
+    Names str [U] have no extension and stand in order of first appearance; the rows of
+    either side are int32 [T].
     """
     words, first = [], []
     for side, (side_words, codes) in enumerate((enrol, test)):

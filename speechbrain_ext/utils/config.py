@@ -36,7 +36,8 @@ from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import get_local_rank
 from speechbrain.utils.run_opts import HELP_TEXTS
 
-from speechbrain_ext.utils.errors import InputError, describe_os_error
+from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
+from speechbrain_ext.utils.precision import check_device
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,8 @@ def load_run(argv, function):
     options += list(_defaults_on_cpu(options))
     run_opts = _parse_run_options(path, options)
     _check_device(run_opts)
-    text, tree = _read_tree(path)
-    parameters = _keywords(function)
+    text, tree = read_tree(path)
+    parameters = keywords_of(function)
     overrides = parse_overrides(path, tree, texts, parameters)
     _check_keys(path, text, tree, overrides, parameters)
     hparams = load_yaml(path, overrides, new_keys=True)
@@ -252,11 +253,11 @@ def _takes(node):
     tag = getattr(getattr(node, "tag", None), "value", None)
     match = OBJECT.fullmatch(tag or "")
     with contextlib.suppress(ImportError, pydoc.ErrorDuringImport):
-        return _keywords(pydoc.locate(match[1])) if match else {}
+        return keywords_of(pydoc.locate(match[1])) if match else {}
     return {}  # loading the file will say what cannot be imported
 
 
-def _keywords(function):
+def keywords_of(function):
     """Name → inspect.Parameter of what may be given by name."""
     if function is None:
         return {}
@@ -355,7 +356,7 @@ def _is_number(value, kind=(int, float)):
 # ---- the file ------------------------------------------------------------------------
 
 
-def _read_tree(path):
+def read_tree(path):
     """The YAML file as text, and as a mapping with its tags."""
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -401,7 +402,8 @@ def _unfilled(tree, overrides):
         elif isinstance(value, Mapping) and (key not in overrides or other is not None):
             other = other if isinstance(other, Mapping) else {}
             if unfilled := _unfilled(value, other):
-                return unfilled
+                # a parameter of an object is told by its name alone
+                return unfilled if unfilled in _takes(value) else f"{key}.{unfilled}"
     return None
 
 
@@ -444,14 +446,9 @@ def _defaults_on_cpu(options):
 
 
 def _check_device(run_opts):
-    name, n_gpus = run_opts.device, torch.cuda.device_count()
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as error:
-        raise InputError(f"--device={name}: expected cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise InputError(f"--device={name}: this machine has {n_gpus} GPU(s)")
-    local_rank = get_local_rank()
+    with naming("--device"):
+        check_device(run_opts.device or "cpu")
+    local_rank, n_gpus = get_local_rank(), torch.cuda.device_count()
     by_nccl = run_opts.distributed_backend == "nccl"
     if local_rank is not None and by_nccl and local_rank >= n_gpus:
         raise InputError(

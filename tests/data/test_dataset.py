@@ -1,11 +1,15 @@
 """Training batches: content, labels, workers, errors, the time spent waiting."""
 
+import os
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from speechbrain_ext.data import dataset as dataset_module
+from speechbrain_ext.data.audio import read_audio
 from speechbrain_ext.data.augment import Augmenter, Musan
 from speechbrain_ext.data.dataset import (
     Batch,
@@ -179,6 +183,83 @@ def test_a_damaged_recording_is_named_in_one_line(tmp_path, damage, num_workers)
     assert "Traceback" not in message
 
 
+# ---- bad recordings ------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Eight recordings of 0.5 s of two speakers, which a test may damage."""
+    generator = np.random.default_rng(1)
+    paths = [str(tmp_path / f"u{number}.flac") for number in range(8)]
+    for path in paths:
+        soundfile.write(path, 0.1 * generator.standard_normal(8000), 16000)
+    ids = [f"u{number}" for number in range(8)]
+    return Manifest(ids, paths, [0.5] * 8, ["s0", "s1"] * 4)
+
+
+def two_epochs(dataset, num_workers):
+    sampler = CropBatchSampler(dataset.labels, 2, (0.2, 0.4), n_speeds=2, seed=4)
+    loader, batches = make_loader(dataset, sampler, num_workers), []
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        batches += list(loader)
+    loader.close()
+    return batches
+
+
+def test_a_stated_number_may_be_bad_while_training(few, caplog):
+    whole = two_epochs(TrainingSet(few, 4, None, (1.0, 0.9)), 0)
+    with open(few.paths[5], "wb") as file:
+        file.write(bytes(3000))
+    runs = []
+    for num_workers in (0, 2):
+        dataset = TrainingSet(few, 4, None, (1.0, 0.9), max_bad_recordings=1)
+        runs.append(two_epochs(dataset, num_workers))
+        assert len(dataset.bad) == 1
+    assert caplog.text.count("u5.flac") == 1  # the workers' own lines go to stderr
+    assert "another is drawn in its place (1 of at most 1)" in caplog.text
+    assert_equal(*runs)
+    for batch, found in zip(whole, runs[0]):
+        assert "u5" not in found.ids
+        for row, name in enumerate(batch.ids):
+            if name != "u5":
+                assert (found.wavs[row] == batch.wavs[row]).all()
+                assert found.labels[row] == batch.labels[row]
+    with pytest.raises(InputError, match=r"u5\.flac"):
+        two_epochs(TrainingSet(few, 4, None, (1.0, 0.9)), 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_one_too_many_ends_the_training(few, num_workers):
+    for path in few.paths[:3]:
+        os.unlink(path)
+    dataset = TrainingSet(few, 4, None, (1.0, 0.9), max_bad_recordings=2)
+    with pytest.raises(InputError, match=r"3 bad recordings, .* max_bad_recordings=2"):
+        two_epochs(dataset, num_workers)
+    with pytest.raises(InputError, match="max_bad_recordings: -1"):
+        TrainingSet(few, 4, max_bad_recordings=-1)
+
+
+def test_a_replacement_of_true_speed_only_is_not_perturbed(few):
+    os.unlink(few.paths[0])
+    # the speakers s1 keep their true speed
+    few = replace(few, n_perturbed=1)
+    dataset = TrainingSet(few, 0, None, (1.0, 0.5), max_bad_recordings=1)
+    seen = set()
+    for position in range(40):
+        item = dataset[Draw(0, position, 1, 2000, 1)]
+        row = int(item["id"][1:])
+        speaker = int(few.labels[row])
+        assert item["label"] == (1 if speaker == 0 else 2)
+        windows = np.lib.stride_tricks.sliding_window_view(
+            read_audio(few.paths[row]), 2000
+        )
+        plain = bool((windows == item["wav"].numpy()).all(axis=1).any())
+        assert plain == (speaker == 1)
+        seen.add(speaker)
+    assert seen == {0, 1}
+
+
 def test_other_errors_of_a_worker_are_not_hidden(manifest):
     def broken(wav, generator):
         raise ZeroDivisionError("a mistake of ours")
@@ -214,6 +295,23 @@ def test_length_batches_hold_every_row_within_the_budget():
     assert length_batches([], 60) == []
     with pytest.raises(InputError, match="batches of 0 s"):
         length_batches(durations, 0)
+
+
+def test_real_speech(shared, augmenter):
+    files = sorted((shared / "data" / "dev" / "wav").glob("id9000*/*/*.wav"))
+    durations = [soundfile.info(str(file)).duration for file in files]
+    names = [file.parts[-3] for file in files]
+    paths = [str(file) for file in files]
+    manifest = Manifest(paths, paths, durations, names)
+    sampler = CropBatchSampler(manifest.labels, 8, (2, 3), n_speeds=3)
+    dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
+    for batch in make_loader(dataset, sampler):
+        assert torch.isfinite(batch.wavs).all()
+        assert (batch.wavs.std(dim=1) > 0).all()
+        assert batch.labels.max() < dataset.n_classes
+
+
+# ---- how long training waits ---------------------------------------------------------
 
 
 class Clock:
@@ -262,17 +360,3 @@ def test_an_epoch_that_was_not_begun(clock):
     loader = make_loader(Slow(clock), [])
     assert list(loader) == []
     assert loader.share_waited() == 0.0
-
-
-def test_real_speech(shared, augmenter):
-    files = sorted((shared / "data" / "dev" / "wav").glob("id9000*/*/*.wav"))
-    durations = [soundfile.info(str(file)).duration for file in files]
-    names = [file.parts[-3] for file in files]
-    paths = [str(file) for file in files]
-    manifest = Manifest(paths, paths, durations, names)
-    sampler = CropBatchSampler(manifest.labels, 8, (2, 3), n_speeds=3)
-    dataset = TrainingSet(manifest, 0, augmenter, SPEEDS)
-    for batch in make_loader(dataset, sampler):
-        assert torch.isfinite(batch.wavs).all()
-        assert (batch.wavs.std(dim=1) > 0).all()
-        assert batch.labels.max() < dataset.n_classes

@@ -12,9 +12,9 @@ from tiny_onnx import MODELS, mfa, pruned
 
 from speechbrain_ext import __version__
 from speechbrain_ext.__main__ import main
+from speechbrain_ext.export.onnx.build import graph_halves
 from speechbrain_ext.export.onnx.check import check_against_torch
 from speechbrain_ext.export.onnx.export import export_onnx
-from speechbrain_ext.export.onnx.graph import graph_parts
 from speechbrain_ext.features import W2VBertFeatures
 from speechbrain_ext.lobes.conformer import RelativeKeyAttention
 from speechbrain_ext.pretrained import load_pretrained
@@ -116,7 +116,7 @@ def test_features_in_one_product_equal_those_of_the_model(normalise_variance):
     own = W2VBertFeatures(normalise_variance)
     model = mfa()
     model.encoder.features = own
-    graph, _ = graph_parts(model)
+    graph, _ = graph_halves(model)
     wavs = 0.1 * noise(3, RATE + 200)  # 98.75 hops: the last frame has no partner
     lens = torch.tensor([1.0, 0.51, 0.035])
     expected, expected_lens = own(wavs, lens)
@@ -163,7 +163,7 @@ def test_the_command_leaves_file_and_report_alone(onnx_models):
 def test_the_graph_shares_weights_and_leaves_the_model_as_it_is():
     model = pruned()
     before = by_torch(model, 0.1 * noise(1, RATE))
-    _, embedding = graph_parts(model)
+    _, embedding = graph_halves(model)
     own = {id(p) for p in model.parameters()}
     assert {id(p) for p in embedding.parameters()} == own
     attention = model.encoder.encoder.layers[1].self_attn

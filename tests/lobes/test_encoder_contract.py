@@ -16,11 +16,19 @@ from torch import nn
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
 from speechbrain_ext.features import W2VBertFeatures
-from speechbrain_ext.lobes.encoder import Encoder, Head, PrunableGroup, padding_mask
+from speechbrain_ext.lobes.encoder import (
+    Encoder,
+    Head,
+    PrunableGroup,
+    count_parameters,
+    padding_mask,
+)
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import load_pretrained, load_trainable, save_pretrained
+from speechbrain_ext.profiling import count_macs
+from speechbrain_ext.profiling.layers import layer_times
 from speechbrain_ext.pruning import (
     Budget,
     add_gates,
@@ -62,6 +70,9 @@ class ToyEncoder(Encoder):
         x = self.stem[1](self.stem[0](x.unsqueeze(1)).relu())
         x = self.projection(self.norm(x.transpose(1, 2)))
         return [x, x + self.linear(x).tanh()]
+
+    def graph_form(self):
+        return self  # its steps are the same for any batch already
 
     def output_lens(self, x, lens):
         if lens is None:
@@ -355,6 +366,77 @@ def size_of_a_unit(costs):
 def test_layer_kinds_are_modules_that_run(encoder):
     for name, kind in encoder.layer_kinds().items():
         assert any(isinstance(m, kind) for m in encoder.modules()), name
+
+
+# -- profile and ONNX ------------------------------------------------------------------
+
+# Multiply-adds of one second in the encoder alone, by hand
+MACS = {
+    # two convolutions (799 frames, 78 frames) and two linear maps
+    ToyEncoder: 799 * 40 * 5 + 78 * (20 * 5 * 6 + 6 * 8 + 8 * 8),
+    ToyFbank: 49 * 160 * 6,
+}
+
+
+class LastState(nn.Module):
+    """A head without arithmetic."""
+
+    def forward(self, states, lens):
+        return states[-1]
+
+
+def test_profile_counts_what_is_there(encoder):
+    trained, total = count_parameters(encoder)
+    assert trained == total == size_of(encoder)
+    macs = count_macs(SpeakerEncoder(encoder, LastState()))
+    assert macs == MACS.get(type(encoder), macs) > 0
+    with torch.device("meta"):
+        bare = type(encoder)(**encoder.arguments)
+    assert count_parameters(bare).total == total
+    assert count_macs(SpeakerEncoder(bare, LastState())) == macs
+    # the attention of the pooling over all frames, then one linear map
+    model, frames = speaker_encoder(encoder), encoder(padded()[0])[0][0].shape[1]
+    channels = encoder.hidden_size * encoder.n_states
+    pooling = frames * channels * 3 * 2 + 2 * channels * 4
+    seconds = max(SECONDS)
+    alone = count_macs(SpeakerEncoder(encoder, LastState()), seconds)
+    assert count_macs(model, seconds) == alone + pooling
+
+
+def test_layers_are_timed_or_refused_in_one_line(encoder):
+    model = speaker_encoder(encoder)
+    if not encoder.layer_kinds():
+        with pytest.raises(InputError, match=type(encoder).__name__):
+            layer_times(model, seconds=0.5, repeats=1)
+        return
+    times = {time.name: time for time in layer_times(model, seconds=0.5, repeats=1)}
+    assert list(times) == [*encoder.layer_kinds(), "head", "rest"]
+    assert all(times[name].seconds > 0 for name in encoder.layer_kinds())
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_onnx_equals_torch_or_is_refused_in_one_line(encoder, tmp_path):
+    pytest.importorskip("onnxscript")
+    from speechbrain_ext.export.onnx.export import export_onnx
+    from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
+
+    model, output = speaker_encoder(encoder), tmp_path / "model.onnx"
+    if encoder.graph_form() is None:
+        with pytest.raises(InputError, match=type(encoder).__name__) as refused:
+            export_onnx(model, output)
+        assert "\n" not in str(refused.value)
+        assert not list(tmp_path.iterdir())
+        return
+    export_onnx(model, output)
+    graph = OnnxSpeakerEncoder(output, threads=1)
+    assert graph.min_samples == encoder.min_samples
+    assert graph.sample_rate == encoder.sample_rate
+    wavs, wav_lens = padded()
+    lengths = (wav_lens * wavs.shape[1]).round().int().tolist()
+    found = graph.embed([wav[:n].numpy() for wav, n in zip(wavs, lengths)])
+    with torch.no_grad():
+        expected = model(wavs, wav_lens).squeeze(1)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
 
 
 def test_padding_mask():

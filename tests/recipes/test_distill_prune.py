@@ -19,12 +19,12 @@ from recipe_scripts import (
 )
 from tiny_training import start, tiny_config
 
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.training.brain import read_steps
 from speechbrain_ext.utils.weights import read_weights

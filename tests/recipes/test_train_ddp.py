@@ -174,7 +174,7 @@ def test_the_rate_of_several_ranks_is_that_of_the_checkpoint(corpus, tmp_path):
 class PlainHead(nn.Module):
     """Mean of the last state → Linear: no batch statistics."""
 
-    arguments = {"embedding_size": 16}
+    embedding_size = 16
 
     def __init__(self):
         super().__init__()

@@ -1,21 +1,28 @@
-"""Every YAML file of the recipe: it loads, says how to be used, and has the numbers
+"""Every YAML file of the recipes: it loads, says how to be used, and has the numbers
 that were published (arXiv 2510.04213, section 3.2 and table 2)."""
 
-import inspect
 import re
+import shlex
 
 import pytest
 import torch
-from recipe_scripts import HPARAMS, RECIPE, script
+from recipe_scripts import HPARAMS, RECIPE, REPOSITORY, script
 from tiny_training import tiny_config
 
-from speechbrain_ext.data.corpora.voxblink2 import prepare_voxblink2
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
-from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
+from speechbrain_ext.training.terms import Budget, Classification, Distillation
+from speechbrain_ext.utils.config import (
+    RUN_OPTIONS,
+    keywords_of,
+    load_run,
+    parse_overrides,
+    read_tree,
+    split_words,
+)
 
 HEADS = {
     "stage1_adapter_mfa": AdapterMFA,
@@ -24,15 +31,19 @@ HEADS = {
     "stage1_weighted_ecapa": WeightedSumECAPA,
 }
 LATER = ("stage2_joint", "stage2_voxblink2", "stage3_lmft")
-FROM_A_MODEL = (*LATER, "stage1_pruned")
 WITH_VOXBLINK2 = {
     "stage1_lora_voxblink2": "stage1_lora_adapter_mfa",
     "stage2_voxblink2": "stage2_joint",
 }
 DISTILLING = ("prune1_distill", "prune2_distill")
-PUBLISHED = (*HEADS, *FROM_A_MODEL, "stage1_lora_voxblink2")
+PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
 TRAINING = (*PUBLISHED, *DISTILLING, "small_from_scratch")
-EVERY = (*TRAINING, "verify")
+CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
+FILES = {
+    **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},
+    **{f"cnceleb/{path.stem}": path for path in CNCELEB.glob("*.yaml")},
+    "own_corpus": REPOSITORY / "hparams_templates/own_corpus.yaml",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,131 +63,140 @@ def load(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(RECIPE)
 
     def load(name, *words):
-        text = (HPARAMS / f"{name}.yaml").read_text()
-        given = {"encoder_source": tiny / "tiny.json"}
-        for key in re.findall(r"^(\w+): !PLACEHOLDER", text, re.M):
-            given[key] = tmp_path
-        given |= dict.fromkeys(
-            ("pretrained_folder", "teacher_folder", "student_folder"), tiny / "final"
-        )
-        given["output_folder"] = tmp_path / "out"
-        words = [
-            *(f"--{k}={v}" for k, v in given.items() if f"\n{k}: " in text),
-            *words,
-        ]
-        if name not in (*FROM_A_MODEL, "verify"):
-            words = [word for word in words if "pretrained_folder" not in word]
-        if name == "prune1_distill":
-            words = [word for word in words if "student_folder" not in word]
-        keys = script(script_of(name)).KEYS
-        return load_run([f"hparams/{name}.yaml", *words], keys)[3]
+        text = FILES[name].read_text()
+        values = {"output_folder": tmp_path / "out"}
+        for key in re.findall(r"(\w+): !PLACEHOLDER", text):
+            is_model = key in ("pretrained_folder", "teacher_folder", "student_folder")
+            values[key] = tiny / "final" if is_model else tmp_path
+        if "encoder_source:" in text:
+            values["encoder_source"] = tiny / "tiny.json"
+        given = [f"--{key}={value}" for key, value in values.items()]
+        module = script(script_of(name))
+        function = getattr(module, "verify" if "verify" in name else "train")
+        return load_run([str(FILES[name]), *given, *words], function)[3]
 
     return load
 
 
 def script_of(name):
     """Which script reads the file of that name."""
-    if name == "verify":
+    if "verify" in name:
         return "verify"
     return "distill_prune" if name in DISTILLING else "train"
 
 
 def body(name):
     """The lines of a file after its header."""
-    lines = (HPARAMS / f"{name}.yaml").read_text().splitlines()
+    lines = FILES[name].read_text().splitlines()
     return lines[lines.index("# ---- run") :]
 
 
 def header(name):
-    text = (HPARAMS / f"{name}.yaml").read_text()
+    text = FILES[name].read_text()
     return text[: text.index("# ---- run")]
 
 
+def data_of(hparams):
+    """Arguments of TrainingData."""
+    return hparams["train_data"].keywords
+
+
 def test_no_file_is_forgotten_here():
-    assert {path.stem for path in HPARAMS.glob("*.yaml")} == set(EVERY)
+    on_disk = {*REPOSITORY.glob("recipes/*/*/hparams/*.yaml"), FILES["own_corpus"]}
+    assert on_disk == set(FILES.values())
 
 
 # ---- form ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FILES)
 def test_it_loads(load, name):
     assert load(name)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FILES)
 def test_the_header_says_purpose_needs_command_and_one_override(name):
-    lines = header(name).splitlines()
-    assert all(line.startswith("#") or not line for line in lines)
-    assert len(lines[0]) > 40
     text = header(name)
+    assert all(line.startswith("#") or not line for line in text.splitlines())
+    assert len(text.splitlines()[0]) > 40
     assert "\n# Needs: " in text
     assert "\n# One override: --" in text
-    assert re.search(rf"\n#   .*{script_of(name)}\.py hparams/{name}\.yaml ", text)
+    assert re.search(rf"\n#   .*{script_of(name)}\.py \S*{FILES[name].name} ", text)
     if name in (*PUBLISHED, *DISTILLING):
         assert "arXiv 2510.04213" in text
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_the_command_of_the_header_has_keys_that_exist(name):
-    own = {line.split(":")[0] for line in body(name) if re.match(r"\w+:", line)}
+@pytest.mark.parametrize("name", FILES)
+def test_the_command_of_the_header_fills_all_placeholders(load, name):
     words = set(re.findall(r"--(\w+)=", header(name))) - {"nproc_per_node"}
     assert words
-    assert words <= own | RUN_OPTIONS
-    filled = re.findall(r"^(\w+): !PLACEHOLDER", "\n".join(body(name)), re.M)
-    assert set(filled) <= words, "the command leaves a placeholder unfilled"
+    filled = set(re.findall(r"(\w+): !PLACEHOLDER", "\n".join(body(name))))
+    assert filled <= words, "the command leaves a placeholder unfilled"
+    own = set(re.findall(r"^ *(\w+):", "\n".join(body(name)), re.M))
+    for word in words - own - RUN_OPTIONS:
+        override = re.search(rf"--{word}=([\w./]+)", header(name))[0]
+        load(name, override)  # a parameter that the file leaves at its default
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_sections_come_in_order(name):
     sections = [line for line in body(name) if line.startswith("# ----")]
-    assert sections == ["# ---- run", "# ---- data", "# ---- model"] + [
-        "# ---- optimisation"
+    assert sections == [
+        *("# ---- run", "# ---- data", "# ---- model", "# ---- optimisation")
     ]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", FILES)
 def test_results_go_to_a_folder_of_its_own_name(name):
-    assert f"output_folder: results/{name}" in body(name)
+    assert f"output_folder: results/{FILES[name].stem}" in body(name)
 
 
-def without_head(name):
-    """The body without what the four models of stage 1 differ in."""
+def without(name, *keys):
+    """The body without the sections of these keys."""
     kept, inside = [], False
     for line in body(name):
-        inside = line.startswith("head:") or (inside and line.startswith("    "))
-        if not (inside or line.startswith(("lora:", "output_folder:"))):
-            kept.append(line)
+        inside = line.startswith(tuple(f"{key}:" for key in keys)) or (
+            inside and line.startswith("    ")
+        )
+        if not inside:
+            kept.append(line.replace("; VoxBlink2: 1.0 alone", ""))
     return kept
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_siblings_differ_in_head_and_lora_alone(name):
-    assert without_head(name) == without_head("stage1_adapter_mfa")
+    keys = "head", "lora", "output_folder"
+    assert without(name, *keys) == without("stage1_adapter_mfa", *keys)
 
 
 @pytest.mark.parametrize("name", WITH_VOXBLINK2)
-def test_files_with_voxblink2_differ_in_its_section_alone(load, name):
-    lines, inside = [], False
-    for line in body(name):
-        inside = line.startswith("voxblink2:") or (inside and line.startswith("    "))
-        if not (inside or line.startswith(("voxblink2", "spk2videos", "output_f"))):
-            lines.append(line.replace("; VoxBlink2: 1.0 alone", ""))
-    other = body(WITH_VOXBLINK2[name])
-    assert lines == [line for line in other if not line.startswith("output_folder")]
-    hparams = load(name)
-    options = inspect.signature(prepare_voxblink2)
-    options.bind(**hparams["voxblink2"])
-    assert hparams["voxblink2"]["save_folder"] == "results/voxblink2"
+def test_files_with_voxblink2_differ_in_preparation_alone(load, name):
+    keys = "voxblink2_folders", "voxceleb", "voxblink2", "prepare", "output_folder"
+    assert without(name, *keys) == without(WITH_VOXBLINK2[name], *keys)
+    parts = load(name)["prepare"].keywords
+    assert parts["voxblink2"].keywords["save_folder"] == "results/voxblink2"
+    mine, other = (
+        {k: v for k, v in prepare.keywords.items() if "folder" not in k}
+        for prepare in (parts["voxceleb"], load(WITH_VOXBLINK2[name])["prepare"])
+    )
+    assert mine == other
 
 
 # ---- numbers -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *DISTILLING])
-def test_the_global_batch_is_that_of_eight_processes(load, name):
+def test_what_all_published_files_share(load, name):
     hparams = load(name)
-    assert hparams["global_batch"] == 8 * hparams["batch_size"]
+    data = data_of(hparams)
+    assert hparams["global_batch"] == 8 * data["batch_size"]
+    assert hparams["max_grad_norm"] == 1.0
+    assert hparams["ckpt_interval_minutes"] == 30
+    assert hparams.get("precision") == "fp32"  # bf16 on a GPU
+    assert "draws_per_epoch" not in data
+    rate = 2e-4 if name in DISTILLING else hparams["lr_schedule"].peak
+    decay = 0.0 if name in DISTILLING else 1e-4
+    assert optimiser(hparams) == (torch.optim.AdamW, rate, decay)
 
 
 def optimiser(hparams):
@@ -186,60 +206,45 @@ def optimiser(hparams):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_all_published_stages_share(load, name):
-    hparams = load(name)
-    assert hparams["classifier"].keywords["scale"] == 32
-    assert hparams["embedding_size"] == 256
-    assert hparams["max_grad_norm"] == 1.0
-    assert hparams["grad_accumulation_factor"] == 1
-    kind, rate, decay = optimiser(hparams)
-    assert kind is torch.optim.AdamW
-    assert decay == 1e-4
-    assert rate == hparams["lr"]
-    assert hparams["draws_per_epoch"] is None
-    assert hparams["prepare"]["max_bad_files"] == 0
-    assert hparams["lr_schedule"].peak == hparams["lr"]
-    assert "precision: bf16" in "\n".join(body(name))
+def test_the_classifier(load, name):
+    (term,) = load(name)["terms"]
+    assert type(term) is Classification
+    margin = 0.5 if name == "stage3_lmft" else 0.2
+    assert term.factory.keywords == {"margin": margin, "scale": 32}
+    assert (term.pretrained_folder is None) == ("encoder_source:" in str(body(name)))
 
 
 @pytest.mark.parametrize("name", [*HEADS, "stage2_joint", "stage1_pruned"])
 def test_data_of_stages_1_and_2(load, name):
-    hparams = load(name)
-    assert hparams["crop_seconds"] == [2.0, 3.0]
-    assert hparams["batch_size"] == 64
-    assert hparams["speeds"] == [1.0, 0.9, 1.1]
-    assert hparams["augment_chains"] == {"none": 1, "noise": 1, "reverb": 1}
-    assert hparams["musan"]["snr_db"] == {
-        "noise": [5, 20],
-        "music": [5, 20],
-        "babble": [15, 25],
-    }
-    assert hparams["musan"]["babble_speakers"] == [3, 8]
-    assert hparams["classifier"].keywords["margin"] == 0.2
-    assert [hparams["margin_schedule"](p) for p in (0, 3.5, 14)] == [0.2] * 3
+    data = data_of(load(name))
+    assert data["crop_seconds"] == [2.0, 3.0]
+    assert data["batch_size"] == 64
+    assert data["speeds"] == [1.0, 0.9, 1.1]
+    augmenter = data["augmenter"].keywords
+    assert augmenter["chains"] == {"none": 1, "noise": 1, "reverb": 1}
+    assert set(augmenter["effects"]) == {"noise", "reverb"}
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_stage_1(load, name):
     hparams = load(name)
-    assert hparams["number_of_epochs"] == hparams["epoch_counter"].limit == 15
+    assert hparams["epoch_counter"].limit == 15
     rate = hparams["lr_schedule"]
     for progress, expected in (
         *((0, 0.0), (0.5, 1e-5), (2.5, 5e-5), (5, 1e-4), (9.99, 1e-4)),
         *((10, 1e-5), (14.99, 1e-5)),
     ):
         assert rate(progress) == pytest.approx(expected, rel=1e-9)
-    model = hparams["speaker_encoder"]
+    model = hparams["modules"]["speaker_encoder"]
     assert type(model.head) is HEADS[name]
     assert model.encoder.frozen
     assert not any(p.requires_grad for p in model.encoder.parameters())
     assert model.embedding_size == 256
     lora = {"r": 64, "alpha": 128, "dropout": 0.0}
-    lora["target_modules"] = ["linear_q", "linear_v"]
-    assert hparams["lora"] == (lora if "lora" in name else None)
+    assert hparams.get("lora") == (lora if "lora" in name else None)
+    assert model.encoder.lora_targets == ("linear_q", "linear_v")
     arguments = model.head.arguments
-    assert arguments["input_size"] == 16
-    assert arguments["n_states"] == 2
+    assert (arguments["input_size"], arguments["n_states"]) == (16, 2)
     if HEADS[name] is AdapterMFA:
         assert arguments["adapter_size"] == 128
         assert not arguments["normalise"]
@@ -249,127 +254,100 @@ def test_stage_1(load, name):
     assert any(line.startswith(source) for line in body(name))
 
 
-def test_stage_2(load):
-    hparams = load("stage2_joint")
-    assert hparams["epoch_counter"].limit == 4
-    check_cosine(hparams["lr_schedule"], 2)
-    check_trainable(hparams)
+@pytest.mark.parametrize(
+    ("name", "epochs", "decay"), [("stage2_joint", 4, 2), ("stage3_lmft", 2, 1)]
+)
+def test_stages_2_and_3(load, name, epochs, decay):
+    hparams = load(name)
+    assert hparams["epoch_counter"].limit == epochs
+    schedule = hparams["lr_schedule"]
+    for progress, rate in (
+        *((0, 1e-5), (decay / 4, 7.5e-6 + 2.5e-6 * 2**-0.5), (decay / 2, 7.5e-6)),
+        *((decay, 5e-6), (decay + 1.7, 5e-6)),
+    ):
+        assert schedule(progress) == pytest.approx(rate)
+    model = hparams["modules"]["speaker_encoder"]
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
 
 
-def test_stage_3(load):
-    hparams = load("stage3_lmft")
-    assert hparams["epoch_counter"].limit == 2
-    check_cosine(hparams["lr_schedule"], 1)
-    check_trainable(hparams)
-    assert hparams["crop_seconds"] == [5.0, 6.0]
-    assert hparams["batch_size"] == 32
-    assert hparams["speeds"] == [1.0]
-    assert hparams["augment_chains"] is None
-    assert hparams["classifier"].keywords["margin"] == 0.5
-    assert hparams["margin_schedule"](0.3) == 0.5
+def test_data_of_stage_3(load):
+    assert data_of(load("stage3_lmft")) == {
+        "crop_seconds": [5.0, 6.0],
+        "batch_size": 32,
+        "speeds": [1.0],
+    }
 
 
 def test_stage_1_of_a_pruned_encoder(load):
     hparams = load("stage1_pruned")
     assert hparams["epoch_counter"].limit == 10
-    rate = hparams["lr_schedule"]
-    assert [rate(p) for p in (0, 4.99, 5, 9.99)] == pytest.approx(
-        [1e-4] * 2 + [1e-5] * 2
-    )
-    model = hparams["speaker_encoder"].train()
-    assert model.encoder.frozen
+    rates = [hparams["lr_schedule"](p) for p in (0, 4.99, 5, 9.99)]
+    assert rates == pytest.approx([1e-4] * 2 + [1e-5] * 2)
+    model = hparams["modules"]["speaker_encoder"].train()
     assert not any(module.training for module in model.encoder.modules())
     assert not any(p.requires_grad for p in model.encoder.parameters())
     assert all(p.requires_grad for p in model.head.parameters())
     assert model.head.training
-    assert hparams["lora"] is None
-    assert hparams["classifier"].keywords["embedding_size"] == 256
 
 
 @pytest.mark.parametrize("name", DISTILLING)
 def test_what_both_distillations_share(load, name):
     hparams = load(name)
     assert hparams["epoch_counter"].limit == 20
-    assert hparams["crop_seconds"] == [4.0, 4.0]
-    assert hparams["batch_size"] == 16
-    assert optimiser(hparams) == (torch.optim.AdamW, 2e-4, 0.0)
+    assert data_of(hparams) == {"crop_seconds": [4.0, 4.0], "batch_size": 16}
     assert [hparams["lr_schedule"](p) for p in (0, 3.3, 20)] == [2e-4] * 3
-    assert hparams["max_grad_norm"] == 1.0
-    assert hparams["grad_accumulation_factor"] == 1
-    assert hparams["draws_per_epoch"] is None
-    assert hparams["multiple"] == 1
-    assert "precision: bf16" in "\n".join(body(name))
-    assert not hparams["student"].encoder.gradient_checkpointing
-    assert hparams["student"].training
-    assert not hparams["teacher"].training
-    shared = {id(p) for p in hparams["teacher"].parameters()}
-    assert not any(id(p) in shared for p in hparams["student"].parameters())
+    student, distillation = hparams["modules"]["speaker_encoder"], hparams["terms"][0]
+    assert type(distillation) is Distillation
+    assert not student.encoder.gradient_checkpointing
+    assert student.training
+    assert not distillation.teacher.training
+    shared = {id(p) for p in distillation.teacher.parameters()}
+    assert not any(id(p) in shared for p in student.parameters())
 
 
 def test_pruning(load, tiny):
     hparams = load("prune1_distill")
-    assert hparams["student_folder"] == hparams["teacher_folder"] == str(tiny / "final")
-    assert hparams["gate_lr"] == hparams["multiplier_lr"] == 2e-2
-    assert hparams["gates"]["kinds"] == ["heads", "ffn1", "ffn2", "conv"]
-    given = {k: v for k, v in hparams["budget"].items() if v is not None}
-    assert given == {"sparsity": 0.8, "warmup_steps": 10_000}
-    given = load("prune1_distill", "--sparsity=0.5", "--warmup_steps=3")["budget"]
-    assert (given["sparsity"], given["warmup_steps"]) == (0.5, 3)
-    words = ["--budget.sparsity=null", "--budget.macs=6310000000"]
-    given = load("prune1_distill", *words)["budget"]
-    assert (given["sparsity"], given["macs"]) == (None, 6_310_000_000)
+    assert hparams["pretrained_folder"] == str(tiny / "final")
+    pruning = hparams["terms"][1]
+    assert type(pruning) is Budget
+    assert pruning.gate_lr == pruning.multiplier_lr == 2e-2
+    assert pruning.multiple == 1
+    assert pruning.add_gates.keywords["kinds"] == ["heads", "ffn1", "ffn2", "conv"]
+
+    def budget(*words):
+        return load("prune1_distill", *words)["terms"][1].make_budget.keywords
+
+    assert budget() == {"sparsity": 0.8, "warmup_steps": 10_000}
+    changed = budget("--sparsity=0.5", "--warmup_steps=3")
+    assert changed == {"sparsity": 0.5, "warmup_steps": 3}
+    changed = budget("--budget.sparsity=null", "--budget.macs=6310000000")
+    assert (changed["sparsity"], changed["macs"]) == (None, 6_310_000_000)
+    floors = load("prune1_distill", "--gates.floors={heads: 1}")["terms"][1]
+    assert floors.add_gates.keywords["floors"] == {"heads": 1}
 
 
-def test_distillation_alone(load):
-    hparams = load("prune2_distill")
-    assert hparams["gates"] is None
-    assert hparams["budget"] is None
-
-
-def test_the_two_distillations_differ_in_gates_and_budget_alone(load):
-    one, two = ({**load(name)} for name in DISTILLING)
-    for values in (one, two):
-        for key, value in list(values.items()):
-            plain = isinstance(value, (int, float, str, list, type(None)))
-            if not plain or "folder" in key:
-                del values[key]
-    left_out = {"sparsity", "warmup_steps", "gate_lr", "multiplier_lr"}
-    assert {k: v for k, v in one.items() if k not in left_out} == {
-        k: v for k, v in two.items() if k not in ("gates", "budget")
-    }
-
-
-def check_cosine(schedule, epochs):
-    """1e-5 → 5e-6 in half a cosine over so many epochs, then constant."""
-    assert schedule(0) == pytest.approx(1e-5)
-    assert schedule(epochs / 2) == pytest.approx(7.5e-6)
-    assert schedule(epochs / 4) == pytest.approx(7.5e-6 + 2.5e-6 * 2**-0.5)
-    assert schedule(epochs) == pytest.approx(5e-6)
-    assert schedule(epochs + 1.7) == pytest.approx(5e-6)
-
-
-def check_trainable(hparams):
-    assert hparams["lora"] is None
-    assert hparams["speaker_encoder"].training
-    assert all(p.requires_grad for p in hparams["speaker_encoder"].parameters())
-    assert hparams["classifier"].keywords["embedding_size"] == 256
+def test_the_two_distillations_differ_in_student_and_budget_alone():
+    keys = "output_folder", "student_folder", "gates", "budget", "pruning", "terms"
+    one, two = (without(name, *keys) for name in DISTILLING)
+    assert one == two
 
 
 def test_a_small_encoder_trains_all_of_itself(load):
     hparams = load("small_from_scratch")
-    model = hparams["speaker_encoder"]
+    model = hparams["modules"]["speaker_encoder"]
     assert all(p.requires_grad for p in model.parameters())
     assert model.head.arguments["normalise"] is True
-    rate, margin = hparams["lr_schedule"], hparams["margin_schedule"]
+    rate, margin = hparams["lr_schedule"], hparams["terms"][0].margin_schedule
     assert [rate(0), rate(4), rate(30)] == pytest.approx([0, 2e-3, 1e-5])
     assert [margin(0), margin(7.5), margin(30)] == pytest.approx([0, 0.1, 0.2])
 
 
-def test_gradient_checkpointing_is_the_one_override_of_later_stages(load):
-    for name in LATER:
-        assert not load(name)["speaker_encoder"].encoder.gradient_checkpointing
-        hparams = load(name, "--gradient_checkpointing=True")
-        assert hparams["speaker_encoder"].encoder.gradient_checkpointing
+@pytest.mark.parametrize("name", [*LATER, "own_corpus", *DISTILLING])
+def test_gradient_checkpointing_is_an_override(load, name):
+    for words, expected in ((), False), (("--gradient_checkpointing=True",), True):
+        model = load(name, *words)["modules"]["speaker_encoder"]
+        assert model.encoder.gradient_checkpointing is expected
 
 
 def test_verification(load):
@@ -387,8 +365,43 @@ def test_verification(load):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_reference_follows_its_number(load, name):
-    hparams = load(name, "--embedding_size=32", "--lr=1e-3", "--margin=0.3")
-    assert hparams["speaker_encoder"].embedding_size == 32
-    assert hparams["classifier"].keywords["embedding_size"] == 32
+    words = "--embedding_size=32", "--lr=1e-3", "--margin=0.3", "--speeds=[1.0]"
+    hparams = load(name, *words)
+    assert hparams["modules"]["speaker_encoder"].embedding_size == 32
+    assert hparams["terms"][0].factory.keywords["margin"] == 0.3
     assert hparams["lr_schedule"].peak == optimiser(hparams)[1] == 1e-3
-    assert hparams["margin_schedule"](0) == 0.3
+    assert data_of(hparams)["speeds"] == [1.0]
+
+
+# ---- what the documents say ----------------------------------------------------------
+
+COMMAND = re.compile(r"(train|verify|distill_prune)\.py (\S+\.yaml)((?: [^|&;`]*)?)")
+
+
+def documented_commands():
+    """(document, script, YAML file, words) of every command in the documents."""
+    folders = "docs", "recipes/VoxCeleb/SpeakerRec", "recipes/CNCeleb/SpeakerRec"
+    for path in (
+        REPOSITORY / "README.md",
+        *(p for folder in folders for p in (REPOSITORY / folder).glob("*.md")),
+    ):
+        text = path.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            for script_name, yaml, words in COMMAND.findall(line):
+                recipe = RECIPE if "CNCeleb" not in str(path) else CNCELEB.parent
+                yield pytest.param(
+                    *(script_name, recipe / yaml, words.split("#")[0]),
+                    id=f"{path.parent.name}/{path.name}:{yaml}:{words.strip()[:40]}",
+                )
+
+
+@pytest.mark.parametrize(("script_name", "yaml", "words"), documented_commands())
+def test_a_documented_command_is_understood(script_name, yaml, words):
+    _, tree = read_tree(yaml)
+    function = getattr(
+        script(script_name), "verify" if script_name == "verify" else "train"
+    )
+    words = [w for w in shlex.split(words) if w != "…" and not w.startswith("$")]
+    _, texts = split_words(words)
+    texts = {k: v for k, v in texts.items() if "…" not in v and not v.isupper()}
+    parse_overrides(yaml, tree, texts, keywords_of(function))

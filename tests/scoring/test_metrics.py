@@ -10,6 +10,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from speechbrain_ext.scoring.metrics import (
+    act_dcf,
     actual_dcf,
     cllr,
     equal_error_rate,
@@ -160,7 +161,7 @@ def test_actual_dcf_by_hand():
     llrs, labels = [5.0, 4.6, 4.5, 4.6, -1.0], [1, 1, 1, 0, 0]
     # One target of three is missed, one non-target of two accepted: 1/3 + 99/2.
     expected = (1 / 3 + 99 / 2, math.log(99), 1 / 3, 0.5)
-    assert actual_dcf(llrs, labels) == pytest.approx(expected)
+    assert actual_dcf(llrs, labels) == act_dcf(llrs, labels) == pytest.approx(expected)
     # Even prior, a miss ten times as dear: accept from -ln 10 = -2.3 on, all of them.
     # Cost FPR / 2, the blind decision "accept all" costs the same.
     assert actual_dcf(llrs, labels, 0.5, c_miss=10).dcf == pytest.approx(1)

@@ -12,16 +12,6 @@ from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 
-@pytest.fixture
-def write(tmp_path):
-    def _write(text, name="trials.txt"):
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return path
-
-    return _write
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -35,7 +35,7 @@ class PlainHead(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.arguments = {"embedding_size": 16}
+        self.embedding_size = 16
         self.linear = nn.Linear(16, 16)
 
     def forward(self, states, lens=None):

@@ -1,13 +1,10 @@
 """Command lines and YAML files: what they mean, and one line for what is wrong."""
 
-import math
-
 import pytest
 import torch
 from speechbrain.core import RunOptions
 
 from speechbrain_ext.utils.config import (
-    call_with,
     load_run,
     load_yaml,
     parse_overrides,
@@ -29,10 +26,26 @@ linear: !new:torch.nn.Linear
     in_features: !ref <count>
     out_features: 2
 """
-KEYS = (
-    *("save", "rate", "count", "flag", "numbers", "words", "nothing", "section"),
-    "linear",
-)
+
+
+def read(
+    *,
+    save,
+    rate,
+    numbers,
+    words,
+    section,
+    linear,
+    nothing=None,
+    flag=True,
+    count=0,
+    **options,
+):
+    """What a script is: its parameters are the keys that it reads."""
+
+
+def read_more(*, save, size=3, precision="bf16", mode="fast", pair=(1.0, 2.0), **rest):
+    """Its defaults need not be in the file."""
 
 
 @pytest.fixture
@@ -44,12 +57,12 @@ def file(tmp_path):
 
 def values(file, *words):
     """The hparams after overriding."""
-    return load_run([str(file), *words], KEYS)[3]
+    return load_run([str(file), *words], read)[3]
 
 
-def complaint(file, *words, keys=KEYS):
+def complaint(file, *words, function=read):
     with pytest.raises(InputError) as caught:
-        load_run([str(file), *words], keys)
+        load_run([str(file), *words], function)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -58,7 +71,7 @@ def complaint(file, *words, keys=KEYS):
 
 
 def test_without_overrides_the_file_counts(file):
-    path, run_opts, overrides, hparams = load_run([str(file)], KEYS)
+    path, run_opts, overrides, hparams = load_run([str(file)], read)
     assert path == str(file)
     assert overrides == {}
     assert hparams["save"] == "results/one/save"
@@ -179,7 +192,7 @@ def test_the_last_of_two_counts(file):
 
 def test_run_options_go_to_speechbrain(file):
     words = ["--noprogressbar", "--max_grad_norm=2.5", "--ckpt_interval_steps", "7"]
-    _, run_opts, overrides, _ = load_run([str(file), *words, "--rate=1"], KEYS)
+    _, run_opts, overrides, _ = load_run([str(file), *words, "--rate=1"], read)
     assert (run_opts.noprogressbar, run_opts.max_grad_norm) == (True, 2.5)
     assert run_opts.ckpt_interval_steps == 7
     assert {"noprogressbar", "max_grad_norm"} <= run_opts.overridden_args
@@ -191,7 +204,7 @@ def test_speechbrain_saves_the_file_with_the_overrides(file, tmp_path):
 
     words = ["--folder=a=b #1", "--rate=1e-5", "--section.inner.low=2"]
     words.append("--nothing={a: {b: 1e-5}}")
-    path, _, overrides, _ = load_run([str(file), *words], KEYS)
+    path, _, overrides, _ = load_run([str(file), *words], read)
     sb.create_experiment_directory(str(tmp_path / "out"), path, overrides)
     found = load_yaml(tmp_path / "out/hyperparams.yaml")
     assert found["folder"] == "a=b #1"
@@ -216,7 +229,7 @@ def test_without_a_gpu_the_cpu_is_taken_in_fp32(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with open(file, "a") as more:
         more.write("precision: bf16\n")
-    _, run_opts, _, hparams = load_run([str(file)], KEYS)
+    _, run_opts, _, hparams = load_run([str(file)], read)
     assert (run_opts.device, run_opts.distributed_backend) == ("cpu", "gloo")
     assert hparams["precision"] == "fp32"
     for words in (["--precision=bf16"], ["--eval_precision", "fp16"]):
@@ -230,12 +243,12 @@ def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with open(file, "a") as more:
         more.write("eval_precision: bf16\n")
-    _, run_opts, _, hparams = load_run([str(file)], KEYS)
+    _, run_opts, _, hparams = load_run([str(file)], read)
     assert (run_opts.device, run_opts.distributed_backend) == (None, "nccl")
     assert hparams["eval_precision"] == "bf16"
     assert values(file, "--eval_precision=fp32")["eval_precision"] == "fp32"
     assert "this machine has 2 GPU(s)" in complaint(file, "--device=cuda:2")
-    assert load_run([str(file), "--device=cpu"], KEYS)[1].distributed_backend == "gloo"
+    assert load_run([str(file), "--device=cpu"], read)[1].distributed_backend == "gloo"
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert "process 2 of this machine has no GPU" in complaint(file)
 
@@ -258,6 +271,7 @@ def test_one_interval_of_checkpoints_counts(file):
         (["--ratte=1"], "--ratte: no such key in * did you mean 'rate'?"),
         (["--inner.low=1"], "did you mean 'section.inner.low'?"),
         (["--depth=1"], "did you mean 'section.depth'?"),
+        (["--linear.out=3"], "--linear.out: no such key"),
         (["--section.width=1"], "--section.width: no such key"),
         (["--rate.x=1"], "--rate.x: no such key"),
         (["--section=null", "--section.depth=1"], "--section.depth: no such key"),
@@ -282,7 +296,7 @@ def test_one_interval_of_checkpoints_counts(file):
         (["--max_grad_norm=big"], "argument --max_grad_norm: invalid float value"),
         (["--precision=fp64"], "argument --precision: invalid choice: 'fp64'"),
         (["--noprogressbar=1"], "--noprogressbar: ignored explicit argument '1'"),
-        (["--device=gpu"], "--device=gpu: expected cpu, cuda or cuda:0"),
+        (["--device=gpu"], "--device: device 'gpu', expected cpu, cuda or cuda:0"),
         (["--param_file=y.yaml"], "--param_file: no such key"),
         (["--linear.in_features=-3"], "negative dimension"),
         (["--nothing=!new:torch.nn.Nope"], "names something not installed"),
@@ -297,7 +311,7 @@ def test_a_wrong_command_line_is_one_line(file, words, expected):
 @pytest.mark.parametrize("argv", [[], ["--rate=1"], ["-h"]])
 def test_no_file(argv):
     with pytest.raises(InputError, match="no hyperparameter file"):
-        load_run(argv, KEYS)
+        load_run(argv, read)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +323,10 @@ def test_no_file(argv):
         ),
         (("rate: 0.001", "rate: 0.001\nrate: 1"), 'line 4: found duplicate key "rate"'),
         (("rate: 0.001", "rate: !PLACEHOLDER"), "rate must be given: --rate="),
-        (("depth: 2", "depth: !PLACEHOLDER "), "'section[depth]' is a !PLACEHOLDER"),
+        (
+            ("depth: 2", "depth: !PLACEHOLDER "),
+            "section.depth must be given: --section.depth=",
+        ),
         (("[2.0, 3.0]", "[2.0, 3.0"), "not valid YAML: line"),
         (("flag: False", "\tflag: False"), "not valid YAML: line 5"),
         (("<count>", "<coun>"), 'The reference "coun" is not valid'),
@@ -363,24 +380,73 @@ def test_keys_of_speechbrain_and_keys_for_their_effect_are_known(file):
     assert "max_grad_norm" in RunOptions().as_dict()
 
 
-# ---- sections as arguments -----------------------------------------------------------
+# ---- keys and parameters -------------------------------------------------------------
 
 
-def test_a_section_becomes_arguments():
-    def power(base, exponent=2):
-        return base**exponent
+def test_a_missing_key_is_one_line(file):
+    file.write_text(FILE.replace("rate: 0.001\n", ""))
+    assert complaint(file) == f"{file}: no key 'rate', expected one"
 
-    assert call_with(power, "x", {"x": {"base": 3}}) == 9
-    for values, expected in (
-        ({"base": 3, "expo": 3}, "unexpected keyword argument 'expo'"),
-        ({}, "missing a required argument: 'base'"),
-        (None, "None"),
-        ([1], "list"),
+
+def test_a_script_gets_what_file_and_command_line_say_and_no_more(file):
+    file.write_text("save: x\nonly_referred: 1\nother: !ref <only_referred>\n")
+    assert "nothing reads the key 'other'" in complaint(file, function=read_more)
+    file.write_text("save: x\nmax_grad_norm: 2.0\n")
+    hparams = load_run([str(file)], read_more)[3]
+    assert hparams == {"save": "x", "max_grad_norm": 2.0, "precision": "fp32"}
+
+
+def test_a_parameter_with_a_default_may_be_set_though_the_file_has_it_not(file):
+    file.write_text("save: x\n")
+    words = ["--size=7", "--mode=2026-11-21", "--pair=[3, 4]"]
+    hparams = load_run([str(file), *words], read_more)[3]
+    assert (hparams["size"], hparams["mode"]) == (7, "2026-11-21")
+    assert hparams["pair"] == [3, 4]
+    for word, expected in (
+        ("--size=big", "a whole number"),
+        ("--pair=[a]", "a list of numbers"),
+        ("--sizes=3", "did you mean 'size'?"),
     ):
-        with pytest.raises(InputError, match=f"^x: .*{expected}"):
-            call_with(power, "x", {"x": values})
+        assert expected in complaint(file, word, function=read_more)
 
 
-def test_an_error_inside_the_function_is_not_hidden():
-    with pytest.raises(TypeError):
-        call_with(lambda x: math.sqrt(x), "x", {"x": {"x": "text"}})
+OBJECTS = (
+    FILE
+    + """\
+dropout: !name:torch.nn.Dropout
+    p: 0.5
+both: {dropout: !ref <dropout>, other: !name:torch.nn.ReLU {inplace: False}}
+"""
+)
+
+
+def objects(*, both, dropout=None, save, rate, numbers, words, section, linear, **rest):
+    """Reads all of OBJECTS."""
+
+
+def test_a_parameter_of_an_object_may_be_set_though_the_file_has_it_not(file):
+    file.write_text(OBJECTS.replace("flag: False\n", "").replace("nothing: null\n", ""))
+
+    def load(*words):
+        return load_run([str(file), *words], objects)[3]
+
+    assert load("--linear.bias=False")["linear"].bias is None
+    assert load("--bias=False")["linear"].bias is None  # the one object that takes it
+    assert load("--p=0.25")["dropout"]().p == 0.25
+    assert load("--out_features=5")["linear"].out_features == 5
+    found = complaint(file, "--inplace=True", function=objects)
+    assert "--both.other.inplace" in found
+    assert "--dropout.inplace" in found
+    assert "expected True or False" in complaint(file, "--bias=3", function=objects)
+
+
+def test_null_suits_a_parameter_whose_default_is_none(file):
+    file.write_text("save: x\nlinear: !new:torch.nn.Linear\n    in_features: 2\n")
+    text = "    out_features: 3\n    device: cpu\n"
+    file.write_text(file.read_text() + text)
+
+    def function(*, save, linear):
+        """Reads both."""
+
+    for word in ("--linear.device=null", "--device=cpu"):
+        assert load_run([str(file), word], function)[3]["linear"].out_features == 3

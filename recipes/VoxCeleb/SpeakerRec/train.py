@@ -31,8 +31,8 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
-from speechbrain_ext.profiling import count_parameters
 from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.validation import EERTrials
 from speechbrain_ext.utils.config import load_run

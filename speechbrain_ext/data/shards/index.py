@@ -38,7 +38,7 @@ from speechbrain_ext.data.audio import (
     read_header,
 )
 from speechbrain_ext.data.manifest import TextColumn
-from speechbrain_ext.data.shards.members import TarMember
+from speechbrain_ext.data.shards.members import TarMember, forget_open_shards
 from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
@@ -80,6 +80,7 @@ class ShardIndex:
     def __init__(self, folder, num_workers=None):
         self.folder = Path(folder).resolve()
         self.shards = shards_in(self.folder)
+        forget_open_shards()  # one of them may have been made anew
         stats = [(path.name, path.stat()) for path in self.shards]
         tars = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         fields = [(name, pa.int64()) for name in _COLUMNS]

@@ -121,3 +121,4 @@ class _OpenShard:
 
 
 _open_shard = functools.lru_cache(maxsize=_SHARDS_OPEN)(_OpenShard)
+forget_open_shards = _open_shard.cache_clear

@@ -1,1 +1,1 @@
-"""An encoder and its head as one ONNX file: graph, export, check, 8 bits."""
+"""A speaker encoder as one ONNX file: the graph, its check against torch, 8 bits."""

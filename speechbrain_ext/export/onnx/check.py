@@ -1,10 +1,8 @@
-"""ONNX files on disk: whole or absent, with or without a file of weights beside.
+"""ONNX files on disk, and what they compute: against torch and in 8 bits.
 
-protobuf ends at 2 GiB. Larger models keep their weights in a second file, which the
-first one names; that name is new each time, so that replacing the first file replaces
-the model, and no file ever reads another's weights.
-
-What an exported graph computes, against the model and against itself in 8 bits.
+A file is whole or absent. protobuf ends at 2 GiB: larger models keep their weights in a
+second file, which the first one names. That name is new each time, so that replacing
+the first file replaces the model, and no file ever reads another's weights.
 
     difference = max |onnx − torch| / max(1, max |torch|)      over all recordings
     cosine     = onnx · int8 / (‖onnx‖ ‖int8‖)                 the least of them
@@ -27,6 +25,12 @@ from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder, cosine
 from speechbrain_ext.utils.errors import InputError
 
 SINGLE_FILE_BYTES = 2**31 - 2**26  # the graph itself needs some of it
+TOLERANCE = 1e-4
+SECONDS = (0.5, 1.0, 1.7003, 3.0, 3.0101, 6.0)  # and the shortest that it takes
+BATCH = 4
+
+
+# -- files -----------------------------------------------------------------------------
 
 
 def is_large(n_bytes):
@@ -37,8 +41,7 @@ def is_large(n_bytes):
 def save(model, path):
     """Write an ``onnx_ir.Model`` → ``path``.
 
-    What it reads from a file of its own until now does not stay there: other models
-    would be written over that.
+    Small weights that are still in a file beside are taken into it.
     """
     import onnx_ir
 
@@ -114,9 +117,7 @@ def folder_beside(output):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-TOLERANCE = 1e-4
-SECONDS = (0.5, 1.0, 1.7003, 3.0, 3.0101, 6.0)  # and the shortest that it takes
-BATCH = 4
+# -- what they compute -----------------------------------------------------------------
 
 
 def check_against_torch(model, path):

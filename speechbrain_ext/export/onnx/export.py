@@ -49,7 +49,8 @@ def export_onnx(model, output, int8=False, check_files=()):
     ------
     InputError
         Where the extra is not installed, ``output`` does not end in .onnx, the
-        graph's embeddings differ from the model's, or those of 8 bits too much.
+        encoder has no graph form, the graph's embeddings differ from the model's, or
+        those of 8 bits too much.
     """
     require_extra()
     output = Path(output)

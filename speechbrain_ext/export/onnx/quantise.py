@@ -17,6 +17,7 @@ import logging
 import statistics
 import time
 
+from speechbrain_ext.export.onnx.build import FRONT
 from speechbrain_ext.export.onnx.check import (
     compare_embeddings,
     file_bytes,
@@ -121,7 +122,7 @@ def _linear_maps(graph):
         for node in graph.node
         if node.op_type in LINEAR
         and node.input[1] in weights
-        and not node.name.startswith("features/")
+        and not node.name.startswith(FRONT)
     ]
     # the quantiser first splits a Gemm into a sum and a product of this name
     return [*names, *(f"{name}_MatMul" for name in names)]

@@ -5,16 +5,20 @@
 arXiv 2510.04213, table 2; Desplanques et al. 2020 (arXiv 2005.07143).
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
-from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+from speechbrain.lobes.models import ECAPA_TDNN as module_of_ecapa
+from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Conv1d
 from torch import nn
 
-from speechbrain_ext.lobes.encoder import Head, padding_mask
+from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
 from speechbrain_ext.utils.errors import InputError
 
 # ECAPA-TDNN reflects up to 4 frames at either end, and must have them.
 ECAPA_MIN_FRAMES = 5
+INSTANCE_NORM_EPS = 1e-5  # torch's own
 
 
 class WeightedSumECAPA(Head):
@@ -76,6 +80,15 @@ class WeightedSumECAPA(Head):
             weight * state for weight, state in zip(weights, states, strict=True)
         )
 
+    def graph_form(self):
+        """Rows of different lengths at once, each as if it were alone."""
+        form = shared_copy(self)
+        form.__class__ = _MaskedECAPA
+        for module in form.modules():
+            if type(module) is Conv1d and module.kernel_size > 1:
+                module.__class__ = _RowReflectingConv1d
+        return form
+
     def _embed(self, x):
         """[B, T, C] without padding → [B, 1, E]."""
         if x.shape[1] < ECAPA_MIN_FRAMES:
@@ -85,3 +98,67 @@ class WeightedSumECAPA(Head):
             )
         normalised = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
         return self.ecapa_tdnn(normalised)
+
+
+# -- for ONNX --------------------------------------------------------------------------
+
+
+class _MaskedECAPA(WeightedSumECAPA):
+    """Rows of different lengths at once, each as if it were alone."""
+
+    def forward(self, states, lens):
+        """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
+        total = self.weighted_sum(states)
+        frames = torch.round(lens.double() * total.shape[1]).long()
+        inside = torch.arange(total.shape[1], device=total.device) < frames[:, None]
+        normalised = _instance_norm(total, inside.unsqueeze(-1), frames.view(-1, 1, 1))
+        with _row_ends(self.ecapa_tdnn, frames):
+            # half a frame less: ECAPA-TDNN compares lens · T with whole numbers
+            return self.ecapa_tdnn(normalised, (frames - 0.5) / total.shape[1])
+
+
+class _RowReflectingConv1d(Conv1d):
+    """ECAPA-TDNN's convolution, reflecting at the end of each row, not of the batch."""
+
+    frames = None  # [B], valid ones; set by the head for each forward
+
+    def _manage_padding(self, x, kernel_size, dilation, stride):
+        """[B, C, T] → [B, C, T + 2p]."""
+        border = dilation * (kernel_size - 1) // 2
+        place = torch.arange(-border, x.shape[-1] + border, device=x.device).abs()
+        last = self.frames.unsqueeze(1) - 1
+        place = torch.where(place > last, 2 * last - place, place).clamp(min=0)
+        return x.gather(2, place.unsqueeze(1).expand(-1, x.shape[1], -1))
+
+
+def _instance_norm(x, inside, count):
+    """Zero mean, unit variance over the frames inside: [B, T, C] → the same."""
+    mean = torch.where(inside, x, 0.0).sum(1, keepdim=True) / count
+    centred = torch.where(inside, x - mean, 0.0)
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred * (variance + INSTANCE_NORM_EPS).rsqrt()
+
+
+@contextlib.contextmanager
+def _row_ends(ecapa, frames):
+    """Let ECAPA-TDNN know where its rows end, in a way that holds for any batch.
+
+    SpeechBrain's own ``length_to_mask`` would make the batch size of the example a
+    constant of the graph.
+    """
+    convolutions = [m for m in ecapa.modules() if isinstance(m, _RowReflectingConv1d)]
+    own = module_of_ecapa.length_to_mask
+    module_of_ecapa.length_to_mask = _length_to_mask
+    try:
+        for convolution in convolutions:
+            convolution.frames = frames
+        yield
+    finally:
+        module_of_ecapa.length_to_mask = own
+        for convolution in convolutions:
+            convolution.frames = None
+
+
+def _length_to_mask(lengths, max_len, device):
+    """Lengths [B] in frames → [B, max_len], True where valid."""
+    return torch.arange(max_len, device=device) < lengths.unsqueeze(1)

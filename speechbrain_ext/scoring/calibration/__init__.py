@@ -203,12 +203,8 @@ class QualityCalibrator:
         """
         self._check_fitted()
         features = _checked_features(features, self.names)
-        # Not a product of matrices, whose last bits depend on the kernel and the shape:
-        # element by element, equal trials have equal ratios in any block on any CPU.
-        ratios = np.full(len(features), self.bias)
-        for column, weight in zip(features.T, self.weights):
-            ratios += weight * column
-        return ratios
+        # Not a BLAS product, which may round two equal rows of a matrix differently.
+        return np.einsum("tf,f->t", features, self.weights) + self.bias
 
     def save(self, path):
         """Write to a JSON file, atomically; the numbers come back bit for bit.

@@ -1,4 +1,4 @@
-"""How much to hold a calibrator back: λ by cross-validation over speakers.
+"""The penalty λ of a calibrator, by cross-validation over speakers.
 
 Trials of one speaker resemble each other, so thousands of trials of few speakers say
 much less than their number. Speakers are dealt into folds. For each fold the calibrator
@@ -9,8 +9,8 @@ et al., "Classification and regression trees", 1984)::
 
     λ* = max { λ : C(λ) <= C(λ₀) + s },  λ₀ = argmin C,  s² = (K - 1)/K Σ_k (C₋ₖ - C̄₋)²
 
-with s the jackknife's over the K folds at λ₀. The score has λ, its qualities 100 λ:
-that the score tells speakers apart is known, of the qualities it is to be shown.
+with s the jackknife's over the K folds at λ₀. The score has λ, its qualities 100 λ: the
+score is known to tell speakers apart, the qualities have yet to show their use.
 
 (A non-target trial between two folds is tried once for each, with one speaker of the
 two unknown to the calibrator: both unknown would leave six speakers hardly any.)
@@ -56,10 +56,10 @@ def choose_l2(features, labels, speakers, objective="cllr", seed=0):
         As :func:`deal_trials` and the calibrator.
     """
     folds = deal_trials(labels, speakers, seed)
-    tried = {l2: _try(features, labels, folds, objective, l2) for l2 in GRID}
-    costs = {l2: _cost(parts) for l2, parts in tried.items()}
+    trials = {l2: _try(features, labels, folds, objective, l2) for l2 in GRID}
+    costs = {l2: _cost(parts) for l2, parts in trials.items()}
     lowest = min(GRID, key=costs.get)
-    limit = costs[lowest] + _standard_error(tried[lowest])
+    limit = costs[lowest] + _standard_error(trials[lowest])
     return max(l2 for l2 in GRID if costs[l2] <= limit), costs
 
 
@@ -69,42 +69,29 @@ def make_calibrator(l2, names=None, objective="cllr"):
 
 
 def deal_trials(labels, speakers, seed=0):
-    """Deal speakers into folds, and say which trials each holds.
+    """Deal speakers into folds → for each bool [T], the trials with its speakers.
 
-    Arguments
-    ---------
-    labels, speakers, seed
-        As for :func:`choose_l2`.
-
-    Returns
-    -------
-    list of np.ndarray
-        For each fold bool [T]: the trials with one of its speakers.
-
-    Raises
-    ------
-    InputError
-        Fewer than three speakers, or a fold without which one label is gone.
+    InputError for fewer than three speakers, or a fold without which one label is gone.
     """
     labels = np.asarray(labels)
-    known, codes = np.unique(speakers, return_inverse=True)
-    if len(known) < 3:
+    names, codes = np.unique(speakers, return_inverse=True)
+    if len(names) < 3:
         raise InputError(
-            f"trials of {len(known)} speakers, expected at least 3 to choose l2 by "
+            f"trials of {len(names)} speakers, expected at least 3 to choose l2 by "
             "cross-validation (or l2 to be given)"
         )
-    n_folds = min(FOLDS, len(known))
-    of_speaker = np.random.default_rng(seed).permutation(len(known)) % n_folds
+    n_folds = min(FOLDS, len(names))
+    of_speaker = np.random.default_rng(seed).permutation(len(names)) % n_folds
     of_trial = of_speaker[codes.reshape(np.shape(speakers))]  # [T, 2]
     folds = [(of_trial == fold).any(axis=1) for fold in range(n_folds)]
     for inside in folds:
-        left = labels[~inside]
-        if not 0 < left.sum() < len(left):
+        outside = labels[~inside]
+        if not 0 < outside.sum() < len(outside):
             raise InputError(
-                f"trials of {len(known)} speakers: {left.sum()} targets and "
-                f"{len(left) - left.sum()} non-targets are left without a fold of "
-                "them, expected some of each to choose l2 by cross-validation (or l2 "
-                "to be given)"
+                f"trials of {len(names)} speakers: {outside.sum()} targets and "
+                f"{len(outside) - outside.sum()} non-targets are left without a fold "
+                "of them, expected some of each to choose l2 by cross-validation (or "
+                "l2 to be given)"
             )
     return folds
 

@@ -19,25 +19,23 @@ class StackedScores(NamedTuple):
 
 
 def stack_scores(systems):
-    """Bring the scores of several systems into one order.
+    """Bring the scores of several systems into one order, that of the first system.
 
     Arguments
     ---------
     systems : dict
-        Name → (:class:`~speechbrain_ext.scoring.trials.Trials`, scores [T]), as
-        :func:`~speechbrain_ext.scoring.trials.read_scores` gives them. Each holds the
-        same trials, in any order; enrolment and test do not swap.
+        Name → (:class:`~speechbrain_ext.scoring.trials.Trials`, scores [T]). Each holds
+        the same trials, in any order; enrolment and test do not swap.
 
     Returns
     -------
     StackedScores
-        Rows in the order of the first system.
 
     Raises
     ------
     InputError
-        No system, scores of another shape, a trial that comes twice in a system, or
-        one that not all systems score; names the systems and the first such trial.
+        No system, scores of another shape, a trial that comes twice in a system, or one
+        that not all systems score; names the systems and the first such trial.
     """
     if not systems:
         raise InputError("no systems to fuse, expected at least one")

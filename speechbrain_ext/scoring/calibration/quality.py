@@ -31,7 +31,7 @@ FORMS = ("min", "max", "difference", "ratio")
 
 
 class QualityFeatures(NamedTuple):
-    """``names`` list of F str and ``values`` float64 [T, F], a row per trial."""
+    """``names`` of F inputs and ``values`` float64 [T, F], a row per trial."""
 
     names: list
     values: np.ndarray

@@ -16,15 +16,13 @@ not drawn: the cost grows with utterances and trials, not with possible pairs.
 Where these speakers are in the cohort of a score normalisation, each utterance's own
 speaker must be left out of its cohort scores.
 
-What every step of a back-end makes of the trials that it was calibrated on.
-
-    calibration_scores_SYSTEM.npz    trials, labels and scores, a file per system
-
-As a rule these are the only trials of speakers that neither the training nor the test
-knew: a model's thresholds are taken from them. A file is a table of
-:mod:`~speechbrain_ext.scoring.score_files`, for ``evaluate`` and ``calibrate`` too. An
-utterance's own speaker was left out of its cohort scores. The likelihood ratios, unlike
-the other scores, are those of the very trials that their few weights were fitted to.
+Scores of every step on these trials are kept in files
+``calibration_scores_SYSTEM.npz``. As a rule these are the only trials of speakers that
+neither the training nor the test knew: a model's thresholds are taken from them. A file
+is a table of :mod:`~speechbrain_ext.scoring.score_files`, for ``evaluate`` and
+``calibrate`` too. An utterance's own speaker was left out of its cohort scores. The
+likelihood ratios, unlike the other scores, are those of the very trials that their few
+weights were fitted to.
 """
 
 from pathlib import Path
@@ -185,11 +183,8 @@ def _choose(population, wanted, random):
 def _spread(pairs, wanted, random):
     """Spread ``wanted`` draws evenly over groups of so many ``pairs`` [G].
 
-    Returns
-    -------
-    group, pair : np.ndarray
-        int64: the group of each draw, and which of its pairs; none twice. Fewer than
-        ``wanted`` where there are fewer pairs.
+    Returns group and pair int [wanted], in the order of groups; no pair of a group
+    comes twice. Fewer than ``wanted`` where there are fewer pairs.
     """
     # The most rounds that can be completed, by bisection; what is left goes to the
     # first groups that have more (the caller has shuffled them).
@@ -255,22 +250,8 @@ def calibration_scores_path(folder, system):
 def write_calibration_scores(folder, backend, manifest, vectors, trials):
     """Score the calibration trials by every step, and write a file for each.
 
-    Arguments
-    ---------
-    folder : str or Path
-    backend : Backend
-        With its calibrator.
-    manifest : Manifest
-        N recordings.
-    vectors : np.ndarray
-        float [N, E], their embeddings.
-    trials : CalibrationTrials
-        Of these recordings.
-
-    Raises
-    ------
-    InputError
-        As :meth:`~speechbrain_ext.scoring.backend.Backend.scores`.
+    Of ``manifest``, N recordings, and their embeddings ``vectors`` float [N, E];
+    ``trials`` are CalibrationTrials of these, ``backend`` has its calibrator.
     """
     side = of_speakers(
         TrialSide(vectors, manifest.durations), manifest.speakers, backend

@@ -8,17 +8,18 @@ from tiny_encoder import tiny_config
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.adaptation import inject_lora
-from speechbrain_ext.lobes.heads import AdapterMFA
+from speechbrain_ext.lobes.encoder import Encoder
+from speechbrain_ext.lobes.heads import MFA, AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.profiling import count_macs, counted_operations
 from speechbrain_ext.profiling.layers import (
     REST,
-    STAGES,
+    layer_times,
     matrix_products,
     matrix_rate,
-    stage_times,
 )
+from speechbrain_ext.utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,12 @@ def model():
 
 
 def test_every_stage_is_timed_and_counted(model):
-    stages = stage_times(model, seconds=1.0, repeats=2)
-    assert [stage.name for stage in stages] == [*STAGES, "head", REST]
+    stages = layer_times(model, seconds=1.0, repeats=2)
+    kinds = model.encoder.layer_kinds()
+    assert [stage.name for stage in stages] == [*kinds, "head", REST]
     assert all(stage.seconds > 0 for stage in stages)
     by_name = {stage.name: stage.macs for stage in stages}
-    frames, width = model.encoder.n_frames(1.0), model.encoder.hidden_size
+    frames, width = 49, model.encoder.hidden_size
     units = model.encoder.config.intermediate_size
     assert by_name["feed-forward"] == 2 * 2 * 2 * frames * width * units
     mel = by_name.pop("features")  # which profile does not count
@@ -42,7 +44,7 @@ def test_every_stage_is_timed_and_counted(model):
 
 
 def test_the_limit_is_that_of_the_rate(model):
-    stages = stage_times(model, seconds=0.5, repeats=1)
+    stages = layer_times(model, seconds=0.5, repeats=1)
     rates = {round(s.macs / s.limit) for s in stages if s.macs}
     assert len(rates) <= 2  # one rate, rounded
     assert matrix_rate(model, rows=10, repeats=1) > 0
@@ -71,7 +73,7 @@ def test_without_feed_forward_modules_linear_layers_count():
 
 
 def test_hooks_are_taken_off_again(model):
-    stage_times(model, seconds=0.5, repeats=1)
+    layer_times(model, seconds=0.5, repeats=1)
     for module in model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -88,7 +90,7 @@ def test_parts_that_were_pruned_away_take_nothing():
     )
     encoder = W2VBertEncoder(config)
     model = SpeakerEncoder(encoder, AdapterMFA(48, 2, 5, 7)).eval()
-    stages = {s.name: s for s in stage_times(model, seconds=0.5, repeats=1)}
+    stages = {s.name: s for s in layer_times(model, seconds=0.5, repeats=1)}
     assert stages["attention"].seconds == stages["attention"].macs == 0
     assert stages["convolution"].macs > 0
 
@@ -102,28 +104,30 @@ def test_command_prints_draws_and_gives_json(tmp_path, capsys):
     assert table.count("attention") == 2
     assert f"1 s, {torch.get_num_threads()} threads" in table
     assert picture.read_bytes().startswith(b"\x89PNG")
-    main(["stages", *options, "--json"])
+    main(["profile", "--layers", *options, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["0.5", "1.0"]
     assert [stage["name"] for stage in found["1.0"]][-1] == REST
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--pretrained_folder=missing"], "error: missing: no hyperparams.yaml"),
-        (["--config=missing.json"], "error: missing.json: not a readable"),
-        (["--config=tiny.json", "--seconds=0.01"], "error: seconds: 0.01, expected"),
-    ],
-)
-def test_command_with_bad_input_prints_one_line(
-    arguments, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    tiny_config(num_hidden_layers=1).to_json_file("tiny.json")
-    with pytest.raises(SystemExit) as stopped:
-        main(["stages", *arguments])
-    assert stopped.value.code == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith(message)
-    assert printed.err.count("\n") == 1
+class Bare(Encoder):
+    """Declares no kinds of layers."""
+
+    hidden_size, n_states = 5, 1
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv1d(1, 5, 400, 320)
+
+    def encode(self, x, lens=None):
+        return [self.convolution(x.unsqueeze(1)).transpose(1, 2)]
+
+
+def test_an_encoder_without_kinds_is_named():
+    model = SpeakerEncoder(Bare(), MFA(5, 1, 4, 3)).eval()
+    with pytest.raises(InputError, match="Bare declares no kinds of layers"):
+        layer_times(model, seconds=0.5, repeats=1)
+
+
+def test_a_network_of_convolutions_has_a_rate_too():
+    assert matrix_products(Bare(), rows=10)[1] == 10 * 5 * 400
