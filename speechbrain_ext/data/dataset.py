@@ -1,11 +1,11 @@
-"""Recordings → batches: random crops for training, padded recordings for evaluation.
+"""Random crops for training: from draws to batches, by workers, over bad recordings.
 
 An item is a function of (seed, epoch, position) and the recording alone: which worker
 makes it, and how many there are, changes nothing.
 
 A disk that loses one file of ten million should not end a run of two weeks; one that
-loses a shard should. So a stated number of recordings may turn out bad, each is named
-once, and one more ends the run.
+loses a shard should. So a stated number of recordings may be bad, each is named once,
+and one more ends the run.
 """
 
 import logging
@@ -17,49 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
+from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.data.augment.waveform import SpeedPerturb, read_crop
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import START_METHOD, signals_held, start_worker
 
 logger = logging.getLogger(__name__)
-
-
-class _BadRecordings:
-    """The bad recordings that a process and its workers have met; ``limit`` may be."""
-
-    def __init__(self, limit):
-        if limit < 0:
-            raise InputError(f"max_bad_recordings: {limit}, expected at least 0")
-        self.limit = limit
-        # row numbers, -1 where there is none yet; shared with the workers
-        context = multiprocessing.get_context(START_METHOD)
-        self._rows = context.Array("q", [-1] * limit) if limit else None
-
-    def __len__(self):
-        return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
-
-    def add(self, row, error):
-        """Count a row of the manifest, once; raise ``error`` where it is too many."""
-        if self._rows is None:
-            raise error
-        with self._rows.get_lock():
-            rows = self._rows[:]
-            if row in rows:
-                return
-            if -1 not in rows:
-                raise InputError(
-                    f"{error} ({self.limit + 1} bad recordings, expected at most "
-                    f"max_bad_recordings={self.limit})"
-                ) from error
-            count = rows.index(-1)
-            self._rows[count] = row
-        logger.warning(
-            "%s; another is drawn in its place (%d of at most %d)",
-            *(error, count + 1, self.limit),
-        )
-
 
 # Last word of an item's seed; the sampler's own streams end otherwise.
 _ITEM_STREAM = 2
@@ -112,8 +76,8 @@ class TrainingSet(Dataset):
         ``(wav [T], generator)`` → wav [T].
     speeds : tuple of float
         The first is 1.0. A voice played faster is another voice, hence another class
-        (:mod:`speechbrain_ext.data.labels`), for the speakers that the manifest
-        perturbs.
+        (:mod:`speechbrain_ext.data.labels`), for the speakers whom the manifest has
+        perturbed.
     max_bad_recordings : int
         So many recordings that cannot be read are named and passed over: another row,
         drawn by the item's own generator, takes the place of each.
@@ -159,7 +123,7 @@ class TrainingSet(Dataset):
         ------
         InputError
             Names a recording that cannot be read, or is shorter than its manifest
-            states, and is one too many.
+            says, and is one too many.
         """
         words = [self.seed, draw.epoch, draw.position, _ITEM_STREAM]
         generator = np.random.default_rng(words)
@@ -178,7 +142,8 @@ class TrainingSet(Dataset):
             try:
                 wav = read_crop(
                     self.manifest.paths[row],
-                    _frames(self.manifest, row),
+                    # For all rows at once, 10 million would take 80 MB.
+                    round(self.manifest.durations[row] * SAMPLE_RATE),
                     self.speed.source_length(draw.n_samples, speed),
                     generator,
                 )
@@ -201,43 +166,136 @@ class TrainingSet(Dataset):
         )
 
 
-class EvaluationSet(Dataset):
-    """Whole recordings, or their middles, for extracting embeddings.
+class _BadRecordings:
+    """The bad recordings that a process and its loader workers have met."""
+
+    def __init__(self, limit):
+        if limit < 0:
+            raise InputError(f"max_bad_recordings: {limit}, expected at least 0")
+        self.limit = limit
+        # Row numbers, -1 in empty slots; shared with the workers.
+        context = multiprocessing.get_context(START_METHOD)
+        self._rows = context.Array("q", [-1] * limit) if limit else None
+
+    def __len__(self):
+        return 0 if self._rows is None else sum(row >= 0 for row in self._rows[:])
+
+    def add(self, row, error):
+        """Count a row of the manifest once; raise ``error`` beyond the limit."""
+        if self._rows is None:
+            raise error
+        with self._rows.get_lock():
+            rows = self._rows[:]
+            if row in rows:
+                return
+            if -1 not in rows:
+                raise InputError(
+                    f"{error} ({self.limit + 1} bad recordings, expected at most "
+                    f"max_bad_recordings={self.limit})"
+                ) from error
+            count = rows.index(-1)
+            self._rows[count] = row
+        logger.warning(
+            "%s; another is drawn in its place (%d of at most %d)",
+            *(error, count + 1, self.limit),
+        )
+
+
+class _BatchOrError(Dataset):
+    """Whole batches of a dataset, or the InputError of an item in place of its batch.
+
+    torch would raise it again with the worker's whole traceback for a message.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitems__(self, keys):
+        try:
+            items = [self.dataset[key] for key in keys]
+        except InputError as error:
+            return error
+        return self.dataset.collate(items)
+
+
+def _unchanged(batch):
+    return batch
+
+
+class _TimedLoader(DataLoader):
+    """Raises such errors, ends its workers, and measures the time spent waiting."""
+
+    _began, _waited = 0.0, 0.0
+
+    def close(self):
+        """End the workers. At exit torch would wait five seconds for each."""
+        workers, self._iterator = self._iterator, None
+        if workers is not None:
+            workers._shutdown_workers()
+
+    def share_waited(self):
+        """Share of the time since the last iteration began that was spent waiting."""
+        elapsed = time.perf_counter() - self._began
+        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
+
+    def __iter__(self):
+        self._began, self._waited = time.perf_counter(), 0.0
+        with signals_held():
+            batches = super().__iter__()
+        self._waited = time.perf_counter() - self._began
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+
+
+def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
+    """A loader whose errors are as short with workers as without.
 
     Arguments
     ---------
-    manifest : Manifest
-        N recordings.
-    max_seconds : float, optional
-        Of longer recordings only as much is read, from the centre.
+    dataset : TrainingSet
+        Or another dataset with a ``collate``.
+    sampler : iterable
+        Of batches of what the dataset takes, such as a ``CropBatchSampler``.
+    num_workers : int
+        Processes; 0 reads in this one. They stay alive from epoch to epoch, and
+        torch gives each one thread.
+    pin_memory : bool
+        For copies to a GPU that overlap with its work.
+
+    Returns
+    -------
+    torch.utils.data.DataLoader
+        Raises InputError in this process where an item does, with the same message.
+        ``close()`` ends its workers, ``share_waited()`` is the share of an epoch's
+        time that was spent waiting for them.
+
+    Raises
+    ------
+    InputError
+        A negative number of workers.
     """
-
-    def __init__(self, manifest, max_seconds=None):
-        number = max_seconds is None or isinstance(max_seconds, (int, float))
-        if not number or (max_seconds is not None and not max_seconds > 0):
-            raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
-        self.manifest = manifest
-        self.longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-
-    def __len__(self):
-        return len(self.manifest)
-
-    def __getitem__(self, row):
-        """(id, wav float32 tensor [T]) of one row of the manifest."""
-        path, frames = self.manifest.paths[row], _frames(self.manifest, row)
-        if self.longest is None or frames <= self.longest:
-            wav = read_audio(path)
-        else:
-            wav = read_audio(path, (frames - self.longest) // 2, self.longest)
-        return self.manifest.ids[row], torch.from_numpy(wav)
-
-    @staticmethod
-    def collate(items):
-        """Pad with zeros: (ids, wavs [B, T], lengths relative to T [B])."""
-        ids, wavs = zip(*items)
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-        return list(ids), padded, lengths / padded.shape[1]
+    if num_workers < 0:
+        raise InputError(f"num_workers: {num_workers}, expected 0 or more")
+    return _TimedLoader(
+        _BatchOrError(dataset),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_unchanged,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context=START_METHOD if num_workers else None,
+        worker_init_fn=start_worker,
+        # A generator of its own: each iteration draws a seed for the workers, and
+        # drawing it from torch's would make a resumed run differ from an unbroken one.
+        generator=torch.Generator(),
+    )
 
 
 def length_batches(durations, max_batch_seconds, max_batch_size=256):
@@ -273,111 +331,3 @@ def length_batches(durations, max_batch_seconds, max_batch_size=256):
         batches.append(order[first : first + count])
         first += count
     return batches
-
-
-# -- the loader ------------------------------------------------------------------------
-
-
-class _CaughtErrors(Dataset):
-    """A dataset, but an InputError comes back in place of the items.
-
-    torch would raise it again with the worker's whole traceback for a message.
-    """
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitems__(self, keys):
-        try:
-            return [self.dataset[key] for key in keys]
-        except InputError as error:
-            return error
-
-    def collate(self, items):
-        return items if isinstance(items, InputError) else self.dataset.collate(items)
-
-
-class _Loader(DataLoader):
-    """A loader that raises such errors and measures how long training waits for it."""
-
-    _began, _waited = 0.0, 0.0
-
-    def close(self):
-        """End the workers. At exit torch would wait five seconds for each."""
-        workers, self._iterator = self._iterator, None
-        if workers is not None:
-            workers._shutdown_workers()
-
-    def share_waited(self):
-        """Part of the time since the last iteration began that was spent waiting."""
-        elapsed = time.perf_counter() - self._began
-        return min(self._waited / elapsed, 1.0) if elapsed > 0 else 0.0
-
-    def __iter__(self):
-        self._began, self._waited = time.perf_counter(), 0.0
-        with signals_held():
-            batches = super().__iter__()
-        self._waited = time.perf_counter() - self._began
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-
-
-def make_loader(dataset, sampler, num_workers=0, pin_memory=False):
-    """A loader whose errors are as short with workers as without.
-
-    Arguments
-    ---------
-    dataset : TrainingSet or EvaluationSet
-        Has a ``collate``.
-    sampler : iterable
-        Of batches of what the dataset takes: a ``CropBatchSampler``, or what
-        :func:`length_batches` gives.
-    num_workers : int
-        Processes; 0 reads in this one. They stay alive from epoch to epoch, and
-        torch gives each one thread.
-    pin_memory : bool
-        For copies to a GPU that overlap with its work.
-
-    Returns
-    -------
-    torch.utils.data.DataLoader
-        Raises InputError in this process where an item does, with the same message.
-        ``close()`` ends its workers, ``share_waited()`` is the share of time that
-        training waited for them.
-
-    Raises
-    ------
-    InputError
-        A negative number of workers.
-    """
-    if num_workers < 0:
-        raise InputError(f"num_workers: {num_workers}, expected 0 or more")
-    caught = _CaughtErrors(dataset)
-    return _Loader(
-        caught,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=caught.collate,
-        persistent_workers=num_workers > 0,
-        multiprocessing_context=START_METHOD if num_workers else None,
-        worker_init_fn=start_worker,
-        # Each iteration draws a seed for the workers: from torch's own generator, a
-        # resumed run would differ from an unbroken one.
-        generator=torch.Generator(),
-    )
-
-
-def _frames(manifest, row):
-    """Samples of one recording. For all at once, 10 million would take 80 MB."""
-    return round(manifest.durations[row] * SAMPLE_RATE)

@@ -1,24 +1,21 @@
-"""Which utterances make which batch: shuffled, sharded, resumable at any step.
+"""Batches of crops: shuffled, sharded over processes, resumable at any step.
 
-The order of an epoch is a function of (seed, epoch) alone. Step g takes its positions
-gB ... gB + B − 1, B = batch size × processes, and rank r those among them that are ≡ r
-modulo the number of processes: the same B gives the same batches on one GPU and on
-eight. All random numbers of a step or of an utterance come from (seed, epoch, step or
-position), so neither the number of workers nor an interruption changes them.
+The global order of an epoch is a function of (seed, epoch) alone. Step g takes its
+positions gB … gB + B − 1, B = batch size × processes, and rank r those among them that
+are ≡ r modulo the number of processes: the same B gives the same global batches on one
+GPU and on eight. All random numbers of a step or an utterance come from (seed, epoch,
+step or position), so neither the number of workers nor an interruption changes them.
 
-One optimiser step takes a global batch of
-
-    G = batch size × processes × accumulation
-
-utterances. A learning rate is published for one G; with more or fewer processes it
-changes unless batch size or accumulation does the opposite, so a run logs its G.
-
-A run that stopped after n steps of B utterances and has B' now continues at step
+One optimiser step takes a global batch of G = B × accumulation utterances. A learning
+rate is published for one G. With more or fewer processes G changes, which the log says,
+unless the batch size or the accumulation does the opposite. The order of an epoch is
+the same for any G. A run stopped after n steps with B and resumed with B' continues at
+step
 
     ⌊n B / B'⌋, rounded down to the beginning of an accumulation group.
 
-Utterances since that step come again; none is left out, but a tail of less than B', as
-in every epoch.
+The utterances trained on since that step come again. None is skipped, except a tail of
+fewer than B', as in every epoch.
 """
 
 import json
@@ -37,9 +34,15 @@ from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_json
 
+logger = logging.getLogger(__name__)
+
 
 class GlobalBatch(NamedTuple):
-    """The three factors of G; ``accumulation``: steps of one optimiser step."""
+    """The three factors of G.
+
+    ``batch_size``: utterances of one process in one step; ``processes``;
+    ``accumulation``: steps whose gradients are summed for one optimiser step.
+    """
 
     batch_size: int
     processes: int
@@ -62,29 +65,31 @@ class GlobalBatch(NamedTuple):
         )
 
     def optimiser_steps(self, steps):
-        """Steps of an epoch → optimiser steps; the last may take fewer steps."""
+        """Steps of an epoch → optimiser steps; the last may be of fewer steps."""
         return -(-steps // self.accumulation)
 
     def advice(self, size):
-        """How to make G ``size`` on these processes, in words."""
-        words = []
-        # the batch size first: only that makes the steps equal, too
-        for option, rest in (
+        """Options that make G ``size`` on these processes, as a sentence.
+
+        The batch size comes first: only that makes the steps equal, too.
+        """
+        options = []
+        for option, others in (
             ("batch_size", self.processes * self.accumulation),
             ("grad_accumulation_factor", self.per_step),
         ):
-            if size % rest == 0:
-                words.append(f"--{option}={size // rest}")
-        if not words and size % self.processes == 0:
-            words.append(
+            if size % others == 0:
+                options.append(f"--{option}={size // others}")
+        if not options and size % self.processes == 0:
+            options.append(
                 f"--batch_size={size // self.processes} --grad_accumulation_factor=1"
             )
-        words = " or ".join(words) or "a number of processes that divides it"
-        return f"{size} needs {words}"
+        options = " or ".join(options) or "a number of processes that divides it"
+        return f"{size} needs {options}"
 
 
 class EpochPosition(NamedTuple):
-    """``step`` of ``steps`` of an epoch are done."""
+    """So many steps of an epoch are done."""
 
     step: int
     steps: int
@@ -95,26 +100,26 @@ class EpochPosition(NamedTuple):
         return self.step == self.steps
 
 
-def continue_epoch(epoch, old, before, now, steps):
-    """Where a run continues in an epoch with other batches.
+def resume_position(epoch, old, before, now, steps):
+    """Where to resume with other batches, and a line for the log.
 
-    ``old`` is the position at the stop, with the batches ``before``; an epoch has
-    ``steps`` with the batches ``now``. Returns the new position, not behind the first
-    utterance that was not trained on, and one line about the change; None where the
-    steps are the same.
+    ``old`` is the position of the stopped run, in steps of the batches ``before``;
+    ``steps`` is an epoch's number of steps with the batches ``now``. The new position
+    is not behind the first utterance that was not trained on. The line is None where
+    the steps are the same.
     """
     if old.at_end:
         new = EpochPosition(steps, steps)
     else:
         step = old.step * before.per_step // now.per_step
-        done = step >= steps
-        new = EpochPosition(steps if done else step - step % now.accumulation, steps)
+        step = steps if step >= steps else step - step % now.accumulation
+        new = EpochPosition(step, steps)
     if before.accumulation == now.accumulation and before.per_step == now.per_step:
         return new, None
-    return new, _describe(epoch, old, before, new, now)
+    return new, _describe_change(epoch, old, before, new, now)
 
 
-def _describe(epoch, old, before, new, now):
+def _describe_change(epoch, old, before, new, now):
     if before.size == now.size:
         batches = f"global batch {now}, as before in other steps ({before})"
     else:
@@ -122,15 +127,13 @@ def _describe(epoch, old, before, new, now):
     if old.at_end:
         was, is_now = before.optimiser_steps(old.steps), now.optimiser_steps(new.steps)
         return f"{batches}; optimiser steps per epoch: {was} before, now {is_now}"
-    again = old.step * before.per_step - new.step * now.per_step
-    again = 0 if new.at_end else again
+    repeated = old.step * before.per_step - new.step * now.per_step
+    repeated = 0 if new.at_end else repeated
     return (
-        f"{batches}; epoch {epoch}, left after {old.step} of {old.steps} steps, goes "
-        f"on after {new.step} of {new.steps}: {again} utterance(s) come again"
+        f"{batches}; epoch {epoch}, stopped after {old.step} of {old.steps} steps, "
+        f"continues after {new.step} of {new.steps}: {repeated} utterance(s) come again"
     )
 
-
-logger = logging.getLogger(__name__)
 
 # Last words of the seeds of one step or round. NumPy pads seeds with zeros, so that
 # without them [seed, epoch] and [seed, epoch, 0] would be the same generator.
@@ -139,7 +142,7 @@ _ROUND_STREAM = 2
 
 
 class Draw(NamedTuple):
-    """One utterance of a batch: what a dataset must know to make it.
+    """One utterance of a batch: what a dataset needs to make it.
 
     ``row`` of the manifest; ``position`` in the epoch's global order; ``epoch``;
     ``n_samples`` of the crop; ``speed_index`` into the dataset's speeds.
@@ -156,9 +159,9 @@ class Draw(NamedTuple):
 class CropBatchSampler(Sampler):
     """Batches of draws, one crop length per batch.
 
-    The sampler is ahead of training by what the loader prefetches, so it cannot know
-    how far training is. The trainer sets ``step_done`` after each step; that is what a
-    checkpoint holds.
+    The sampler runs ahead of training by what the loader prefetches, so it cannot
+    know how far training is. The trainer sets ``step_done`` after each step; a
+    checkpoint holds that.
 
     Arguments
     ---------
@@ -175,11 +178,11 @@ class CropBatchSampler(Sampler):
     n_speeds : int
         Each position draws one of as many speeds, uniformly.
     draws_per_epoch : int, optional
-        None: an epoch has every utterance once. Otherwise so many draws, balanced over
-        speakers: rounds of all speakers, each in its own order, which continue from
-        epoch to epoch. A speaker's utterances take turns, so the counts of two
-        speakers, or of two utterances of one speaker, never differ by more than one.
-        An epoch then costs the same on any corpus.
+        None: an epoch has every utterance once. Otherwise as many draws, balanced over
+        speakers: round after round of all speakers, each in an order of its own; the
+        next epoch continues the rounds. A speaker's utterances take turns, so that the
+        counts of two speakers, or of two utterances of one speaker, never differ by
+        more than one. An epoch then costs the same on any corpus.
     sample_rate : int
         Hz.
     n_perturbed : int, optional
@@ -198,7 +201,7 @@ class CropBatchSampler(Sampler):
     Raises
     ------
     InputError
-        An argument out of range, or fewer draws in an epoch than one step takes.
+        Where an argument is out of range, or an epoch has fewer draws than one step.
     """
 
     def __init__(
@@ -215,7 +218,7 @@ class CropBatchSampler(Sampler):
         n_perturbed=None,
     ):
         self.labels = np.asarray(labels)
-        # ten million row numbers take 40 MB of each rank
+        # Ten million row numbers take 40 MB so, on each rank.
         self._rows = np.int32 if len(self.labels) < 2**31 else np.int64
         self.batch_size = _at_least("batch_size", batch_size, 1)
         self.seed = _at_least("seed", seed, 0)
@@ -255,8 +258,8 @@ class CropBatchSampler(Sampler):
     def set_epoch(self, epoch):
         """Choose the epoch of the next iteration.
 
-        Called at the start of every epoch, also of the resumed one: the step to start
-        from is reset only when the epoch changes.
+        A trainer calls this at the start of every epoch, also of the one it resumes
+        in: the step to start from is forgotten only when the epoch changes.
         """
         if epoch != self.epoch:
             self.epoch = epoch
@@ -266,15 +269,15 @@ class CropBatchSampler(Sampler):
     def __iter__(self):
         """Yields lists of ``batch_size`` :class:`Draw`, one list per step."""
         epoch = self.epoch
-        rows, speeds = self._my_part(epoch)
+        rows, speeds = self._own_draws(epoch)
         for step in range(self.start_step, len(self)):
             first = step * self.per_step + self.rank
             n_samples = self.crop_samples(epoch, step)
-            mine = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            batch = zip(rows[mine].tolist(), self._speeds_of(rows[mine], speeds[mine]))
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            batch = zip(rows[part].tolist(), self._speeds_of(rows[part], speeds[part]))
             yield [
-                Draw(row, first + place * self.world_size, epoch, n_samples, speed)
-                for place, (row, speed) in enumerate(batch)
+                Draw(row, first + index * self.world_size, epoch, n_samples, speed)
+                for index, (row, speed) in enumerate(batch)
             ]
 
     def crop_samples(self, epoch, step):
@@ -283,22 +286,22 @@ class CropBatchSampler(Sampler):
         return int(generator.integers(self.shortest, self.longest, endpoint=True))
 
     def accumulate(self, steps):
-        """Set how many steps make an optimiser step; resuming begins with a first."""
+        """Set how many steps make an optimiser step; a resumed run begins with one."""
         self.batches = self.batches._replace(accumulation=steps)
 
     def state_dict(self):
-        """What is needed to continue after the last finished step."""
-        place = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
-        return {**place, **self._identity(), "batches": self.batches._asdict()}
+        """What is needed to resume after the last finished step."""
+        position = {"epoch": self.epoch, "step": self.step_done, "steps": len(self)}
+        return {**position, **self._identity(), "batches": self.batches._asdict()}
 
     def load_state_dict(self, state):
-        """Continue where ``state`` was taken; rank 0 warns of other batches.
+        """Resume after the step of ``state``; rank 0 warns where the batches differ.
 
         Raises
         ------
         InputError
-            The state is from the middle of an epoch in another order: other seed or
-            number of utterances.
+            Where the state is from the middle of an epoch in another order: other
+            seed or number of utterances.
         """
         identity = self._identity()
         saved = {name: state[name] for name in identity}
@@ -309,7 +312,7 @@ class CropBatchSampler(Sampler):
                 f"{identity}: continue with the settings the run was started with"
             )
         self.epoch, before = state["epoch"], GlobalBatch(**state["batches"])
-        new, change = continue_epoch(self.epoch, old, before, self.batches, len(self))
+        new, change = resume_position(self.epoch, old, before, self.batches, len(self))
         self.step_done = self.start_step = new.step
         if change and self.rank == 0:
             logger.warning(change)
@@ -325,23 +328,19 @@ class CropBatchSampler(Sampler):
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
         if end_of_epoch:
-            # also where the trainer did not count its steps
+            # Also where the trainer did not count its steps: this epoch is finished.
             state["step"] = state["steps"]
         self.load_state_dict(state)
 
     def _identity(self):
-        return {
-            "seed": self.seed,
-            "draws": self.n_draws,
-            "shard_window": None,
-        }
+        return {"seed": self.seed, "draws": self.n_draws, "shard_window": None}
 
-    def _my_part(self, epoch):
+    def _own_draws(self, epoch):
         """This rank's rows and speeds, in its order: [len(self) * batch_size] each."""
         # Copies: a view would keep what belongs to the other ranks.
-        mine = slice(self.rank, len(self) * self.per_step, self.world_size)
+        own = slice(self.rank, len(self) * self.per_step, self.world_size)
         rows, speeds = self._epoch_order(epoch)
-        return rows[mine].copy(), speeds[mine].copy()
+        return rows[own].copy(), speeds[own].copy()
 
     def _epoch_order(self, epoch):
         """Rows of the manifest and speeds by position: [n_draws] each."""

@@ -1,4 +1,4 @@
-"""Training and evaluation batches: content, labels, workers, errors, waiting."""
+"""Training batches: content, labels, workers, errors, the time spent waiting."""
 
 import os
 from dataclasses import replace
@@ -13,7 +13,6 @@ from speechbrain_ext.data.audio import read_audio
 from speechbrain_ext.data.augment import Augmenter, Musan
 from speechbrain_ext.data.dataset import (
     Batch,
-    EvaluationSet,
     TrainingSet,
     length_batches,
     make_loader,
@@ -296,33 +295,6 @@ def test_length_batches_hold_every_row_within_the_budget():
     assert length_batches([], 60) == []
     with pytest.raises(InputError, match="batches of 0 s"):
         length_batches(durations, 0)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_evaluation_batches_are_the_recordings_padded(manifest, num_workers):
-    batches = length_batches(manifest.durations, 10)
-    seen = {}
-    for ids, wavs, lens in make_loader(EvaluationSet(manifest), batches, num_workers):
-        for name, wav, length in zip(ids, wavs, lens):
-            samples = round(float(length) * wavs.shape[1])
-            assert not wav[samples:].any()
-            seen[name] = wav[:samples].numpy()
-        assert lens.max() == 1
-    assert sorted(seen) == sorted(manifest.ids)
-    for name, path in zip(manifest.ids, manifest.paths):
-        assert np.array_equal(seen[name], soundfile.read(path, dtype="float32")[0])
-
-
-def test_evaluation_may_take_the_middle(manifest):
-    dataset = EvaluationSet(manifest, max_seconds=2.0)
-    for row, seconds in ((0, 1.0), (1, 2.25), (2, 3.5)):
-        name, wav = dataset[row]
-        whole, _ = soundfile.read(manifest.paths[row], dtype="float32")
-        start = round(max(0.0, (seconds - 2.0) / 2) * 16000)
-        assert name == manifest.ids[row]
-        assert np.array_equal(wav, whole[start : start + 32000])
-    with pytest.raises(InputError, match="max_seconds: 0"):
-        EvaluationSet(manifest, max_seconds=0)
 
 
 def test_real_speech(shared, augmenter):

@@ -11,7 +11,7 @@ from speechbrain_ext.data.sampler import (
     CropBatchSampler,
     EpochPosition,
     GlobalBatch,
-    continue_epoch,
+    resume_position,
 )
 from speechbrain_ext.training.resumable import log_plan
 from speechbrain_ext.utils.errors import InputError
@@ -246,8 +246,8 @@ def test_a_change_is_told_once_and_none_is_not(caplog):
     assert caplog.messages == [
         "global batch 20 = 20 × 1 process(es) × accumulation 1 before, now 10 = 5 × 2 "
         "process(es) × accumulation 1; 20 needs --batch_size=10 or "
-        "--grad_accumulation_factor=2; epoch 0, left after 3 of 5 steps, goes on after "
-        "6 of 10: 0 utterance(s) come again"
+        "--grad_accumulation_factor=2; epoch 0, stopped after 3 of 5 steps, continues "
+        "after 6 of 10: 0 utterance(s) come again"
     ]
 
 
@@ -339,33 +339,33 @@ def test_advice_makes_the_size(batches, advice):
     ],
 )
 def test_another_batch_goes_on_before_what_is_left(now, steps, step, again):
-    place, text = continue_epoch(3, EpochPosition(30, 100), PUBLISHED, now, steps)
-    assert place == (step, steps)
-    assert f"left after 30 of 100 steps, goes on after {step} of {steps}" in text
+    position, text = resume_position(3, EpochPosition(30, 100), PUBLISHED, now, steps)
+    assert position == (step, steps)
+    assert f"stopped after 30 of 100 steps, continues after {step} of {steps}" in text
     assert text.endswith(f": {again} utterance(s) come again")
     assert ("as before in other steps" in text) == (now.size == 512)
 
 
 def test_the_same_steps_are_no_change():
     for now in (PUBLISHED, GlobalBatch(128, 4), GlobalBatch(512, 1)):
-        assert continue_epoch(3, EpochPosition(30, 100), PUBLISHED, now, 100) == (
+        assert resume_position(3, EpochPosition(30, 100), PUBLISHED, now, 100) == (
             (30, 100),
             None,
         )
     # but a group of other steps begins with its first
-    place, text = continue_epoch(
+    position, text = resume_position(
         3, EpochPosition(30, 100), PUBLISHED, GlobalBatch(64, 8, 4), 100
     )
-    assert place == (28, 100)
+    assert position == (28, 100)
     assert "1024 utterance(s) come again" in text
 
 
 def test_a_finished_epoch_stays_finished():
-    place, text = continue_epoch(
+    position, text = resume_position(
         3, EpochPosition(7, 7), GlobalBatch(4, 1), GlobalBatch(4, 2, 2), 3
     )
-    assert place.at_end
-    assert place.steps == 3
+    assert position.at_end
+    assert position.steps == 3
     assert text.endswith("optimiser steps per epoch: 7 before, now 2")
 
 

@@ -21,7 +21,7 @@ import webdataset
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.data.audio import joined_path, read_audio, read_header
-from speechbrain_ext.data.dataset import EvaluationSet, TrainingSet, make_loader
+from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.data.shards import writer
@@ -320,11 +320,6 @@ def test_batches_are_those_of_the_files(recordings, shards, settings, num_worker
         assert torch.equal(batch.wavs, wanted.wavs)
         assert torch.equal(batch.labels, wanted.labels)
         assert batch.ids == wanted.ids
-    files = EvaluationSet(manifest, max_seconds=1.0)
-    sharded = EvaluationSet(from_shards(manifest, shards), max_seconds=1.0)
-    for row in range(N):
-        assert sharded[row][0] == files[row][0]
-        assert torch.equal(sharded[row][1], files[row][1])
 
 
 # ---- stopped and continued -----------------------------------------------------------

@@ -134,7 +134,7 @@ def test_another_global_batch_leaves_no_utterance_out(corpus, tmp_path, factor, 
         "global batch 4 = 2 × 2 process(es) × accumulation 1 before"
     )
     assert told[0].endswith(
-        f"epoch 1, left after 5 of 7 steps, goes on after {first // 6} of 4: "
+        f"epoch 1, stopped after 5 of 7 steps, continues after {first // 6} of 4: "
         f"{20 - first} utterance(s) come again"
     )
     plan = [m for m in after[0].messages if "optimiser steps" in m]

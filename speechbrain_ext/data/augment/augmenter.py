@@ -51,7 +51,7 @@ class Musan:
     Raises
     ------
     InputError
-        Where a needed folder has no wav file, or a range is not one.
+        Where a folder in use has no wav file, or a range is out of order.
     """
 
     folders = {"noise": "noise", "music": "music", "babble": "speech"}
@@ -86,20 +86,7 @@ class Musan:
         return add_noise(wav, noise, snr_db)
 
     def draw(self, n, generator):
-        """Draw noise to add.
-
-        Arguments
-        ---------
-        n : int
-            Samples.
-        generator : np.random.Generator
-            Drawn from.
-
-        Returns
-        -------
-        tuple
-            (noise float32 [n], ratio in dB, category).
-        """
+        """Draw ``n`` samples to add: (noise float32 [n], ratio in dB, category)."""
         category = self.categories[generator.integers(len(self.categories))]
         snr_db = generator.uniform(*self.snr_db[category])
         if category == "babble":
@@ -128,8 +115,8 @@ class RoomResponses:
     """Room impulse responses from a folder in the layout of RIRS_NOISES.
 
     Uses every file that a ``rir_list`` names and every wav file below
-    ``simulated_rirs``. The isotropic noises lie beside the real responses and are
-    in no ``rir_list``: they are noises, not responses, and are never used.
+    ``simulated_rirs``. The isotropic noises beside the real responses are in no
+    ``rir_list`` and are never used.
 
     Arguments
     ---------

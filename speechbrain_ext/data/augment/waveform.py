@@ -1,4 +1,4 @@
-"""What is done to one waveform: random crops, speed, noise, reverberation.
+"""Arithmetic on one waveform: random crops, speed, noise, reverberation.
 
 Speed s plays a recording s times as fast: y(t) = x(s·t). A tone of f Hz becomes one of
 s·f Hz and T seconds become T/s (Ko et al. 2015). It is a resampling from s·16 kHz to
@@ -72,7 +72,7 @@ class SpeedPerturb:
     Raises
     ------
     InputError
-        Other speeds than these.
+        Where the first is not 1.0, or one is repeated or out of range.
     """
 
     def __init__(self, speeds=(1.0, 0.9, 1.1)):
@@ -100,22 +100,10 @@ class SpeedPerturb:
         return (n - 1) * ratio.numerator // ratio.denominator + 1
 
     def apply(self, wav, speed):
-        """Play at another speed: torchaudio's resampling.
+        """Play at one of the speeds: float32 [T] → float32 [ceil(T / speed)].
 
-        Its convolution takes every so many samples one step, so that it is a product of
-        two matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
-
-        Arguments
-        ---------
-        wav : np.ndarray
-            float32, [T].
-        speed : float
-            One of the speeds.
-
-        Returns
-        -------
-        np.ndarray
-            float32, [ceil(T / speed)].
+        torchaudio's resampling. Its convolution has a stride, so it is a product of two
+        matrices: 0.07 ms for 3 s on one core in place of 0.16 ms.
         """
         if speed == 1.0:
             return wav
@@ -185,8 +173,8 @@ def reverb(wav, response):
         float32, [T]; silence stays silence.
     """
     peak = int(np.argmax(np.abs(response)))
-    heard = response[: peak + len(wav)]
-    wet = convolve(wav, heard)[peak : peak + len(wav)]
+    audible = response[: peak + len(wav)]
+    wet = convolve(wav, audible)[peak : peak + len(wav)]
     wet_power = mean_power(wet)
     if wet_power == 0:
         return wet
@@ -197,20 +185,9 @@ def reverb(wav, response):
 def convolve(wav, response):
     """All of x ∗ h, block by block: overlap-add (Stockham 1966).
 
-    Four blocks, because scipy transforms four rows in the time of two or less: faster
-    than ``scipy.signal.oaconvolve`` for rooms (docs/NOTES.md).
-
-    Arguments
-    ---------
-    wav : np.ndarray
-        float32, [T].
-    response : np.ndarray
-        float32, [K].
-
-    Returns
-    -------
-    np.ndarray
-        float32, [T + K - 1].
+    float32 [T], [K] → [T + K − 1]. Four blocks, because scipy transforms four rows in
+    the time of two or less: faster than ``scipy.signal.oaconvolve`` for rooms
+    (docs/NOTES.md).
     """
     step = -(-len(wav) // _BLOCKS)
     size = next_fast_len(step + len(response) - 1, real=True)
