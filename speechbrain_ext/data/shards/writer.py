@@ -138,11 +138,7 @@ def make_shards(
     shards = _shards(folder, comment, manifests, utterances_per_shard, seed)
     with _locked(folder):
         _check_existing(folder, comment)
-        _remove_unfinished(folder)
-        try:
-            bad = _write_all(shards, n_shards, folder, max_bad_files, num_workers)
-        finally:
-            _remove_unfinished(folder)
+        bad = _write_all(shards, n_shards, folder, max_bad_files, num_workers)
         index = ShardIndex(folder, num_workers)
     n_bytes = sum(path.stat().st_size for path in index.shards)
     n_good = sum(map(len, manifests)) - len(bad)
@@ -197,7 +193,7 @@ def _check_existing(folder, comment):
 
 @contextlib.contextmanager
 def _locked(folder):
-    """Refuse a folder in which another process is at work."""
+    """Refuse a folder in which another process is at work; leave no temporary file."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / _LOCK, "w") as file:
         try:
@@ -206,7 +202,11 @@ def _locked(folder):
             raise InputError(
                 f"{folder}: another process is making shards in it, expected one"
             ) from error
-        yield
+        _remove_unfinished(folder)  # of a run that was killed
+        try:
+            yield
+        finally:
+            _remove_unfinished(folder)
 
 
 def _remove_unfinished(folder):
