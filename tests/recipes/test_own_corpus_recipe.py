@@ -170,7 +170,11 @@ def keep(rows):
         (put(3, 2, "audio/id00-00000"), "", "line 4: ID 'audio/id00-00000' again"),
         (put(3, 1, "no.wav"), "", "/no.wav: no such file (1 bad files, expected"),
         (put(3, 3, "9"), "", "lasts 0.70 s, duration says 9, expected them to"),
-        (lambda rows: rows.__delitem__(slice(5, None)), "", "1 speaker(s) ('id00'), "),
+        (
+            lambda rows: rows.__delitem__(slice(5, None)),
+            "",
+            "1 of 1 speakers remain to train on ('id00')",
+        ),
         (keep, "--batch_size=64", "20 utterances per epoch, expected at least 64"),
         (keep, "--n_valid_speakers=6", "n_valid_speakers=6, expected fewer than the"),
         (keep, "--manifest=nowhere.csv", "nowhere.csv: no such file"),

@@ -1,20 +1,17 @@
 """Templates: that for one's own corpus is complete, and goes on as stage 2 does; those
 of a shared model are what recipes and exports write."""
 
-import inspect
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from recipe_scripts import script
-from ruamel.yaml import YAML
 from tiny_training import tiny_config
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.data.augment import Musan, RoomResponses
-from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus
 from speechbrain_ext.export import card
 from speechbrain_ext.export.card import SECTIONS
 from speechbrain_ext.lobes.heads import AdapterMFA
@@ -36,9 +33,9 @@ def load(tmp_path, monkeypatch):
     save_pretrained(tmp_path / "model", model)
     monkeypatch.chdir(RECIPE)
 
-    def load(*words, model=tmp_path / "model"):
+    def load(*words, model=tmp_path / "model", path=OWN):
         words = [f"--pretrained_folder={model}", f"--output_folder={tmp_path}", *words]
-        return load_run([str(OWN), *words], script("train").KEYS)[3]
+        return load_run([str(path), *words], script("train").train)[3]
 
     return load
 
@@ -49,42 +46,44 @@ def test_a_placeholder_that_is_left_is_named(missing, tmp_path):
     words = [f"--{key}={value}" for key, value in given.items() if key != missing]
     expected = rf"own_corpus\.yaml: {missing} must be given: --{missing}="
     with pytest.raises(InputError, match=expected):
-        load_run([str(OWN), *words], script("train").KEYS)
+        load_run([str(OWN), *words], script("train").train)
 
 
-def test_ones_own_corpus_trains_as_stage_2_unless_it_says_otherwise(load):
+def test_ones_own_corpus_trains_all_of_a_model_for_new_speakers(load):
     own = load("--manifest=mine.csv")
-    with open(RECIPE / "hparams/stage2_joint.yaml", encoding="utf-8") as file:
-        stage_2 = YAML().load(file)
-    keys = {"new_classifier", "manifest", "data_folder", "frozen_encoder"}
-    folders = {"train_folders", "test_folders", "musan_folder", "rirs_folder"}
-    assert set(own) - set(stage_2) == keys
-    assert set(stage_2) - set(own) - {"__set_seed"} == folders
-    for key in ("speeds", "crop_seconds", "margin", "max_grad_norm"):
-        assert own[key] == stage_2[key]
-    assert own["new_classifier"] is True
-    assert own["prepare"]["manifest"] == "mine.csv"
-    inspect.signature(prepare_own_corpus).bind(**own["prepare"])
-    assert all(p.requires_grad for p in own["speaker_encoder"].parameters())
+    data = own["train_data"].keywords
+    assert data["speeds"] == [1.0, 0.9, 1.1]
+    assert data["crop_seconds"] == [2.0, 3.0]
+    assert "augmenter" not in data
+    assert own["prepare"].keywords["manifest"] == "mine.csv"
+    (term,) = own["terms"]
+    assert term.new_classifier is True
+    assert term.pretrained_folder == own["pretrained_folder"]
+    model = own["modules"]["speaker_encoder"]
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_frozen_encoder_trains_the_head_alone(load):
-    model = load("--manifest=mine.csv", "--frozen_encoder=True")["speaker_encoder"]
+    own = load("--manifest=mine.csv", "--frozen_encoder=True")
+    model = own["modules"]["speaker_encoder"]
     assert not any(p.requires_grad for p in model.encoder.parameters())
     assert all(p.requires_grad for p in model.head.parameters())
 
 
-def test_the_settings_in_comments_are_settings(load):
+def test_the_settings_in_comments_are_settings(load, tmp_path):
     """What the template tells its reader to put in, put in."""
     text = OWN.read_text()
-    noise = text[text.index("# augment_chains") : text.index("\naugment_chains")]
-    given = YAML(typ="safe").load(re.sub("^# ?", "", noise, flags=re.M))
-    assert set(given) == {"augment_chains", "musan", "rirs"}
-    inspect.signature(Musan).bind(**given["musan"])
-    inspect.signature(RoomResponses).bind(**given["rirs"])
+    begin, end = text.index("    # augmenter:"), text.index("    speeds:")
+    noise = re.sub("^    # ", "    ", text[begin:end], flags=re.M)
+    path = tmp_path / "mine.yaml"
+    path.write_text(text[:begin] + noise + text[end:])
+    augmenter = load("--manifest=mine.csv", path=path)["train_data"].keywords
+    effects = augmenter["augmenter"].keywords["effects"]
+    assert effects["noise"].func is Musan
+    assert effects["reverb"].func is RoomResponses
     lora = re.search(r"lora: null # .*({r: .*})", text)[1]
     own = load("--manifest=mine.csv", f"--lora={lora}", "--frozen_encoder=True")
-    inject_lora(own["speaker_encoder"].encoder, **own["lora"])
+    inject_lora(own["modules"]["speaker_encoder"].encoder, **own["lora"])
 
 
 def test_the_inference_template_is_what_the_full_size_recipe_writes(tmp_path):

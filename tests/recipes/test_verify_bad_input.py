@@ -81,7 +81,7 @@ def files(corpus):
         ),
         (
             ["--calibrator={c}/tiny.json"],
-            "{c}/tiny.json: format None, version None, exp",
+            "{c}/tiny.json: no format, expected",
         ),
         (
             ["--calibrator={c}/calibration.json"],

@@ -23,6 +23,7 @@ distill_prune.py is this script under another name. The Brain is
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -35,7 +36,7 @@ from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
 from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.validation import EERTrials
-from speechbrain_ext.utils.config import load_run
+from speechbrain_ext.utils.config import check_arguments, load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import command_line
 
@@ -118,7 +119,9 @@ def train(
     for term in terms:
         term.setup(speaker_encoder, data)
     if lora:
-        inject_lora(speaker_encoder.encoder, **lora)
+        lora = partial(inject_lora, speaker_encoder.encoder, **lora)
+        check_arguments("lora", lora)
+        lora()
 
     # from here on (dropout, gates) every rank has random numbers of its own
     torch.manual_seed(seed + (get_rank() or 0))
