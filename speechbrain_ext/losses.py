@@ -1,22 +1,23 @@
-"""Additive angular margin softmax (ArcFace), classifier included.
+"""Training losses: ArcFace with its classifier, and the distance of hidden states.
+
+ArcFace, the additive angular margin softmax, scales cosines by s and adds a margin m to
+the angle θ_y of the target class::
 
     logits_j = s · cos θ_j                     j ≠ y
     logits_y = s · cos(θ_y + m) = s (cos θ_y cos m − sin θ_y sin m)
     loss     = −log softmax(logits)_y
 
-Deng et al. 2019 (arXiv 1801.07698, equation 3). Where θ_y + m would pass π the target
-logit goes on as s (cos θ_y − m sin m), which keeps it decreasing in θ_y.
+(Deng et al. 2019, arXiv 1801.07698, equation 3). Where θ_y + m would pass π the target
+logit continues as s (cos θ_y − m sin m), which keeps it decreasing in θ_y.
 
-Distillation of all hidden states: how far a student's are from its teacher's.
+Distillation compares state l of student and teacher, s_l and t_l [B, T, C]::
 
     loss = 1/S Σ_l ( mean |s_l − t_l| − mean cos(s_l, t_l) )        l = 0 … L, S = L + 1
 
-s_l and t_l are state l of student and teacher, [B, T, C]; |·| is averaged over valid
-frames and channels, cos over valid frames (arXiv 2510.04213, equal weights of L1 and
-cosine and of the states). The published way stacks all states of both to [S, B, T, C]
-first; here each state is compared by itself, and what its gradient needs is computed
-again in backward, so that beside the states themselves only one at a time takes
-memory.
+|·| is averaged over valid frames and channels, cos over valid frames (arXiv 2510.04213,
+equal weights of L1 and cosine and of the states). The published code stacks all states
+of both to [S, B, T, C] first. Here states are compared one by one and the backward pass
+computes again what it needs, so only one state at a time takes memory of its own.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Manifests, sampling, augmentation and the demonstration corpus."""
+"""Manifests, audio, sampling, augmentation, shards and the preparation of corpora."""

@@ -3,8 +3,8 @@
     pretrained folder (train.py, distill_prune.py, convert)  ┐
     results folder (verify.py)                               ┴→ the folder, its card
 
-Written are the model, training.json and README.md; as there are results,
-calibration.json, cohort.npz and thresholds.json; structure.png of a pruned model. Names
+Written are the model, training.json and README.md; from results, calibration.json,
+cohort.npz and thresholds.json; structure.png of a pruned model. Names
 of training speakers are left out, of the cohort too, and so is the classifier, unless
 it is asked for.
 """

@@ -1,13 +1,13 @@
 """Which trials a model's thresholds are measured on, and what verify.py left.
 
-Trials of speakers that were trained on promise too much, and those of the test list
-make its error rates a promise that was kept beforehand. So thresholds are taken from
-the calibration of verify.py, where its speakers are neither; or from scores that the
-user names; else there are none. The output folder of verify.py holds
+Trials of training speakers promise too much, and thresholds taken from the test list
+would report that list's own error rates. So thresholds come from the calibration trials
+of verify.py, where their speakers are in neither; or from scores that the user names;
+otherwise there are none. The output folder of verify.py holds::
 
-results.json                     figures; whose, and by which cohort and calibrator
-cohort.npz, calibration.json     unless results.json names files of an earlier run
-calibration_scores_SYSTEM.npz    beside the calibrator
+    results.json                     figures; whose, by which cohort and calibrator
+    cohort.npz, calibration.json     unless results.json names files of an earlier run
+    calibration_scores_SYSTEM.npz    beside the calibrator
 """
 
 import logging

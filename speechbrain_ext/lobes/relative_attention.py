@@ -82,7 +82,7 @@ def fused(query, key, value, table, left, padding=None, dropout=0.0, block=FUSED
 def banded(query, key, value, table, left, padding=None):
     """Block by block, with a bias on the band alone: see :func:`attend`."""
     batch, heads, frames, size = query.shape
-    # softmax does not see what is left of the band
+    # softmax does not see a constant per query: subtract the one left of the band
     table = (table - table[:1]).t() * size**-0.5
     beyond, right = table[:, -1], table.shape[1] - 1 - left
     small = scores_are_small(query, key, table, padding)

@@ -1,18 +1,19 @@
-"""From trained gates to a decision: which units go, so that the size is met exactly.
+"""From trained gates to a smaller module: which units go, and their removal.
 
-All units of all groups are sorted by log α, and the smallest are removed one after
-another for as long as the cost stays above the target; one that would go below it is
-passed over, so that finer units close the gap. The cheapest remaining removal takes the
-last step: the delivered cost is below the target by less than one unit.
+:func:`harden` sorts all units of all groups by log α and removes the smallest one after
+another for as long as the cost stays above the target. A unit whose removal would go
+below it is passed over, so that finer units close the gap; the cheapest remaining
+removal takes the last step. The delivered cost is below the target by less than one
+unit.
 
-The physical removal of units: slices of tensors, and a smaller module around them.
+:func:`prune` slices the tensors and builds a smaller module around them::
 
     W_in → rows of the kept units        W_out → w · W_out[:, kept] · diag(z[kept])
     b_in → the same rows                 b_out → w · b_out
 
-z and w are the gates on units and on the whole module in eval mode. The smaller module
-is built by the model itself from the widths, then loaded strictly, so what
-:func:`prune` returns is what its configuration rebuilds.
+z and w are the gates on units and on the whole module in eval mode. The model itself
+builds the smaller module from the widths, which then loads strictly, so that its
+configuration rebuilds what :func:`prune` returns.
 """
 
 import math

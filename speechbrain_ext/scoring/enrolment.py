@@ -214,8 +214,8 @@ def average_enrolment(enrol_map, ids, vectors, source):
     Raises
     ------
     InputError
-        An utterance of the map that has no embedding (map, line, utterance), or as many
-        IDs as there are not embeddings.
+        An utterance of the map that has no embedding (map, line, utterance), or IDs and
+        vectors of different number.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(ids) != len(vectors):

@@ -1,20 +1,18 @@
-"""What a run is going to do, in steps; and warnings where that is not what was meant.
-
-With more or fewer processes the same file makes other steps: see
-:mod:`speechbrain_ext.data.sampler`. Schedules that count epochs stretch with them;
-those that count optimiser steps do not.
-
-What every exact and unattended training run needs, whatever it trains.
+"""A Brain whose runs can be stopped at any step and continued to the same result.
 
 :class:`ResumableBrain` adds to SpeechBrain's Brain:
 
 - gradients clipped module by module, in all parameter groups;
 - gradient accumulation that keeps the tail of an epoch;
-- checkpoints between optimiser steps only, so that a resumed run takes the very steps
-  the unbroken one would have taken; also on SIGTERM and Ctrl-C. To the bit on the CPU,
-  with the same kind of CPU, versions of libraries, number of threads and of processes,
-  and batch size: else the same crops in the same order, and products rounded otherwise;
-- a loss or gradient that is not finite stops the run before it spoils the weights.
+- checkpoints between optimiser steps only, also on SIGTERM and Ctrl-C, so that a
+  resumed run takes the very steps of the unbroken one. To the bit on the CPU, with the
+  same kind of CPU, versions of libraries, number of threads and of processes, and batch
+  size: else the same crops in the same order, and products rounded otherwise;
+- an error at a loss or gradient that is not finite, before it spoils the weights.
+
+:func:`log_plan` says how many steps a run will take. More or fewer processes change the
+global batch and so the steps (:mod:`speechbrain_ext.data.sampler`): schedules that
+count epochs stretch with them, those that count optimiser steps do not.
 """
 
 import logging

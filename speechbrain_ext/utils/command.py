@@ -91,7 +91,7 @@ def _documented(function):
 
 
 def _conversion(kind):
-    """What ``add_argument`` is told of a type in words."""
+    """Keywords of ``add_argument`` for a type in words."""
     if kind == "bool":
         return {"action": "store_true"}
     several = {"nargs": "+"} if "list of" in kind else {}

@@ -430,7 +430,7 @@ def _unfilled(tree, overrides):
         elif isinstance(value, Mapping) and (key not in overrides or other is not None):
             other = other if isinstance(other, Mapping) else {}
             if unfilled := _unfilled(value, other):
-                # a parameter of an object is told by its name alone
+                # the name alone identifies a parameter of an object
                 return unfilled if unfilled in _takes(value) else f"{key}.{unfilled}"
     return None
 

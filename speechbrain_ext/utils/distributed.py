@@ -1,12 +1,10 @@
-"""Small helpers for several processes.
-
-BatchNorm over the batches of all processes, on the CPU too.
+"""Several processes: order, sums over ranks, and BatchNorm over the global batch.
 
     y = (x − μ) / √(σ² + ε) · γ + β,    μ, σ² over the rows of every process
 
-torch's SyncBatchNorm exists for GPUs only. This one takes sums by differentiable
-all-reduce, so that training on several processes equals training one process on the
-whole global batch, and can be tested where there is no GPU.
+torch's SyncBatchNorm exists for GPUs only. :class:`SynchronisedBatchNorm1d` sums by
+differentiable all-reduce on the CPU too, so that training on several processes equals
+training one process on the whole global batch.
 """
 
 import contextlib
@@ -46,7 +44,7 @@ def main_process_first(function, *arguments):
 def leave_group():
     """Wait for all processes, then leave their group: the last line of a run.
 
-    torchrun ends all where one fails, even in the moment of its exit. So nobody leaves
+    torchrun ends all where one fails, even in the moment of its exit. So no process leaves
     while the main process still exports or scores, nor with connections open, whose
     threads may abort an exit.
     """

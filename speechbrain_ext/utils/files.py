@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read and checked, told apart by their bytes.
+"""Files: atomic writes, JSON checked against a schema, SHA-256.
 
 A file or folder is written beside its place, then renamed. JSON is read by
 :func:`read_json`, which compares it with a schema.

@@ -1,4 +1,4 @@
-"""Devices that this machine has, and float32 whatever autocast says around it."""
+"""Devices that this machine can compute on, and precision: autocast, or none."""
 
 import contextlib
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a speaker encoder, or prune and distil one: a YAML file says which.
+r"""Train a speaker encoder, or prune and distil one: a YAML file says which.
 
     python train.py hparams/stage1_lora_adapter_mfa.yaml \
         --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1 \

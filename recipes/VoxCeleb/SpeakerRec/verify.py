@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Verify: embeddings, cosine, AS-norm, calibration, and a report of every trial list.
+r"""Verify: embeddings, cosine, AS-norm, calibration, and a report of every trial list.
 
     python verify.py hparams/verify.yaml --pretrained_folder=results/stage3_lmft/final \
         --test_folders=/data/VoxCeleb1 --trial_lists=/data/VoxCeleb1/veri_test2.txt \

@@ -77,7 +77,7 @@ class PreparedTraining(NamedTuple):
         ``expected`` by ``spk2videos``, ``found`` on the disk, ``left_out`` and why,
         and what ``train`` has.
     skipped : bool
-        All was there already.
+        Whether all files were there already.
     """
 
     train: Path

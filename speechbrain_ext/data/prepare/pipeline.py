@@ -176,7 +176,7 @@ class Prepared(NamedTuple):
         Speakers, utterances and hours of each split, the trials of each list, and
         how much was left out.
     skipped : bool
-        All was there already.
+        Whether all files were there already.
     """
 
     train: Path | None

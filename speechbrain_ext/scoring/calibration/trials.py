@@ -13,16 +13,11 @@ one trial, until enough are drawn or none has a pair of utterances left. No pair
 twice, in either order, and none is an utterance with itself. Nothing is listed that is
 not drawn: the cost grows with utterances and trials, not with possible pairs.
 
-Where these speakers are in the cohort of a score normalisation, each utterance's own
-speaker must be left out of its cohort scores.
-
-Scores of every step on these trials are kept in files
-``calibration_scores_SYSTEM.npz``. As a rule these are the only trials of speakers that
-neither the training nor the test knew: a model's thresholds are taken from them. A file
-is a table of :mod:`~speechbrain_ext.scoring.score_files`, for ``evaluate`` and
-``calibrate`` too. An utterance's own speaker was left out of its cohort scores. The
-likelihood ratios, unlike the other scores, are those of the very trials that their few
-weights were fitted to.
+Scores of every step on these trials are written to ``calibration_scores_SYSTEM.npz``
+(:mod:`~speechbrain_ext.scoring.score_files`), with each utterance's own speaker left
+out of its cohort. As a rule no other trials are of speakers that neither training nor
+test has, so a model's thresholds are measured on them. The likelihood ratios, unlike
+the other scores, are those of the very trials that their few weights were fitted to.
 """
 
 from pathlib import Path
