@@ -10,8 +10,8 @@ weights on both sides, which must agree within 1e-4 of the largest value:
 1. the limit: our multiply-adds (of matrix products, attention and convolutions) at the
    rate of products of T rows and every feed-forward matrix of the same model, measured
    in turns with the forward pass. Each matrix is used once, as in that pass: those
-   that fit into the cache together would be 5 % faster. The ratio is the share of that rate that
-   is reached;
+   that fit into the cache together would be 5 % faster. The ratio is the share of that
+   rate that is reached;
 2. transformers' ``Wav2Vec2BertModel``, as installed;
 3. the published code's model, dense and at its 0.8 structure, from ``--published``.
 """

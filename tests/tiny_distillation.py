@@ -1,16 +1,13 @@
 """Distillation-pruning runs of a second, beside the stages of ``tiny_training``."""
 
 import os
-import signal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.train_logger import FileTrainLogger
-from tiny_training import all_pairs, manifest_of, tiny_config
+from tiny_training import manifest_of, tiny_brain, tiny_config
 
 from speechbrain_ext import pruning
 from speechbrain_ext.data.manifest import write_manifest
@@ -19,11 +16,11 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.schedules import Constant
 from speechbrain_ext.training.brain import SpeakerBrain, read_steps
-from speechbrain_ext.training.checkpoints import AtomicCheckpointer
 from speechbrain_ext.training.data import TrainingData
 from speechbrain_ext.training.terms import Budget, Distillation
 
 STEPS = 7  # of an epoch of the tiny corpus
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0)
 
 
 def steps_of(folder):
@@ -79,46 +76,18 @@ def distill_run(
     for term in terms:
         term.setup(student, data)
     torch.manual_seed(seed + rank)
-    values = {
-        "epoch_counter": EpochCounter(epochs),
-        "lr_schedule": Constant(0.01),
-        "train_logger": FileTrainLogger(folder / "train_log.txt"),
-        "max_grad_norm": 1.0,
-        "grad_accumulation_factor": factor,
-        "ckpt_interval_steps": steps_between_checkpoints,
-        "noprogressbar": True,
-        **hparams,
-    }
-    opt_class = values.pop(
-        "opt_class", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.0)
-    )
-    made = brain(
-        modules={"speaker_encoder": student},
-        terms=terms,
+    made = tiny_brain(
+        corpus,
+        folder,
+        student,
+        data,
+        terms,
+        brain=brain,
+        epochs=epochs,
+        factor=factor,
+        validate=validate,
+        steps_between_checkpoints=steps_between_checkpoints,
         step_log=folder / "steps.csv",
-        sampler=data.sampler,
-        validation=all_pairs(manifest_of(corpus, (4, 5))) if validate else None,
-        opt_class=opt_class,
-        hparams=values,
-        run_opts={"device": "cpu", "distributed_backend": "gloo"},
-        checkpointer=AtomicCheckpointer(folder / "save"),
+        **{"lr_schedule": Constant(0.01), "opt_class": ADAMW, **hparams},
     )
     return made, data.loader(workers)
-
-
-class StoppedBrain(SpeakerBrain):
-    """Gets SIGTERM in the middle of (epoch, step), or in an epoch's validation."""
-
-    stop_at = None
-
-    def compute_objectives(self, *arguments):
-        self._stop(self.step)
-        return super().compute_objectives(*arguments)
-
-    def validate(self, progress=True, model=None):
-        self._stop("validation")
-        return super().validate(progress, model)
-
-    def _stop(self, place):
-        if self.stop_at == (self.hparams.epoch_counter.current, place):
-            os.kill(os.getpid(), signal.SIGTERM)

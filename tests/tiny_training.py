@@ -32,6 +32,7 @@ from speechbrain_ext.scoring.trials import Trials
 from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.checkpoints import AtomicCheckpointer
 from speechbrain_ext.training.data import TrainingData
+from speechbrain_ext.training.resumable import unwrap
 from speechbrain_ext.training.terms import Classification
 from speechbrain_ext.training.validation import EERTrials
 
@@ -179,9 +180,43 @@ def tiny_run(
     term.setup(model, data)
     if lora:
         inject_lora(encoder, r=2, alpha=4, dropout=dropout)
+    hparams.setdefault("lr_schedule", WarmupStepDecay(0.01, 1.0, 1.0, 0.5))
+    torch.manual_seed(seed + rank)
+    made = tiny_brain(
+        corpus,
+        folder,
+        model,
+        data,
+        [term],
+        brain=brain,
+        epochs=epochs,
+        factor=factor,
+        validate=validate,
+        steps_between_checkpoints=steps_between_checkpoints,
+        **hparams,
+    )
+    return made, data.loader(workers)
+
+
+def tiny_brain(
+    corpus,
+    folder,
+    model,
+    data,
+    terms,
+    *,
+    brain,
+    epochs,
+    factor,
+    validate,
+    steps_between_checkpoints,
+    opt_class=torch.optim.AdamW,
+    step_log=None,
+    **hparams,
+):
+    """A Brain on the CPU with its checkpoints in ``folder``."""
     values = {
         "epoch_counter": EpochCounter(epochs),
-        "lr_schedule": WarmupStepDecay(0.01, 1.0, 1.0, 0.5),
         "train_logger": FileTrainLogger(folder / "train_log.txt"),
         "max_grad_norm": 1.0,
         "grad_accumulation_factor": factor,
@@ -189,18 +224,17 @@ def tiny_run(
         "noprogressbar": True,
         **hparams,
     }
-    torch.manual_seed(seed + rank)
-    made = brain(
+    return brain(
         modules={"speaker_encoder": model},
-        terms=[term],
+        terms=terms,
+        step_log=step_log,
         validation=all_pairs(manifest_of(corpus, (4, 5))) if validate else None,
         sampler=data.sampler,
-        opt_class=values.pop("opt_class", torch.optim.AdamW),
+        opt_class=opt_class,
         hparams=values,
         run_opts={"device": "cpu", "distributed_backend": "gloo"},
         checkpointer=AtomicCheckpointer(folder / "save"),
     )
-    return made, data.loader(workers)
 
 
 class StoppedBrain(SpeakerBrain):
@@ -213,10 +247,10 @@ class StoppedBrain(SpeakerBrain):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().compute_objectives(*args)
 
-    def validate(self, progress=True):
+    def validate(self, *args, **kwargs):
         if self.at("validation"):
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().validate(progress)
+        return super().validate(*args, **kwargs)
 
     def at(self, place):
         return self.stop_at == (self.hparams.epoch_counter.current, place)
@@ -235,11 +269,10 @@ def train(brain, loader):
 
 def state_of(brain):
     """Weights, optimiser state and random state, by name: clones."""
-    modules = brain.raw_trained_modules()
     state = {
         f"{name}.{key}": value.clone()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
+        for name, module in brain.modules.items()
+        for key, value in unwrap(module).state_dict().items()
     }
     for number, values in brain.optimizer.state_dict()["state"].items():
         state |= {f"opt.{number}.{k}": torch.as_tensor(v) for k, v in values.items()}

@@ -115,7 +115,7 @@ def _add_convert(commands):
     parser = commands.add_parser("convert", help=about, description=about)
     parser.add_argument("checkpoint", help="the published file")
     parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--kind", help="its format (default: recognised by its tensors)")
+    parser.add_argument("--kind", help="its format (default: as its tensors say)")
     parser.add_argument(
         "--encoder_config",
         help="JSON that came with a pruned model (default: widths from the weights)",

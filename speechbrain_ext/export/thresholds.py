@@ -108,8 +108,8 @@ def from_files(words, trials=None, tested=()):
     Raises
     ------
     InputError
-        A kind of score that is none, twice, or cannot be told; files that cannot be
-        read or do not fit the list; no labels.
+        A kind of score that is unknown, not given, or comes twice; files that cannot
+        be read or do not fit the list; no labels.
     """
     labelled = None
     if trials is not None:

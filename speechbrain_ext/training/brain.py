@@ -237,13 +237,7 @@ class SpeakerBrain(ResumableBrain):
         self.save_epoch({"epoch": epoch, **stats}, ["chosen"] if self.chooses() else [])
 
     def _choose(self, epoch, stats):
-        """Is this epoch the best so far? The checkpoints' meta data remember.
-
-        Returns
-        -------
-        dict
-            ``chosen``: the epoch, or 0 where it is not; the lowest error so far.
-        """
+        """→ ``chosen``, the epoch if it is the best so far, else 0; lowest error."""
         value, key = stats[self.validation.measure], f"lowest_{self.validation.measure}"
         before = self.checkpointer.find_checkpoint(max_key="chosen")
         lowest = min(before.meta[key] if before else value, value)

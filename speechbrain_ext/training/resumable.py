@@ -356,10 +356,6 @@ class ResumableBrain(sb.Brain):
         self._agree_on_stopping()
         self._stop_if_agreed()
 
-    def raw_trained_modules(self):
-        """The modules without their DistributedDataParallel wrappers, by name."""
-        return {name: unwrap(module) for name, module in self.modules.items()}
-
     def _wrap_distributed(self):
         """DistributedDataParallel; BatchNorm over the batches of all processes."""
         if self.distributed_launch and self.device_type == "cpu":

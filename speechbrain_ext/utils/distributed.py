@@ -44,9 +44,9 @@ def main_process_first(function, *arguments):
 def leave_group():
     """Wait for all processes, then leave their group: the last line of a run.
 
-    torchrun ends all where one fails, even in the moment of its exit. So no process leaves
-    while the main process still exports or scores, nor with connections open, whose
-    threads may abort an exit.
+    torchrun ends all where one fails, even in the moment of its exit. So no process
+    leaves while the main process still exports or scores, nor with connections open,
+    whose threads may abort an exit.
     """
     if is_distributed_initialized():
         ddp_barrier()

@@ -5,8 +5,15 @@ import signal
 
 import pytest
 import torch
-from tiny_distillation import STEPS, StoppedBrain, distill_run, steps_of
-from tiny_training import assert_same, in_processes, saved, state_of, train
+from tiny_distillation import STEPS, distill_run, steps_of
+from tiny_training import (
+    StoppedBrain,
+    assert_same,
+    in_processes,
+    saved,
+    state_of,
+    train,
+)
 
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.training.brain import SpeakerBrain

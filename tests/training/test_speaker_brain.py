@@ -246,7 +246,7 @@ def test_best_and_latest_checkpoint_stay_and_nothing_else(corpus, tmp_path):
     again, _ = tiny_run(corpus, tmp_path, brain=scripted(rates), epochs=4)
     assert again.recover_best()["epoch"] == 2
     best = {k: v for k, v in weights[1].items() if k[:3] in ("spe", "cla")}
-    modules = again.raw_trained_modules().items()
+    modules = again.modules.items()
     found = {f"{n}.{k}": v for n, m in modules for k, v in m.state_dict().items()}
     assert_same(found, best)
 
