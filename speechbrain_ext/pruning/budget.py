@@ -49,7 +49,7 @@ def expected_macs(model, seconds=1.0):
 
 
 def remaining_parameters(model):
-    """Parameters that :func:`prune` would leave if it were called now: an int."""
+    """Parameters that ``prune`` would leave if it were called now: an int."""
     return parameter_costs(model).remaining()
 
 
