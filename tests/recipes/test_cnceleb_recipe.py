@@ -18,7 +18,8 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
 from speechbrain_ext.scoring.embeddings import load_embeddings
 from speechbrain_ext.scoring.score_files import read_score_table
-from speechbrain_ext.utils.config import RUN_OPTIONS, load_run
+from speechbrain_ext.utils.config import load_run
+from speechbrain_ext.utils.run_options import RUN_OPTIONS
 
 TRAINING = ("stage1_adapter_mfa", "stage1_lora_adapter_mfa", "stage2_joint")
 EVERY = (*TRAINING, "verify")

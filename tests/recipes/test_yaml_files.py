@@ -16,13 +16,13 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.training.terms import Budget, Classification, Distillation
 from speechbrain_ext.utils.config import (
-    RUN_OPTIONS,
     keywords_of,
     load_run,
     parse_overrides,
     read_tree,
     split_words,
 )
+from speechbrain_ext.utils.run_options import RUN_OPTIONS
 
 HEADS = {
     "stage1_adapter_mfa": AdapterMFA,

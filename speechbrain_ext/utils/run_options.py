@@ -1,0 +1,101 @@
+"""SpeechBrain's run options: what a machine needs, and who says what they are.
+
+Without a GPU the device is the CPU, and gloo joins the processes. A value comes from
+the command line, else from the YAML file, else from the script's own default.
+"""
+
+import contextlib
+import logging
+from io import StringIO
+
+import torch
+from speechbrain.core import RunOptions
+from speechbrain.utils.distributed import get_local_rank
+from speechbrain.utils.run_opts import HELP_TEXTS
+
+from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.precision import check_device
+
+logger = logging.getLogger(__name__)
+
+# What the command line may set of SpeechBrain's run options.
+RUN_OPTIONS = frozenset(HELP_TEXTS) | {"jit_module_keys", "compile_module_keys"}
+PRECISIONS = ("precision", "eval_precision")
+INTERVALS = ("ckpt_interval_steps", "ckpt_interval_minutes")
+
+
+def read_run_options(path, options):
+    """Words of a command line → RunOptions that suit this machine.
+
+    Raises
+    ------
+    InputError
+        A value that SpeechBrain refuses, a device that is not there, half precision on
+        a CPU.
+    """
+    options = [*options, *_defaults_on_cpu(options)]
+    run_opts = _parse_run_options(path, options)
+    _check_device(run_opts)
+    return run_opts
+
+
+def _parse_run_options(path, options):
+    """Run options → RunOptions; InputError for a value that SpeechBrain refuses."""
+    try:
+        with contextlib.redirect_stderr(StringIO()) as output:
+            return RunOptions.from_command_line_args([str(path), *options])[1]
+    except SystemExit as error:  # argparse: the last line says why
+        reason = output.getvalue().strip().rsplit("error: ", 1)[-1]
+        raise InputError(f"command line: {reason}") from error
+
+
+def _defaults_on_cpu(options):
+    """What a machine without a GPU needs: its device, and gloo.
+
+    Half precision is refused there: on a CPU it is over a hundred times slower.
+    """
+    names = {option.split("=")[0] for option in options}
+    on_cpu = "--device=cpu" in options
+    if "--device" not in names and not torch.cuda.is_available():
+        on_cpu = True
+        yield "--device=cpu"
+    if on_cpu and "--distributed_backend" not in names:
+        yield "--distributed_backend=gloo"
+    half = [f"--{key}={kind}" for key in PRECISIONS for kind in ("bf16", "fp16")]
+    half += ["--bfloat16_mix_prec", "--auto_mix_prec"]
+    for option in set(half) & set(options) if on_cpu else ():
+        raise InputError(f"{option} needs a GPU: on a CPU it is far slower than fp32")
+
+
+def _check_device(run_opts):
+    with naming("--device"):
+        check_device(run_opts.device or "cpu")
+    local_rank, n_gpus = get_local_rank(), torch.cuda.device_count()
+    by_nccl = run_opts.distributed_backend == "nccl"
+    if local_rank is not None and by_nccl and local_rank >= n_gpus:
+        raise InputError(
+            f"process {local_rank} of this machine has no GPU of its own: it has "
+            f"{n_gpus}, expected at most as many processes (or --device=cpu)"
+        )
+
+
+def settle_run_options(run_opts, hparams, parameters):
+    """Run options in ``hparams``: command line, else file, else function's default."""
+    for key in RUN_OPTIONS & set(parameters):
+        hparams.setdefault(key, parameters[key].default)
+    for key in PRECISIONS:
+        if key in run_opts.overridden_args:
+            hparams[key] = run_opts[key]
+        elif hparams.get(key, "fp32") != "fp32" and str(run_opts.device) == "cpu":
+            logger.warning("%s: fp32 instead of %s on the CPU", key, hparams[key])
+            hparams[key] = "fp32"
+    every = {
+        key: run_opts[key]
+        if key in run_opts.overridden_args
+        else hparams.get(key, run_opts[key])
+        for key in INTERVALS
+    }
+    if all(value > 0 for value in every.values()):
+        if "ckpt_interval_minutes" in run_opts.overridden_args:
+            raise InputError(f"{every}: expected one of the two to be 0")
+        hparams["ckpt_interval_minutes"] = 0
