@@ -9,6 +9,7 @@ the best :mod:`speechbrain_ext.training.validation`, and how a run stops and con
 exactly :mod:`speechbrain_ext.training.resumable`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -304,6 +305,26 @@ class SpeakerBrain(ResumableBrain):
         if self.validation is not None and model.encoder is not trained:
             best |= self.validate(model=model)
         return model, best
+
+
+def check_trained(modules, terms):
+    """What a YAML file says is trained, and by what.
+
+    Raises
+    ------
+    InputError
+        No speaker encoder in ``modules``; ``terms`` that are no list of terms.
+    """
+    model = modules.get("speaker_encoder") if isinstance(modules, Mapping) else None
+    if not isinstance(model, SpeakerEncoder) or not all(
+        isinstance(module, nn.Module) for module in modules.values()
+    ):
+        raise InputError(f"modules: {modules!r}, expected {{speaker_encoder: …}}")
+    right = isinstance(terms, (list, tuple)) and terms
+    if not right or not all(hasattr(term, "setup") for term in terms):
+        raise InputError(f"terms: {terms!r}, expected a list of terms of the loss")
+    if len({id(term) for term in terms}) < len(terms):
+        raise InputError("terms: a term stands twice, expected each once")
 
 
 class StepLog:

@@ -59,7 +59,7 @@ WRONG_VALUES = (
 
 
 class _Whole:
-    """A mapping in the place of a null or a text, where HyperPyYAML only merges."""
+    """A mapping that replaces the file's value, where HyperPyYAML only merges."""
 
     def __init__(self, mapping):
         self.mapping = mapping
@@ -269,6 +269,15 @@ def check_arguments(name, value):
             check_arguments(f"{name}.{key}", inner)
 
 
+def check_callables(**values):
+    """Raise an InputError for a value, by its key, that a script cannot call."""
+    for name, value in values.items():
+        if not callable(value):
+            raise InputError(
+                f"{name}: {value!r}, expected an object: !new: or !name: in the file"
+            )
+
+
 def _takes(node):
     """Parameters of the class or function that a node of the file names."""
     tag = getattr(getattr(node, "tag", None), "value", None)
@@ -319,7 +328,9 @@ def _value(key, text, own):
     """One value, of the kind of the file's ``own`` value."""
     word, stripped = f"--{key}={text}", text.strip()
     if stripped.startswith("!"):
-        return _parse(word, stripped)
+        value = _parse(word, stripped)
+        # HyperPyYAML would merge it into the file's node, and keep the file's tag
+        return _Whole(value) if isinstance(value, Mapping) else value
     if stripped.startswith(YAML_BEGINS):
         value = _parse(word, stripped)
     elif type(own) is str:

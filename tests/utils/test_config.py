@@ -450,3 +450,10 @@ def test_null_suits_a_parameter_whose_default_is_none(file):
 
     for word in ("--linear.device=null", "--device=cpu"):
         assert load_run([str(file), word], function)[3]["linear"].out_features == 3
+
+
+def test_a_tag_on_the_command_line_replaces_the_file_s(file):
+    word = "--linear=!new:torch.nn.Embedding {num_embeddings: 2, embedding_dim: 3}"
+    assert type(values(file, word)["linear"]) is torch.nn.Embedding
+    word = "--linear=!new:torch.nn.Nope {in_features: 2}"
+    assert "names something not installed" in complaint(file, word)

@@ -34,9 +34,9 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
-from speechbrain_ext.training.brain import SpeakerBrain
+from speechbrain_ext.training.brain import SpeakerBrain, check_trained
 from speechbrain_ext.training.validation import EERTrials
-from speechbrain_ext.utils.config import check_arguments, load_run
+from speechbrain_ext.utils.config import check_arguments, check_callables, load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import command_line
 
@@ -112,6 +112,14 @@ def train(
     **options
         Other run options of SpeechBrain.
     """
+    check_callables(
+        prepare=prepare,
+        train_data=train_data,
+        opt_class=opt_class,
+        lr_schedule=lr_schedule,
+        validation=validation,
+    )
+    check_trained(modules, terms)
     folder = Path(output_folder)
     prepared = main_process_first(prepare)
     data = train_data(prepared.train, seed=seed)

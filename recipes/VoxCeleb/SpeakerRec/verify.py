@@ -36,7 +36,7 @@ from speechbrain_ext.evaluation.verification import (
 )
 from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.embeddings import load_embeddings
-from speechbrain_ext.utils.config import load_run
+from speechbrain_ext.utils.config import check_callables, load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import InputError, command_line
 
@@ -102,6 +102,7 @@ def verify(
     n_resamples : int
         Of the bootstrap over speakers; 0: no intervals.
     """
+    check_callables(prepare=prepare, trials=trials)
     files = check_files(
         pretrained_folder=pretrained_folder,
         embeddings=embeddings,
