@@ -201,7 +201,7 @@ def parse_overrides(path, tree, texts, parameters=()):
         inside, into = tree, values
         for name in outer:
             inside, into = inside[name], into.setdefault(name, {})
-            if into is None:  # --section=null --section.depth=1
+            if not isinstance(into, Mapping):  # --section=null --section.depth=1
                 raise _unknown(path, tree, key, parameters)
         takes = parameters if inside is tree else _takes(inside)
         optional = last in takes and takes[last].default is None

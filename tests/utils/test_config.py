@@ -272,6 +272,10 @@ def test_one_interval_of_checkpoints_counts(file):
         (["--inner.low=1"], "did you mean 'section.inner.low'?"),
         (["--depth=1"], "did you mean 'section.depth'?"),
         (["--linear.out=3"], "--linear.out: no such key"),
+        (
+            ["--linear=!new:torch.nn.ReLU {inplace: True}", "--linear.out_features=3"],
+            "--linear.out_features: no such key",
+        ),
         (["--section.width=1"], "--section.width: no such key"),
         (["--rate.x=1"], "--rate.x: no such key"),
         (["--section=null", "--section.depth=1"], "--section.depth: no such key"),
