@@ -16,6 +16,7 @@ as ``speaker_encoder.ckpt`` in place of safetensors.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ import yaml
 
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.utils.config import load_yaml
+from speechbrain_ext.utils.config import load_yaml, read_tree
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
@@ -239,8 +240,10 @@ def load_hyperparams(folder, overrides=None):
     Raises
     ------
     InputError
-        As :func:`load_pretrained`; an override of a key that the file has not.
+        As :func:`load_pretrained`; an override of a key that the file has not, or of
+        ``pretrained_path``, which is always the folder itself.
     """
+    overrides = _checked_overrides(overrides)
     folder = Path(folder)
     path = folder / HYPERPARAMS
     if not path.is_file():
@@ -249,7 +252,8 @@ def load_hyperparams(folder, overrides=None):
         )
     if "<" in str(folder):  # HyperPyYAML looks for a key between < and >
         raise InputError(f"{folder}: '<' in the path of a model, expected none")
-    overrides = {**(overrides or {}), "pretrained_path": str(folder)}
+    overrides["pretrained_path"] = str(folder)
+    read_tree(path)  # names and values, for HyperPyYAML to update
     try:
         with NoRandomValues():
             hparams = load_yaml(path, overrides)
@@ -272,6 +276,19 @@ def load_hyperparams(folder, overrides=None):
     load_strictly(model, weights, str(path))
     model.eval()
     return hparams
+
+
+def _checked_overrides(overrides):
+    """A copy of a dict or None → dict."""
+    if not isinstance(overrides, Mapping | None):
+        raise InputError(
+            f"overrides: {overrides!r}, expected a dict of values for {HYPERPARAMS}"
+        )
+    if "pretrained_path" in (overrides or {}):
+        raise InputError(
+            "overrides: pretrained_path, expected other keys: it is the folder itself"
+        )
+    return dict(overrides or {})
 
 
 def weights_file(folder):

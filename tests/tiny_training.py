@@ -238,12 +238,18 @@ def tiny_brain(
 
 
 class StoppedBrain(SpeakerBrain):
-    """Gets SIGTERM in the middle of (epoch, step), or in an epoch's validation."""
+    """Gets SIGTERM in the middle of (epoch, step), or in an epoch's validation.
 
-    stop_at = None
+    Or in the step number ``stop_after`` of those that it takes, wherever that is.
+    """
+
+    stop_at = stop_after = stopped_at = None
+    taken = 0
 
     def compute_objectives(self, *args):
-        if self.at(self.step):
+        self.taken += 1
+        if self.at(self.step) or self.taken == self.stop_after:
+            self.stopped_at = (self.hparams.epoch_counter.current, self.step)
             os.kill(os.getpid(), signal.SIGTERM)
         return super().compute_objectives(*args)
 
@@ -265,6 +271,23 @@ def train(brain, loader):
     """Train to the end; → all that training changes, by name."""
     brain.fit(brain.hparams.epoch_counter, loader)
     return state_of(brain)
+
+
+def train_in_pieces(run, stop_after):
+    """Runs that each stop in that step of those they take, until one reaches the end.
+
+    ``run(brain=…)`` makes a Brain and its loader → (final state, places of the stops).
+    """
+    places = []
+    while True:
+        brain, loader = run(brain=StoppedBrain)
+        brain.stop_after = stop_after
+        try:
+            return train(brain, loader), places
+        except SystemExit as stopped:
+            assert stopped.code == 143
+        assert brain.stopped_at not in places  # each run goes on
+        places.append(brain.stopped_at)
 
 
 def state_of(brain):

@@ -14,10 +14,12 @@ are data and are read as such.
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.inference.audio_input import ChunkingConfig
@@ -60,11 +62,18 @@ def checked_run_opts(run_opts):
     Raises
     ------
     InputError
-        An unknown option or precision, or a device that is not there.
+        No dict; an unknown option or precision; a device that is not there.
     """
     if hasattr(run_opts, "overridden_args"):
         run_opts = {name: run_opts[name] for name in run_opts.overridden_args}
-    options = dict(run_opts or {})
+    if not isinstance(run_opts, Mapping | None):
+        raise InputError(f"run_opts: {run_opts!r}, expected a dict or RunOptions")
+    options, known = dict(run_opts or {}), RunOptions().as_dict()
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(
+            f"run_opts: {unknown[0]!r}, expected SpeechBrain's options, such as "
+            "device, precision or noprogressbar"
+        )
     device = check_device(options.get("device") or None)
     options["device"] = str(device)
     precision = options.get("precision", "fp32")
@@ -113,9 +122,11 @@ def find_folder(source, savedir=None, fetch_config=None):
     InputError
         Neither a folder nor a hub id; the hub, or the cache, does not give it.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source: {source!r}, expected a model's folder or owner/name")
+    folder = os.path.expanduser(source)
+    if os.path.isdir(folder):
+        return Path(folder)
     if not HUB_ID.match(str(source)):
         raise InputError(
             f"{source}: no such folder, and not a hub id, expected a model's folder "

@@ -30,7 +30,7 @@ def check_device(name=None):
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"device {name!r}, expected cpu, cuda or cuda:0") from error
     if device.type == "cpu":
         return device

@@ -210,6 +210,8 @@ def read_configuration(path, config_class):
 
 def _config_of(values, config_class, name):
     try:
+        if not values:  # all defaults would be another model, whose weights do not fit
+            raise ValueError("it is empty")
         kind = values.get("model_type", config_class.model_type)
         if kind == config_class.model_type:
             return config_class.from_dict(values)

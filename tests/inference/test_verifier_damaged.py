@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_pretrained import Malice, empty, garbage, hostile
-from tiny_verifier import load, write_voice
+from tiny_verifier import CPU, load, write_voice
 
+from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.inference.thresholds import load_thresholds
 from speechbrain_ext.scoring.cohort import Cohort, save_cohort
 from speechbrain_ext.utils.errors import InputError
@@ -44,6 +45,49 @@ def test_a_damaged_file_is_one_line(folder, name, damage, tmp_path, monkeypatch)
     assert str(folder / name) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "malice").exists()
+
+
+def written(name, text):
+    """A file of the folder holds something else."""
+
+    def mutate(folder):
+        (folder / name).write_text(text)
+        return {}
+
+    return mutate
+
+
+def given(**options):
+    """What from_hparams is called with."""
+    return lambda folder: options
+
+
+@pytest.mark.parametrize(
+    ("mutate", "culprit"),
+    [
+        (written("hyperparams.yaml", "# nothing"), r"hyperparams\.yaml: .*key: value"),
+        (written("hyperparams.yaml", "- a\n- b\n"), r"hyperparams\.yaml: .*key: value"),
+        (written("hyperparams.yaml", "words"), r"hyperparams\.yaml: .*key: value"),
+        (written("encoder_config.json", "{}"), r"encoder_config\.json: .*is empty"),
+        (written("encoder_config.json", "[1]"), r"encoder_config\.json: not a readable"),
+        (given(overrides="min_seconds: 3"), "overrides: 'min_seconds: 3', expected a"),
+        (given(overrides=[("min_seconds", 3)]), r"overrides: \[.*expected a dict"),
+        (given(overrides={"pretrained_path": "x"}), "overrides: pretrained_path, exp"),
+        (given(run_opts="cpu"), "run_opts: 'cpu', expected a dict"),
+        (given(run_opts={"devise": "cpu"}), "run_opts: 'devise', expected .*device"),
+        (given(run_opts={1: "cpu"}), "run_opts: 1, expected"),
+        (given(run_opts={"device": 0.5}), r"device 0\.5, expected cpu"),
+        (given(source=None), "source: None, expected a model's folder or owner/name"),
+        (given(source=3), "source: 3, expected a model's folder"),
+        (given(source="~nobody-here/x"), "~nobody-here/x: no such folder"),
+        (given(source="long" * 1000), "longlong: no such folder"),
+    ],
+)
+def test_what_is_of_another_kind_is_one_line(folder, mutate, culprit):
+    options = {"source": folder, "run_opts": CPU, **mutate(folder)}
+    with pytest.raises(InputError, match=culprit) as caught:
+        SpeakerVerifier.from_hparams(**options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tiny_training import (
     saved,
     state_of,
     train,
+    train_in_pieces,
 )
 
 from speechbrain_ext.pruning.groups import gated_groups
@@ -45,13 +47,23 @@ def test_stopped_in_any_place_it_ends_as_if_unbroken(corpus, tmp_path, factor):
     assert any("budget.lambda1" in name for name in unbroken)
     assert any("log_alpha" in name for name in unbroken)
     # as in test_exact_resume.py, whose brain this is
-    places = {1: (1, 4, 7), 3: (1, 2, 3, 4, 6, 7)}[factor]
-    assert places[-1] == STEPS
-    for stop_at in [*((1, step) for step in places), (2, 1), (2, STEPS)]:
+    seen = {(1, step) for step in {1: (1, 4, 7), 3: (1, 2, 3, 4, 6, 7)}[factor]}
+    seen |= {(2, 1), (2, 3), (2, STEPS)}
+    for stop_at in sorted(seen):
         folder = tmp_path / "-".join(map(str, stop_at))
         resumed, found = stop_and_continue(corpus, folder, stop_at, factor=factor)
         assert_same(resumed, unbroken)
         assert found == table
+    for after in range(1, factor + 1):  # again and again, in every single step
+        folder = tmp_path / f"pieces of {after}"
+        run = partial(distill_run, corpus, folder, factor=factor)
+        resumed, places = train_in_pieces(run, after)
+        seen |= {*places}
+        if places[-1] == (2, STEPS):
+            resumed["random"] = unbroken["random"]
+        assert_same(resumed, unbroken)
+        assert read_table(folder) == table
+    assert seen == {(e, step) for e in (1, 2) for step in range(1, STEPS + 1)}
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"sparsity": None}])
