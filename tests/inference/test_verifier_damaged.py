@@ -69,7 +69,7 @@ def given(**options):
         (written("hyperparams.yaml", "- a\n- b\n"), r"hyperparams\.yaml: .*key: value"),
         (written("hyperparams.yaml", "words"), r"hyperparams\.yaml: .*key: value"),
         (written("encoder_config.json", "{}"), r"encoder_config\.json: .*is empty"),
-        (written("encoder_config.json", "[1]"), r"encoder_config\.json: not a readable"),
+        (written("encoder_config.json", "[1]"), r"encoder_config\.json: not a read"),
         (given(overrides="min_seconds: 3"), "overrides: 'min_seconds: 3', expected a"),
         (given(overrides=[("min_seconds", 3)]), r"overrides: \[.*expected a dict"),
         (given(overrides={"pretrained_path": "x"}), "overrides: pretrained_path, exp"),

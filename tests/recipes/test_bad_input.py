@@ -1,6 +1,8 @@
 """Whatever is wrong with what train.py and verify.py are given: exit code 1, one line
 that names the culprit, and nothing half-written."""
 
+import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import soundfile
 import torch
 from recipe_scripts import RECIPE, SMALL, data_words, run, write_recipe_corpus
 from safetensors.torch import load_file, save_file
-from tiny_training import tiny_config, write_voices
+from tiny_training import start, tiny_config, write_voices
 
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -325,18 +327,35 @@ def test_a_repeated_trial_is_refused_before_anything_is_embedded(corpus):
 # ---- the scripts themselves ----------------------------------------------------------
 
 
-@pytest.mark.slow
+def _run_as_main(name, *words):
+    """``python NAME.py`` with all imported: the script itself is run anew."""
+    os.chdir(RECIPE)
+    sys.argv = [f"{name}.py", *words]
+    runpy.run_path(f"{name}.py", run_name="__main__")
+
+
 @pytest.mark.parametrize("name", ["train", "verify"])
-def test_as_a_user_calls_it(corpus, name):
+def test_the_script_itself(corpus, name):
+    """In a new Python: test_a_real_process_… of train.py, and the next one."""
     yaml = STAGE1 if name == "train" else "hparams/verify.yaml"
-    words = words_of(corpus, yaml, f"--test_folders={corpus}/nowhere")
+    words = words_of(corpus, yaml, "--nothing=1")
+    process = start(_run_as_main, name, *words, stderr=corpus / "stderr")
+    process.join(100)
+    assert process.exitcode == 1
+    (line,) = (corpus / "stderr").read_text().splitlines()
+    assert line.startswith(f"error: --nothing: no such key in {yaml}")
+
+
+@pytest.mark.slow
+def test_as_a_user_calls_it(corpus):
+    words = words_of(corpus, "hparams/verify.yaml", "--nothing=1")
     done = subprocess.run(
-        [sys.executable, f"{name}.py", *words],
+        [sys.executable, "verify.py", *words],
         cwd=RECIPE,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {corpus}/nowhere: no such folder")
+    assert last.startswith("error: --nothing: no such key in hparams/verify.yaml")
     assert "Traceback" not in done.stderr
