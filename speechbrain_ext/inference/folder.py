@@ -125,22 +125,9 @@ def find_folder(source, savedir=None, fetch_config=None):
 
 
 def load_model(folder, overrides=None):
-    """Read a model's folder, strictly.
+    """Read a model's folder, strictly → Model; ``overrides`` of ``hyperparams.yaml``.
 
-    Arguments
-    ---------
-    folder : str or Path
-    overrides : dict or None
-        Values for keys of ``hyperparams.yaml``.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    InputError
-        Names the file that is missing, damaged, or does not fit the others.
+    InputError names the file that is missing, damaged, or does not fit the others.
     """
     folder = Path(folder)
     hparams, chunking = load_encoder(folder, overrides)

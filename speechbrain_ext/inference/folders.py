@@ -42,22 +42,10 @@ class Listing(NamedTuple):
 
 
 def list_inputs(inputs):
-    """Find the recordings of folders, all below them, and files.
+    """Find the recordings of folders, all below them, and files → Listing.
 
-    Hidden files and folders are ignored. Links are followed.
-
-    Arguments
-    ---------
-    inputs : list of str or Path
-
-    Returns
-    -------
-    Listing
-
-    Raises
-    ------
-    InputError
-        An input that is not there, or holds no recordings; two files with one ID.
+    Hidden files and folders are ignored. Links are followed. InputError: an input that
+    is not there, or holds no recordings; two files with one ID.
     """
     paths, refused, ignored = {}, [], 0
     for source in map(Path, inputs):

@@ -202,21 +202,9 @@ def save_thresholds(path, thresholds):
 
 
 def load_thresholds(path):
-    """Read a file of :func:`save_thresholds`, checked in full.
+    """Read a file of :func:`save_thresholds`, checked: kind of score → Thresholds.
 
-    Arguments
-    ---------
-    path : str or Path
-
-    Returns
-    -------
-    dict of str to Thresholds
-        By the kind of score.
-
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file.
+    InputError: a missing, damaged or foreign file.
     """
     schema = {
         "format": FORMAT,

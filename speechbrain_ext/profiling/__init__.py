@@ -192,13 +192,9 @@ def profile_recipe(hparams_file, config=None, lora_rank=None, seconds=1.0):
 def random_model(config=None, head="adapter_mfa"):
     """A SpeakerEncoder of w2v-BERT with random weights.
 
-    Arguments
-    ---------
-    config : str, Path or Wav2Vec2BertConfig, optional
-        Encoder configuration or its JSON file; None: w2v-BERT 2.0.
-    head : str
-        ``adapter_mfa``, ``mfa``, ``weighted_ecapa``, or the name of another class in
-        ``speechbrain_ext.lobes.heads``.
+    ``config`` is one of its encoder, or its JSON file; None: w2v-BERT 2.0. ``head`` is
+    ``adapter_mfa``, ``mfa``, ``weighted_ecapa`` or a class in
+    ``speechbrain_ext.lobes.heads``.
     """
     kind = PUBLISHED_HEADS.get(head) or getattr(heads, head, None)
     if not (isinstance(kind, type) and issubclass(kind, Head)):
@@ -217,19 +213,10 @@ def random_model(config=None, head="adapter_mfa"):
 def recipe_model(hparams_file, config=None):
     """The SpeakerEncoder of a recipe's YAML file, of its keys encoder and head.
 
-    Of the file's other keys only those are loaded that these two refer to.
-
-    Arguments
-    ---------
-    hparams_file : str or Path
-    config : str or Path, optional
-        An encoder configuration, which takes the place of the encoder's ``source``:
-        random weights in place of those that the file names.
-
-    Raises
-    ------
-    InputError
-        Where the file has no such keys, or they are no encoder and head.
+    Of the file's other keys only those are loaded that these two refer to. ``config``
+    takes the place of the encoder's ``source``: random weights in place of those that
+    the file names. InputError: the file has no such keys, or they are no encoder and
+    head.
     """
     return _from_recipe(hparams_file, config)[0]
 

@@ -24,22 +24,11 @@ ERRORS_WANTED = 30
 
 
 def conditions_of(names, condition_of, enrol_map=None):
-    """The condition of every name of a trial list.
+    """The condition of every name of a trial list, str [U].
 
-    Arguments
-    ---------
-    names : sequence of str
-        Utterance IDs or names of models [U].
-    condition_of : callable
-        Utterance ID → condition, None where the ID does not tell it.
-    enrol_map : EnrolMap or None
-        What the models are enrolled from: a model has the condition of its recordings,
-        ``several`` where these differ.
-
-    Returns
-    -------
-    np.ndarray
-        str [U]; ``unknown`` where neither the name nor the map tells.
+    ``condition_of`` makes an utterance ID a condition or None. A model has that of the
+    recordings in ``enrol_map``, ``several`` where these differ; ``unknown`` is where
+    neither tells.
     """
     of_model = {}
     for model, ids in (enrol_map.utterances if enrol_map else {}).items():
@@ -112,14 +101,7 @@ def by_condition(trials, scores, conditions, kind="condition"):
 
 
 def plot_conditions(path, table):
-    """Draw a table of :func:`by_condition` as a heat map.
-
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    table : dict
-    """
+    """Draw a table of :func:`by_condition` as a heat map, a PNG."""
     kind = table["kind"]
     shown = np.array(table["eer_percent"], dtype=float)  # None → NaN: left white
     height, width = shown.shape
