@@ -200,17 +200,9 @@ class Manifest:
         return self._named_and_numbered[1]
 
     def select(self, rows):
-        """Keep some recordings.
+        """Some recordings, by a mask [N] bool or row numbers [M] → Manifest.
 
-        Arguments
-        ---------
-        rows : np.ndarray
-            A mask, [N] bool, or row numbers, [M] int.
-
-        Returns
-        -------
-        Manifest
-            Its labels count the remaining speakers only.
+        Its labels count the remaining speakers only.
         """
         rows = np.asarray(rows)
         if not len(rows):

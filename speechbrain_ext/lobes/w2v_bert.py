@@ -190,10 +190,8 @@ class W2VBertEncoder(Encoder):
     def resized(self, widths):
         """A new encoder of other widths, with random weights.
 
-        Arguments
-        ---------
-        widths : dict
-            Name of every prunable group → its units; its ``config`` keeps them.
+        ``widths`` is name of every prunable group → its units; its ``config`` keeps
+        them.
         """
         layers = (f"encoder.layers.{n}" for n in range(len(self.encoder.layers)))
         shapes = [

@@ -83,14 +83,9 @@ def check_speakers(trials, speakers):
 
 @dataclass(frozen=True, eq=False)
 class EnrolMap:
-    """M models and the recordings that each is enrolled from.
+    """M models, the m-th in line m of ``path``, and what each is enrolled from.
 
-    Attributes
-    ----------
-    path : Path
-        Where it was read; the m-th model stands in line m.
-    utterances : dict of str to tuple of str
-        Model → its utterance IDs, one or more, in the order of the file.
+    ``utterances``: model → tuple of its utterance IDs, in the order of the file.
     """
 
     path: Path

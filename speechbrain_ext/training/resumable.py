@@ -153,12 +153,8 @@ class ResumableBrain(sb.Brain):
     def optimizers_step(self):
         """Clip every module by its own norm, then step.
 
-        A ``max_grad_norm`` of 0 or below clips nothing.
-
-        Raises
-        ------
-        InputError
-            Where a gradient is not finite, with epoch and step.
+        A ``max_grad_norm`` of 0 or below clips nothing. InputError: a gradient that is
+        not finite, with epoch and step.
         """
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf

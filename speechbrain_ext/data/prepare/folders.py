@@ -39,13 +39,9 @@ _NOISE_CORPORA = ("musan", "rirs_noises")
 class Layout(NamedTuple):
     """How a corpus lies on the disk.
 
-    Attributes
-    ----------
-    folder_names : tuple of str
-        Names of folders that hold the speakers, ``("wav", "flac")``.
-    levels : int
-        Folders from there down to a recording: 2 for SPEAKER/SESSION/FILE, 1 for
-        SPEAKER/FILE.
+    ``folder_names`` are names of folders that hold the speakers, ``("wav", "flac")``;
+    ``levels`` counts folders from there down to a recording: 2 for
+    SPEAKER/SESSION/FILE, 1 for SPEAKER/FILE.
     """
 
     folder_names: tuple

@@ -87,15 +87,9 @@ def _lines(path):
 class TrialLists(NamedTuple):
     """All that is tested.
 
-    Attributes
-    ----------
-    lists : list of Trials
-        In the order given.
-    enrol_maps : list of EnrolMap
-        What their enrol sides stand for, in one way or several; none where they name
-        recordings.
-    ids : list of str
-        The recordings that all of these need, sorted.
+    ``lists`` of Trials in the order given; ``enrol_maps`` say what their enrol sides
+    stand for, in one way or several, none where they name recordings; ``ids``, sorted,
+    are the recordings that all of these need.
     """
 
     lists: list
