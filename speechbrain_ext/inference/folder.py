@@ -94,24 +94,11 @@ class Model(NamedTuple):
 def find_folder(source, savedir=None, fetch_config=None):
     """Where a model lies on this machine; one on the hub is fetched first.
 
-    Arguments
-    ---------
-    source : str or Path
-        A folder, or a hub id, ``owner/name``. A folder of that name wins.
-    savedir : str or Path or None
-        Folder for files from the hub; None leaves them in the hub's cache.
-    fetch_config : speechbrain.utils.fetching.FetchConfig or None
-        Of a hub id: ``revision``, ``token``, ``huggingface_cache_dir``, and
-        ``allow_network``, without which only the cache is looked into.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InputError
-        Neither a folder nor a hub id; the hub, or the cache, does not give it.
+    ``source`` is a folder, or a hub id, ``owner/name``; a folder of that name wins.
+    ``savedir`` gets the files from the hub; None leaves them in the hub's cache. Of a
+    FetchConfig count ``revision``, ``token``, ``huggingface_cache_dir``, and
+    ``allow_network``, without which only the cache is looked into. InputError: neither
+    a folder nor a hub id; the hub, or the cache, does not give it.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():

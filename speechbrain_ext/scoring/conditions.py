@@ -41,30 +41,15 @@ def conditions_of(names, condition_of, enrol_map=None):
 def by_condition(trials, scores, conditions, kind="condition"):
     """Equal error rates of all pairs of conditions, of each of them, of all trials.
 
-    Arguments
-    ---------
-    trials : Trials
-        T trials with labels, U names.
-    scores : np.ndarray
-        float [T].
-    conditions : np.ndarray
-        str [U], of each of ``trials.names``.
-    kind : str
-        What a condition is, for titles and keys: ``genre``.
+    Of T labelled trials, their scores [T] and the conditions str [U] of their names;
+    ``kind`` is what a condition is, for titles and keys: ``genre``.
 
-    Returns
-    -------
-    dict
-        ``kind``; ``enrol`` and ``test``: G and H conditions, sorted, and ``all`` in the
-        end; ``eer_percent``, ``targets``, ``nontargets``, ``enough``: G + 1 rows of
-        H + 1 cells, enrolment against test. A cell without targets or without
-        non-targets has no rate: None. ``same_KIND`` and ``other_KIND`` are single
-        cells, as dictionaries of the four.
-
-    Raises
-    ------
-    InputError
-        No labels, or another number of conditions or scores than of names or trials.
+    → dict of ``kind``; ``enrol`` and ``test``: G and H conditions, sorted, and ``all``
+    in the end; ``eer_percent``, ``targets``, ``nontargets``, ``enough``: G + 1 rows of
+    H + 1 cells, enrolment against test. A cell without targets or without non-targets
+    has no rate: None. ``same_KIND`` and ``other_KIND`` are single cells, as
+    dictionaries of the four. InputError: no labels, or another number of conditions or
+    scores than of names or trials.
     """
     if trials.labels is None:
         raise InputError(f"{trials.path}: no labels, expected some for error rates")
