@@ -69,15 +69,10 @@ def inject_lora(encoder, r=64, alpha=128, dropout=0.0, target_modules=None):
 
 
 def check_lora_gradients(model):
-    """Raise an error where a LoRA layer has no gradient: call it after a backward pass.
+    """InputError naming the LoRA layers without a gradient after a backward pass.
 
     Such a layer never learns: the model uses its weight without calling the layer, as
     ``torch.nn.functional.multi_head_attention_forward`` does.
-
-    Raises
-    ------
-    InputError
-        Naming the layers.
     """
     idle = [
         name

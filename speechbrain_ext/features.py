@@ -180,22 +180,11 @@ def _frame_means(wavs):
 
 @functools.lru_cache
 def filterbank(device):
-    """Mel filters and window on a device, made once.
+    """Mel filters float32 [257, 80] and window [512] on a device, made once.
 
     Not buffers of the module: ``.half()`` would round them, and a module built on the
-    meta device would lose them.
-
-    Arguments
-    ---------
-    device : torch.device
-
-    Returns
-    -------
-    mel : torch.Tensor
-        [257, 80], float32.
-    window : torch.Tensor
-        [512], times 2^15, zero from 400 on; float64 (float32 on Apple's devices,
-        which have no other).
+    meta device would lose them. The window is times 2^15, zero from 400 on; float64
+    (float32 on Apple's devices, which have no other).
     """
     mel = mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
@@ -219,26 +208,10 @@ def filterbank(device):
 
 
 def sample_counts(wavs, wav_lens=None, minimum=MIN_SAMPLES):
-    """Valid samples of each row of a padded batch, checked.
+    """Valid samples of each row of a padded batch [B, T]: int64 [B] on its device.
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        [B, T].
-    wav_lens : torch.Tensor
-        [B], relative to T, or None.
-    minimum : int
-        Samples that a row needs.
-
-    Returns
-    -------
-    torch.Tensor
-        [B], int64, on the device of ``wavs``.
-
-    Raises
-    ------
-    InputError
-        Where the shapes are wrong or a row is too short.
+    ``wav_lens`` [B] are relative to T. InputError: wrong shapes, or a row of fewer than
+    ``minimum``.
     """
     if wavs.dim() != 2:
         raise InputError(f"wavs: shape {tuple(wavs.shape)}, expected [batch, samples]")

@@ -100,20 +100,6 @@ class ArcFace(nn.Module):
             target = add_margin(cosine.gather(1, index), self.margin)
             return cosine.scatter(1, index, target) * self.scale
 
-    def keep_classes(self, n_classes):
-        """Keep the first ``n_classes`` rows: the speakers without their speed copies.
-
-        Raises
-        ------
-        InputError
-            Where there are fewer, or none is to be kept.
-        """
-        if not 0 < n_classes <= len(self.weight):
-            raise InputError(
-                f"classifier: {len(self.weight)} classes, cannot keep {n_classes}"
-            )
-        self.weight = nn.Parameter(self.weight.detach()[:n_classes].clone())
-
     def extra_repr(self):
         """Shown by ``print``."""
         classes, size = self.weight.shape

@@ -7,7 +7,6 @@ import torch
 from tiny_encoder import SavedForBackward, noise
 
 from speechbrain_ext.losses import ArcFace, add_margin
-from speechbrain_ext.utils.errors import InputError
 
 
 def plain_arcface(embeddings, weight, labels, margin, scale):
@@ -193,28 +192,8 @@ def test_memory_of_130000_classes():
     assert torch.isfinite(embeddings.grad).all()
 
 
-def test_keep_classes_keeps_the_first_rows():
-    arcface = make(classes=9)
-    embeddings, labels = noise(4, 16, seed=1), torch.arange(3).repeat(2)[:4]
-    kept = arcface.weight.detach()[:3].clone()
-    arcface.keep_classes(3)
-    assert torch.equal(arcface.weight, kept)
-    assert isinstance(arcface.weight, torch.nn.Parameter)
-    assert arcface.weight.requires_grad
-    expected = plain_arcface(embeddings, kept, labels, 0.2, 32.0)
-    loss = arcface(embeddings, labels).double()  # of float32, 32 times a cosine's error
-    torch.testing.assert_close(loss, expected, atol=1e-4, rtol=1e-5)
-    assert repr(arcface) == "ArcFace(16 → 3, margin=0.2, scale=32.0)"
-    # the memory of the rows left out is given back
-    assert arcface.weight.untyped_storage().nbytes() == 3 * 16 * 4
-
-
-@pytest.mark.parametrize("classes", [10, 0, -1])
-def test_keep_classes_that_are_not_there(classes):
-    with pytest.raises(
-        InputError, match=f"classifier: 9 classes, cannot keep {classes}"
-    ):
-        make(classes=9).keep_classes(classes)
+def test_repr_tells_sizes_and_margin():
+    assert repr(make(classes=3)) == "ArcFace(16 → 3, margin=0.2, scale=32.0)"
 
 
 def test_learns_to_separate():

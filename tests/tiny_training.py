@@ -8,6 +8,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 from functools import partial
@@ -36,6 +37,7 @@ from speechbrain_ext.training.data import TrainingData
 from speechbrain_ext.training.resumable import unwrap
 from speechbrain_ext.training.terms import Classification
 from speechbrain_ext.training.validation import EERTrials
+from speechbrain_ext.utils.errors import command_line
 
 SPEEDS = (1.0, 0.9, 1.1)
 
@@ -333,6 +335,23 @@ def start(function, *arguments, stderr=None, **environment):
     )
     process.start()
     return process
+
+
+def on_a_full_disk(limit, stderr, function, *arguments, seconds=60):
+    """Run a command while no file can have more than ``limit`` bytes → its error."""
+    process = start(_limited, limit, function, arguments, stderr=stderr)
+    process.join(seconds)
+    assert process.exitcode == 1
+    (line,) = stderr.read_text().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@command_line
+def _limited(limit, function, arguments):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    function(*arguments)
 
 
 def in_processes(function, world_size, *arguments, seconds=120):

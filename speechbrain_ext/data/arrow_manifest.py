@@ -229,26 +229,11 @@ def _first_line(error):
 
 
 def mix_manifests(perturbed, other, save_folder):
-    """Write one manifest of two, or return at once where that was done before.
+    """Write one ``train.arrow`` of two manifests, unless it is there → its path.
 
-    Arguments
-    ---------
-    perturbed : str or Path
-        Manifest whose speakers are played at all speeds. Their labels come first.
-    other : str or Path
-        Manifest whose speakers are played at true speed only.
-    save_folder : str or Path
-        Where ``train.arrow`` goes.
-
-    Returns
-    -------
-    Path
-        The manifest; its ``n_perturbed`` is the number of speakers of ``perturbed``.
-
-    Raises
-    ------
-    InputError
-        A speaker or an ID that both have.
+    Speakers of ``perturbed`` are played at all speeds, and their labels come first
+    (their number is ``n_perturbed``); those of ``other`` at true speed only.
+    InputError: a speaker or an ID that both have.
     """
     paths = [Path(perturbed).resolve(), Path(other).resolve()]
     arguments = dict(zip(("perturbed", "other"), paths))

@@ -50,21 +50,10 @@ def joined_path(paths, frames):
 
 
 def parts_of(path):
-    """The recordings that a path of a manifest stands for.
+    """[(recording, its length in samples)] that a path of a manifest stands for.
 
-    Arguments
-    ---------
-    path : str
-
-    Returns
-    -------
-    list of (str, int or None)
-        Each recording and its length in samples, which a plain path does not tell.
-
-    Raises
-    ------
-    InputError
-        A part of a joined path that does not end in its length.
+    A plain path does not tell its length: None. InputError: a part of a joined path
+    that does not end in its length.
     """
     if not is_joined(path):
         return [(str(path), None)]
@@ -81,22 +70,10 @@ def parts_of(path):
 
 
 def parts_between(path, start=0, frames=-1):
-    """What to read for some samples of a joined path.
+    """[(recording, first sample in it, how many)] for some samples of a joined path.
 
-    Arguments
-    ---------
-    path : str
-        Joined.
-    start : int
-        First sample.
-    frames : int
-        How many; -1 for all that follow.
-
-    Returns
-    -------
-    list of (str, int, int)
-        Recording, first sample in it and how many; none where ``start`` is beyond the
-        end. Together they are fewer than ``frames`` where these reach beyond it.
+    ``frames`` -1 takes all that follow ``start``. None are read where ``start`` is
+    beyond the end; fewer than ``frames`` where these reach beyond it.
     """
     wanted, begin = [], 0
     stop = float("inf") if frames < 0 else start + frames
@@ -123,21 +100,9 @@ class AudioHeader(NamedTuple):
 
 
 def read_header(path):
-    """Read the header of one recording without decoding it.
+    """AudioHeader of one recording, which is not decoded.
 
-    Arguments
-    ---------
-    path : str or Path
-        The recording.
-
-    Returns
-    -------
-    AudioHeader
-
-    Raises
-    ------
-    InputError
-        Where the file is missing, empty, truncated, without a length, or not sound.
+    InputError: missing, empty, truncated, without a length, or not sound.
     """
     with _open(path) as file:
         _check_whole(path)
@@ -306,22 +271,10 @@ BAD_FILES = "bad_files.txt"
 
 
 def read_durations(paths, num_workers=16):
-    """Read the header of each recording.
+    """Read the header of each of N recordings, in threads.
 
-    Arguments
-    ---------
-    paths : list of str
-        N recordings.
-    num_workers : int
-        Threads.
-
-    Returns
-    -------
-    seconds : np.ndarray
-        float64 [N]; NaN where the file is bad.
-    bad : list of (str, str)
-        Path and reason of each file that cannot be opened, is empty, or is not
-        16 kHz mono.
+    → seconds float64 [N], NaN where the file is bad; [(path, reason)] of each that
+    cannot be opened, is empty, or is not 16 kHz mono.
     """
     seconds = np.full(len(paths), np.nan)
     bad = []
@@ -348,23 +301,10 @@ def _duration(path):
 
 
 def report_bad_files(bad, save_folder, max_bad_files, indispensable=frozenset()):
-    """List bad recordings in a file, and stop where there are too many of them.
+    """List bad recordings in ``bad_files.txt``; stop where there are too many.
 
-    Arguments
-    ---------
-    bad : list of (str, str)
-        Path and reason of each; the first is named in errors.
-    save_folder : Path
-        Where ``bad_files.txt`` goes.
-    max_bad_files : int
-        How many may be left out.
-    indispensable : set of str
-        Paths of which none may be left out, such as those of a trial list.
-
-    Raises
-    ------
-    InputError
-        Too many bad files, or an indispensable one; names the first and the list.
+    ``bad`` are (path, reason); of the paths in ``indispensable``, such as those of a
+    trial list, none may be left out. InputError names the first and the list.
     """
     listing = save_folder / BAD_FILES
     if not bad:

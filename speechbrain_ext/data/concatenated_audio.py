@@ -38,32 +38,13 @@ _FULL_SCALE = 32768
 
 
 def concatenate_enrolment(enrol_map, manifest, folder, num_workers=4):
-    """Write one recording per model: its recordings, one after the other.
+    """Write one recording per model, ``folder/MODEL-HASH.wav``: its own, joined.
 
-    Arguments
-    ---------
-    enrol_map : EnrolMap
-        M models.
-    manifest : Manifest
-        Where the recordings of the map are.
-    folder : str or Path
-        Where ``MODEL-HASH.wav`` go, 16 kHz mono.
-    num_workers : int
-        Threads; each holds the recordings of one model.
-
-    Returns
-    -------
-    Manifest
-        M rows in the order of the map: the models' names, files and durations. The
-        speaker is that of the recordings or, where these are of several, the one that
-        the model's name tells.
-
-    Raises
-    ------
-    InputError
-        A recording of the map that is not in ``manifest`` (map, line, utterance) or
-        that cannot be read, is empty or not 16 kHz mono (its path); a model whose name
-        leads out of the folder.
+    → Manifest of the map's M models: names, files, durations. The speaker is that of
+    the recordings in ``manifest`` or, where these are of several, the one that the
+    model's name tells. InputError: a recording of the map that is not in ``manifest``
+    (map, line, utterance), cannot be read, is empty or not 16 kHz mono (its path); a
+    model whose name leads out of the folder.
     """
     rows = enrol_map.rows(manifest.ids, "the manifest")
     models = enrol_map.models.tolist()
@@ -129,28 +110,11 @@ def _concatenate(job):
 
 
 def join_short(manifest, sessions, groups, shortest):
-    """Join recordings until each row lasts long enough.
+    """Join recordings into rows of ``shortest`` seconds, where there is as much.
 
-    Arguments
-    ---------
-    manifest : Manifest
-        N recordings.
-    sessions : sequence of str
-        [N]; those of one session are joined first.
-    groups : sequence of str
-        [N]; beyond, only those of one group are.
-    shortest : float
-        Seconds of a row, where there is as much.
-
-    Returns
-    -------
-    Manifest
-        M <= N rows; every sample of every recording stands in one of them.
-
-    Raises
-    ------
-    InputError
-        A path with ``|`` in it.
+    Of N recordings with their sessions and groups: those of one session are joined
+    first, beyond only those of one group. → Manifest of M <= N rows; every sample of
+    every recording stands in one of them. InputError: a path with ``|`` in it.
     """
     frames = np.round(manifest.durations * SAMPLE_RATE).astype(np.int64).tolist()
     by_group = {}

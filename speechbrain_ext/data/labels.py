@@ -14,17 +14,7 @@ from speechbrain_ext.utils.errors import InputError
 
 
 class Classes(NamedTuple):
-    """How many speakers there are, at how many speeds, and who is perturbed.
-
-    Attributes
-    ----------
-    n_speakers : int
-        S.
-    n_speeds : int
-        K.
-    n_perturbed : int or None
-        P; None: all speakers.
-    """
+    """S speakers at K speeds, of whom the first P are perturbed; None: all."""
 
     n_speakers: int
     n_speeds: int

@@ -55,15 +55,7 @@ class TextColumn:
 
 
 class EncodedText(TextColumn):
-    """Texts by number.
-
-    Arguments
-    ---------
-    codes : np.ndarray
-        [N] int32.
-    names : pyarrow.StringArray
-        Each text once.
-    """
+    """Texts by number: ``codes`` [N] int32 of ``names``, each text once (pyarrow)."""
 
     def __init__(self, codes, names):
         self.codes = codes
@@ -98,13 +90,7 @@ class EncodedText(TextColumn):
 
 
 class JoinedText(TextColumn):
-    """Texts in two parts.
-
-    Arguments
-    ---------
-    heads, tails : EncodedText
-        [N] each. The head of a path ends in its last slash.
-    """
+    """Texts in two parts, EncodedText [N] each; a path's head ends in a slash."""
 
     def __init__(self, heads, tails):
         self.heads = heads
@@ -214,17 +200,9 @@ class Manifest:
         return self._named_and_numbered[1]
 
     def select(self, rows):
-        """Keep some recordings.
+        """Some recordings, by a mask [N] bool or row numbers [M] → Manifest.
 
-        Arguments
-        ---------
-        rows : np.ndarray
-            A mask, [N] bool, or row numbers, [M] int.
-
-        Returns
-        -------
-        Manifest
-            Its labels count the remaining speakers only.
+        Its labels count the remaining speakers only.
         """
         rows = np.asarray(rows)
         if not len(rows):
@@ -245,21 +223,10 @@ def _text(column):
 def check_manifest(path, manifest, place=None, unique=True):
     """Refuse what no manifest may hold, in either format.
 
-    Arguments
-    ---------
-    path : str or Path
-        The file, for messages.
-    manifest : Manifest
-    place : callable, optional
-        Row → where it stands, in words; None: its number from 1 on.
-    unique : bool
-        Also look for an ID that comes twice, which takes memory of the whole list.
-
-    Raises
-    ------
-    InputError
-        No rows; an empty text, a duration that is no positive number or an ID seen
-        before: names the first such row.
+    ``place`` makes a row a place in words; None: its number from 1 on. ``unique`` also
+    looks for an ID that comes twice, which takes memory of the whole list. InputError
+    names the first such row: an empty text, a duration that is no positive number, an
+    ID seen before.
     """
 
     def refuse(row, message):

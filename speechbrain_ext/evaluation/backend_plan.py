@@ -139,23 +139,9 @@ class BackendPlan:
     def build_backend(self, embed, folder):
         """Embed the recordings, make the cohort, fit the calibrator.
 
-        Arguments
-        ---------
-        embed : callable
-            (manifest, path) → float32 [N, E] on the main process.
-        folder : Path
-            Gets the embeddings, ``cohort.npz``, ``calibration.json`` and the scores of
-            the calibration trials, ``calibration_scores_SYSTEM.npz``.
-
-        Returns
-        -------
-        Backend
-            None on other processes than the main one.
-
-        Raises
-        ------
-        InputError
-            As the steps.
+        ``embed`` makes (manifest, path) float32 [N, E] on the main process. ``folder``
+        gets the embeddings, ``cohort.npz``, ``calibration.json`` and the scores of the
+        calibration trials. → Backend; None on other processes. InputError as the steps.
         """
         training = calibration = None
         if self.training is not None:

@@ -41,23 +41,11 @@ class Recordings(NamedTuple):
 
 
 def read_lists(paths, allow_duplicates=False):
-    """Every trial list by the name that its results get.
+    """{file name without suffix: Trials} of every trial list.
 
-    Arguments
-    ---------
-    paths : str, Path or list of them
-    allow_duplicates : bool
-        As for :func:`~speechbrain_ext.scoring.trials.read_trials`.
-
-    Returns
-    -------
-    dict
-        File name without suffix → Trials.
-
-    Raises
-    ------
-    InputError
-        As ``read_trials``; no list, two lists of one name, a list of one label only.
+    ``paths`` is one or a list of them. InputError as
+    :func:`~speechbrain_ext.scoring.trials.read_trials`; no list, two lists of one name,
+    a list of one label only.
     """
     if paths and isinstance(paths, (str, os.PathLike)):
         paths = [paths]
@@ -107,27 +95,12 @@ def averaged(enrol_map, recordings):
 
 
 def score_list(name, trials, backend, enrol, test, folder):
-    """Score one trial list by every step of a back-end, and write the scores.
+    """Score one trial list by every step of a back-end → list of System.
 
-    Arguments
-    ---------
-    name : str
-        Of the list, as in file names: ``scores_NAME_SYSTEM.txt`` and ``.npz``.
-    trials : Trials
-    backend : Backend
-    enrol, test : Recordings
-        The same object where both sides are recordings.
-    folder : Path
-
-    Returns
-    -------
-    list of System
-
-    Raises
-    ------
-    InputError
-        Names the list: a name of its that is not there, and as
-        :meth:`~speechbrain_ext.scoring.backend.Backend.scores`.
+    ``enrol`` and ``test`` are Recordings, one object where both sides are. Scores go to
+    ``scores_NAME_SYSTEM.txt`` and ``.npz`` in the folder. InputError names the list: a
+    name in it that is not there, and as
+    :meth:`~speechbrain_ext.scoring.backend.Backend.scores`.
     """
     rows = np.stack(
         [
@@ -145,30 +118,14 @@ def score_list(name, trials, backend, enrol, test, folder):
 
 
 def report_list(name, trials, systems, folder, n_resamples, speakers=None, genres=None):
-    """Draw the pictures of one trial list → its part of the report.
+    """Draw the pictures of one labelled trial list → its part of the report.
 
-    Arguments
-    ---------
-    name : str
-        Of the list, as in file names.
-    trials : Trials
-        With labels.
-    systems : list of System
-    folder : Path
-    n_resamples : int
-        Of the bootstrap; 0 leaves the intervals out.
-    speakers : dict or None
-        Name on either side → speaker; names tell the others.
-    genres : np.ndarray or None
-        str [U], the genre of each of ``trials.names``; None leaves error rates by
-        genre out.
-
-    Returns
-    -------
-    dict
-        As :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures`` and,
-        where genres are given, ``genres``: those of the last system, as
-        :func:`~speechbrain_ext.scoring.conditions.by_condition` has them.
+    ``speakers`` is name on either side → speaker, where names do not tell; ``genres``
+    str [U] those of ``trials.names``, None leaves error rates by genre out; 0
+    ``n_resamples`` leave intervals out. The dict is that of
+    :func:`~speechbrain_ext.scoring.report.evaluate`, with ``pictures`` and ``genres``,
+    those of the last system, as
+    :func:`~speechbrain_ext.scoring.conditions.by_condition` has them.
     """
     codes = _speakers(trials, speakers) if n_resamples else None
     result = evaluate(trials, systems, codes, n_resamples)

@@ -158,10 +158,7 @@ def inspect_files(paths, min_seconds):
 def inspect_file(path, min_seconds):
     """Read the header of one file, or of several that a manifest joins → Recording.
 
-    Raises
-    ------
-    InputError
-        Missing, empty, truncated or not sound; a rate out of range; too short.
+    InputError: missing, empty, truncated or not sound; a rate out of range; too short.
     """
     if is_joined(path):
         recording = Recording(path, sum(frames for _, frames in parts_of(path)))
@@ -181,28 +178,11 @@ def inspect_file(path, min_seconds):
 
 
 def read_chunk(recording, chunk, min_seconds):
-    """Samples of a recording as the model wants them.
+    """Samples of a Chunk of a recording, as the model wants them.
 
-    Arguments
-    ---------
-    recording : Recording
-        As far as a manifest knows it: 16 kHz. Its header is read here.
-    chunk : Chunk
-        Of this recording.
-    min_seconds : float
-        As for :func:`inspect_file`.
-
-    Returns
-    -------
-    wav : torch.Tensor or None
-        float32 [T] at 16 kHz; None where there is no sound.
-    recording : Recording
-        As its header says.
-
-    Raises
-    ------
-    InputError
-        As :func:`inspect_file`; corrupt, shorter than expected, NaN.
+    ``recording`` is as far as a manifest knows it: 16 kHz. → float32 [T] at 16 kHz,
+    None where there is no sound; the Recording as its header says, which is read here.
+    InputError as :func:`inspect_file`; corrupt, shorter than expected, NaN.
     """
     path, start, frames = recording.path, chunk.start, chunk.frames
     found = inspect_file(path, min_seconds)

@@ -103,24 +103,11 @@ class Model(NamedTuple):
 def find_folder(source, savedir=None, fetch_config=None):
     """Where a model lies on this machine; one on the hub is fetched first.
 
-    Arguments
-    ---------
-    source : str or Path
-        A folder, or a hub id, ``owner/name``. A folder of that name wins.
-    savedir : str or Path or None
-        Folder for files from the hub; None leaves them in the hub's cache.
-    fetch_config : speechbrain.utils.fetching.FetchConfig or None
-        Of a hub id: ``revision``, ``token``, ``huggingface_cache_dir``, and
-        ``allow_network``, without which only the cache is looked into.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InputError
-        Neither a folder nor a hub id; the hub, or the cache, does not give it.
+    ``source`` is a folder, or a hub id, ``owner/name``; a folder of that name wins.
+    ``savedir`` gets the files from the hub; None leaves them in the hub's cache. Of a
+    FetchConfig count ``revision``, ``token``, ``huggingface_cache_dir``, and
+    ``allow_network``, without which only the cache is looked into. InputError: neither
+    a folder nor a hub id; the hub, or the cache, does not give it.
     """
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"source: {source!r}, expected a model's folder or owner/name")
@@ -136,22 +123,9 @@ def find_folder(source, savedir=None, fetch_config=None):
 
 
 def load_model(folder, overrides=None):
-    """Read a model's folder, strictly.
+    """Read a model's folder, strictly → Model; ``overrides`` of ``hyperparams.yaml``.
 
-    Arguments
-    ---------
-    folder : str or Path
-    overrides : dict or None
-        Values for keys of ``hyperparams.yaml``.
-
-    Returns
-    -------
-    Model
-
-    Raises
-    ------
-    InputError
-        Names the file that is missing, damaged, or does not fit the others.
+    InputError names the file that is missing, damaged, or does not fit the others.
     """
     folder = Path(folder)
     hparams, chunking = load_encoder(folder, overrides)

@@ -42,22 +42,10 @@ class Listing(NamedTuple):
 
 
 def list_inputs(inputs):
-    """Find the recordings of folders, all below them, and files.
+    """Find the recordings of folders, all below them, and files → Listing.
 
-    Hidden files and folders are ignored. Links are followed.
-
-    Arguments
-    ---------
-    inputs : list of str or Path
-
-    Returns
-    -------
-    Listing
-
-    Raises
-    ------
-    InputError
-        An input that is not there, or holds no recordings; two files with one ID.
+    Hidden files and folders are ignored. Links are followed. InputError: an input that
+    is not there, or holds no recordings; two files with one ID.
     """
     paths, refused, ignored = {}, [], 0
     for source in map(Path, inputs):
@@ -120,32 +108,14 @@ FAILURES = ".failures.txt"
 
 
 def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
-    """Embed folders and files into one file.
+    """Embed folders and files, as for :func:`list_inputs`, into one file.
 
-    Arguments
-    ---------
-    verifier : SpeakerVerifier
-    inputs : list of str or Path
-        As for :func:`~speechbrain_ext.inference.folders.list_inputs`.
-    out : str or Path
-        ``.npz`` or ``.safetensors``, for
-        :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`; replaced.
-    batch_seconds : float or None
-        Of audio in one batch: bounds the memory. None takes what suits the device.
-    save_every : float
-        Seconds between two parts.
-
-    Returns
-    -------
-    dict
-        ``out``, ``embedded``, ``failed``, ``failures`` (their list, or None),
-        ``ignored``, ``size`` of an embedding, ``model``, ``device``.
-
-    Raises
-    ------
-    InputError
-        As ``list_inputs``; another suffix; no recording could be embedded, then the
-        list of failures is there and nothing else.
+    ``out`` is ``.npz`` or ``.safetensors``, and replaced. ``batch_seconds`` of audio
+    are in one batch, which bounds the memory; None takes what suits the device.
+    ``save_every`` seconds a part is kept. → dict of ``out``, ``embedded``, ``failed``,
+    ``failures`` (their list, or None), ``ignored``, ``size`` of an embedding,
+    ``model``, ``device``. InputError as ``list_inputs``; another suffix; no recording
+    could be embedded, then the list of failures is there and nothing else.
     """
     out = Path(out)
     check_suffix(out)

@@ -103,23 +103,11 @@ class Thresholds:
         return cls(*curves, n_target, n_nontarget, *crossing(rates))
 
     def at_false_accept_rate(self, false_accept_rate):
-        """The lowest threshold that lets no more impostors in.
+        """The lowest threshold that lets no more impostors in → OperatingPoint.
 
-        Arguments
-        ---------
-        false_accept_rate : float
-            Wanted fraction of non-target trials, in (0, 1).
-
-        Returns
-        -------
-        OperatingPoint
-            Its measured rate is as wanted or lower.
-
-        Raises
-        ------
-        InputError
-            Out of range; lower than 1 / ``n_nontarget``; or no threshold is so strict,
-            where too many non-targets share the highest score.
+        Its measured rate is the wanted fraction of non-target trials, in (0, 1), or
+        lower. InputError: out of range; lower than 1 / ``n_nontarget``; or no threshold
+        is so strict, where too many non-targets share the highest score.
         """
         wanted = _checked_rate(false_accept_rate)
         expected = wanted * self.n_nontarget
@@ -202,21 +190,9 @@ def save_thresholds(path, thresholds):
 
 
 def load_thresholds(path):
-    """Read a file of :func:`save_thresholds`, checked in full.
+    """Read a file of :func:`save_thresholds`, checked: kind of score → Thresholds.
 
-    Arguments
-    ---------
-    path : str or Path
-
-    Returns
-    -------
-    dict of str to Thresholds
-        By the kind of score.
-
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file.
+    InputError: a missing, damaged or foreign file.
     """
     schema = {
         "format": FORMAT,

@@ -33,25 +33,11 @@ SMALL_SCORE = 60.0  # e^60 is 1e26: float32 holds sums of them, and e^-60 as wel
 
 
 def attend(query, key, value, table, left, padding=None, dropout=0.0):
-    """Attention of all queries.
+    """Attention of all queries: [B, H, T, d] each → [B, T, H·d].
 
-    Arguments
-    ---------
-    query, key, value : torch.Tensor
-        [B, H, T, d].
-    table : torch.Tensor
-        [left + 1 + right, d], the vector of every distance from −left to right.
-    left : int
-        Frames back that have a vector of their own.
-    padding : torch.Tensor
-        [B, T], True where to look away; None where nothing is padded.
-    dropout : float
-        Of the attention weights.
-
-    Returns
-    -------
-    torch.Tensor
-        [B, T, H·d].
+    ``table`` [left + 1 + right, d] has the vector of every distance from −left to
+    right; ``padding`` [B, T] is True where to look away, None where nothing is padded;
+    ``dropout`` is of the attention weights.
     """
     if inference_on_cpu(query) and not dropout:
         return banded(query, key, value, table, left, padding)
@@ -156,16 +142,8 @@ class Band:
 
     They are first laid out beside the block's own frames, where they always have room:
     the band from one row to the next a column further right, 0 on its left, the last
-    distance's term on its right.
-
-    Arguments
-    ---------
-    left, right : int
-        Frames back and ahead that have a vector of their own.
-    together, rows : int
-        Heads and queries of a block, at most.
-    dtype : torch.dtype
-        Of the scores.
+    distance's term on its right. ``left`` frames back and ``right`` ahead have a vector
+    of their own; a block has ``together`` heads and ``rows`` queries at most.
     """
 
     def __init__(self, left, right, together, rows, dtype):

@@ -190,10 +190,8 @@ class W2VBertEncoder(Encoder):
     def resized(self, widths):
         """A new encoder of other widths, with random weights.
 
-        Arguments
-        ---------
-        widths : dict
-            Name of every prunable group → its units; its ``config`` keeps them.
+        ``widths`` is name of every prunable group → its units; its ``config`` keeps
+        them.
         """
         layers = (f"encoder.layers.{n}" for n in range(len(self.encoder.layers)))
         shapes = [
@@ -233,13 +231,7 @@ def read_config(path):
 
 
 def full_shape(config):
-    """Widths of an unpruned layer → LayerShape.
-
-    Raises
-    ------
-    InputError
-        Where heads do not divide the hidden size.
-    """
+    """LayerShape of an unpruned layer; InputError: heads that do not divide C."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     if hidden % heads:
         raise InputError(
@@ -257,13 +249,7 @@ def full_shape(config):
 
 
 def layer_shapes(config):
-    """Widths of every layer from a configuration → list of LayerShape.
-
-    Raises
-    ------
-    InputError
-        Where a list has another length than the model has layers.
-    """
+    """LayerShapes of all layers; InputError: a list of another length."""
     full, layers = full_shape(config), config.num_hidden_layers
 
     def group(name, default):

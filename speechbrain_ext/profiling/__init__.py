@@ -119,17 +119,8 @@ def seconds_per_second(model, seconds=10.0, repeats=5, sample_rate=16000):
 def profile_folder(folder, seconds=10.0):
     """Sizes, multiply-adds and speed of a saved model, dense or pruned.
 
-    Arguments
-    ---------
-    folder : str or Path
-        Written by train.py or distill_prune.py.
-    seconds : float
-        Length of the utterance for the speed.
-
-    Returns
-    -------
-    dict
-        ``encoder``, ``head`` (parameters), ``macs`` of 1 s, ``seconds_per_second``.
+    → dict of ``encoder``, ``head`` (parameters), ``macs`` of 1 s,
+    ``seconds_per_second`` of an utterance of ``seconds``.
     """
     model = load_pretrained(folder)
     model.encoder.example(seconds)  # too short for it: an error
@@ -143,21 +134,9 @@ def profile_folder(folder, seconds=10.0):
 def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
     """Sizes and multiply-adds of a w2v-BERT model, built without memory for weights.
 
-    Arguments
-    ---------
-    config : str, Path or Wav2Vec2BertConfig, optional
-        Encoder configuration or its JSON file; None: w2v-BERT 2.0.
-    head : str
-        As in :func:`random_model`.
-    lora_rank : int
-        Rank of LoRA on the encoder's ``lora_targets``; 0: none.
-    seconds : float
-        Length of the utterance for the multiply-adds.
-
-    Returns
-    -------
-    dict
-        ``encoder``, ``head``, ``lora`` (parameters) and ``macs``.
+    ``config`` and ``head`` are those of :func:`random_model`; LoRA of rank
+    ``lora_rank`` is on the encoder's ``lora_targets``, 0: none. → dict of ``encoder``,
+    ``head``, ``lora`` (parameters) and ``macs`` of an utterance of ``seconds``.
     """
     with torch.device("meta"):
         model = random_model(config, head)
@@ -165,22 +144,9 @@ def profile_model(config=None, head="adapter_mfa", lora_rank=0, seconds=1.0):
 
 
 def profile_recipe(hparams_file, config=None, lora_rank=None, seconds=1.0):
-    """Sizes and multiply-adds of the model of a recipe's YAML file.
+    """As :func:`profile_model`, of a recipe's YAML file, see :func:`recipe_model`.
 
-    Arguments
-    ---------
-    hparams_file, config
-        As in :func:`recipe_model`.
-    lora_rank : int, optional
-        Rank of LoRA on the encoder's ``lora_targets``, 0: none; None: the LoRA of the
-        file, if it has any.
-    seconds : float
-        Length of the utterance for the multiply-adds.
-
-    Returns
-    -------
-    dict
-        As of :func:`profile_model`.
+    ``lora_rank`` None takes the LoRA of the file, if it has any.
     """
     with torch.device("meta"):
         model, lora = _from_recipe(hparams_file, config)
@@ -192,13 +158,9 @@ def profile_recipe(hparams_file, config=None, lora_rank=None, seconds=1.0):
 def random_model(config=None, head="adapter_mfa"):
     """A SpeakerEncoder of w2v-BERT with random weights.
 
-    Arguments
-    ---------
-    config : str, Path or Wav2Vec2BertConfig, optional
-        Encoder configuration or its JSON file; None: w2v-BERT 2.0.
-    head : str
-        ``adapter_mfa``, ``mfa``, ``weighted_ecapa``, or the name of another class in
-        ``speechbrain_ext.lobes.heads``.
+    ``config`` is one of its encoder, or its JSON file; None: w2v-BERT 2.0. ``head`` is
+    ``adapter_mfa``, ``mfa``, ``weighted_ecapa`` or a class in
+    ``speechbrain_ext.lobes.heads``.
     """
     kind = PUBLISHED_HEADS.get(head) or getattr(heads, head, None)
     if not (isinstance(kind, type) and issubclass(kind, Head)):
@@ -217,19 +179,10 @@ def random_model(config=None, head="adapter_mfa"):
 def recipe_model(hparams_file, config=None):
     """The SpeakerEncoder of a recipe's YAML file, of its keys encoder and head.
 
-    Of the file's other keys only those are loaded that these two refer to.
-
-    Arguments
-    ---------
-    hparams_file : str or Path
-    config : str or Path, optional
-        An encoder configuration, which takes the place of the encoder's ``source``:
-        random weights in place of those that the file names.
-
-    Raises
-    ------
-    InputError
-        Where the file has no such keys, or they are no encoder and head.
+    Of the file's other keys only those are loaded that these two refer to. ``config``
+    takes the place of the encoder's ``source``: random weights in place of those that
+    the file names. InputError: the file has no such keys, or they are no encoder and
+    head.
     """
     return _from_recipe(hparams_file, config)[0]
 

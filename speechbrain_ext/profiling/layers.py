@@ -97,22 +97,9 @@ def matrix_products(model, rows):
     """Products with every feed-forward matrix of a model, one after the other.
 
     Few matrices taken again and again would stay in a large cache, and be 5 % faster
-    than they ever are in a pass.
-
-    Arguments
-    ---------
-    model : SpeakerEncoder, Encoder or torch.nn.Module
-        Without a kind of layers named ``feed-forward``, all linear layers and
-        convolutions are taken.
-    rows : int
-        Of the other matrix.
-
-    Returns
-    -------
-    products : callable
-        Without arguments or result.
-    macs : int
-        Its multiply-adds.
+    than they ever are in a pass. Without layers named ``feed-forward`` all linear
+    layers and convolutions are taken; the other matrix has ``rows``. → callable, its
+    multiply-adds.
     """
     kinds = {}
     for encoder in (model, getattr(model, "encoder", None)):
@@ -200,14 +187,9 @@ def _clock(device):
 
 
 def plot_layers(path, times):
-    """Draw what a second of audio costs, by kind of layer; dark: its arithmetic alone.
+    """PNG of what a second of audio costs, by kind of layer; dark: its arithmetic.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    times : dict
-        Length of the utterance in seconds → list of LayerTime.
+    ``times`` is length of the utterance in seconds → list of LayerTime.
     """
     figure, axes = new_figure(7.5, 1.6 + 0.6 * len(times))
     for row, (seconds, layers) in enumerate(times.items()):

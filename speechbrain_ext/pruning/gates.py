@@ -110,21 +110,9 @@ class GateValues(NamedTuple):
 
 
 def masked_layer_norm(x, kept, norm):
-    """``norm`` with mean and variance over ``kept`` [n] of the last dimension.
+    """``norm`` of x [..., n], with mean and variance over ``kept``, bool [n].
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        [..., n].
-    kept : torch.Tensor
-        Bool [n]. The others come out finite and mean nothing.
-    norm : torch.nn.LayerNorm
-        Of n channels.
-
-    Returns
-    -------
-    torch.Tensor
-        As ``x``; computed in float32 at least.
+    What is not kept comes out finite and means nothing. Computed in float32 at least.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     weights = kept.to(wide.dtype)

@@ -20,19 +20,10 @@ def write_structure(folder, encoder):
 
 
 def plot_structure(path, structure):
-    """Draw the share removed per layer and kind, with the remaining units in figures.
+    """PNG of the share removed per layer and kind, with the remaining units in figures.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    structure : dict
-        From :func:`speechbrain_ext.pruning.structure`.
-
-    Raises
-    ------
-    InputError
-        No groups.
+    ``structure`` is that of :func:`speechbrain_ext.pruning.structure`; InputError: no
+    groups.
     """
     removed, kept, kinds = sparsity_table(structure)
     if not removed.size:
@@ -56,14 +47,8 @@ def plot_structure(path, structure):
 def sparsity_table(structure):
     """Layers × kinds of a structure.
 
-    Returns
-    -------
-    removed : np.ndarray
-        float [layers, kinds], share of the unpruned width; NaN: no such group.
-    kept : np.ndarray
-        int [layers, kinds], units kept.
-    kinds : list of str
-        In the order in which a layer has them.
+    → share removed of the unpruned width, float, NaN where there is no such group;
+    units kept, int; the kinds in the order in which a layer has them.
     """
     groups = structure["groups"]
     kinds = list(dict.fromkeys(group["kind"] for group in groups))
@@ -78,21 +63,9 @@ def sparsity_table(structure):
 
 
 def plot_progress(path, steps, sparsity, target, loss):
-    """Draw sparsity, its target, and the training loss over steps.
+    """PNG of sparsity, its target, and the training loss over steps, [N] each.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    steps : array_like
-        int [N].
-    sparsity, target, loss : array_like
-        float [N] each.
-
-    Raises
-    ------
-    InputError
-        No step, or series of other lengths.
+    InputError: no step, or series of other lengths.
     """
     lengths = [len(series) for series in (steps, sparsity, target, loss)]
     if len(set(lengths)) > 1 or not lengths[0]:

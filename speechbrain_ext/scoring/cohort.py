@@ -49,28 +49,13 @@ class Cohort(NamedTuple):
 
 
 def speaker_means(vectors, speakers):
-    """One mean vector per speaker, summed in float64.
+    """Cohort of one mean vector per speaker, ascending, summed in float64.
 
-    Beside its input and output it holds two numbers per embedding, float64 sums
-    [K, E] and one block of embeddings; ``vectors`` may be a memory-mapped file.
-
-    Arguments
-    ---------
-    vectors : array_like
-        float [U, E], training embeddings in any order.
-    speakers : array_like
-        str [U], whose each is.
-
-    Returns
-    -------
-    Cohort
-        Speakers in ascending order.
-
-    Raises
-    ------
-    InputError
-        Another shape or type, no embedding, a value that is not finite, a speaker
-        with an empty name or white space in it.
+    Of ``vectors`` float [U, E] in any order, perhaps memory-mapped, with their
+    ``speakers`` str [U]. Beside input and output it holds two numbers per embedding,
+    float64 sums [K, E] and one block of embeddings. InputError: another shape or type,
+    no embedding, a value that is not finite, a speaker with an empty name or white
+    space in it.
     """
     vectors, speakers = check_matrix(vectors), as_text(speakers)
     if speakers.shape != vectors.shape[:1] or vectors.size == 0:

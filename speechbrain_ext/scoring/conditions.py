@@ -24,22 +24,11 @@ ERRORS_WANTED = 30
 
 
 def conditions_of(names, condition_of, enrol_map=None):
-    """The condition of every name of a trial list.
+    """The condition of every name of a trial list, str [U].
 
-    Arguments
-    ---------
-    names : sequence of str
-        Utterance IDs or names of models [U].
-    condition_of : callable
-        Utterance ID → condition, None where the ID does not tell it.
-    enrol_map : EnrolMap or None
-        What the models are enrolled from: a model has the condition of its recordings,
-        ``several`` where these differ.
-
-    Returns
-    -------
-    np.ndarray
-        str [U]; ``unknown`` where neither the name nor the map tells.
+    ``condition_of`` makes an utterance ID a condition or None. A model has that of the
+    recordings in ``enrol_map``, ``several`` where these differ; ``unknown`` is where
+    neither tells.
     """
     of_model = {}
     for model, ids in (enrol_map.utterances if enrol_map else {}).items():
@@ -52,30 +41,15 @@ def conditions_of(names, condition_of, enrol_map=None):
 def by_condition(trials, scores, conditions, kind="condition"):
     """Equal error rates of all pairs of conditions, of each of them, of all trials.
 
-    Arguments
-    ---------
-    trials : Trials
-        T trials with labels, U names.
-    scores : np.ndarray
-        float [T].
-    conditions : np.ndarray
-        str [U], of each of ``trials.names``.
-    kind : str
-        What a condition is, for titles and keys: ``genre``.
+    Of T labelled trials, their scores [T] and the conditions str [U] of their names;
+    ``kind`` is what a condition is, for titles and keys: ``genre``.
 
-    Returns
-    -------
-    dict
-        ``kind``; ``enrol`` and ``test``: G and H conditions, sorted, and ``all`` in the
-        end; ``eer_percent``, ``targets``, ``nontargets``, ``enough``: G + 1 rows of
-        H + 1 cells, enrolment against test. A cell without targets or without
-        non-targets has no rate: None. ``same_KIND`` and ``other_KIND`` are single
-        cells, as dictionaries of the four.
-
-    Raises
-    ------
-    InputError
-        No labels, or another number of conditions or scores than of names or trials.
+    → dict of ``kind``; ``enrol`` and ``test``: G and H conditions, sorted, and ``all``
+    in the end; ``eer_percent``, ``targets``, ``nontargets``, ``enough``: G + 1 rows of
+    H + 1 cells, enrolment against test. A cell without targets or without non-targets
+    has no rate: None. ``same_KIND`` and ``other_KIND`` are single cells, as
+    dictionaries of the four. InputError: no labels, or another number of conditions or
+    scores than of names or trials.
     """
     if trials.labels is None:
         raise InputError(f"{trials.path}: no labels, expected some for error rates")
@@ -112,14 +86,7 @@ def by_condition(trials, scores, conditions, kind="condition"):
 
 
 def plot_conditions(path, table):
-    """Draw a table of :func:`by_condition` as a heat map.
-
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    table : dict
-    """
+    """Draw a table of :func:`by_condition` as a heat map, a PNG."""
     kind = table["kind"]
     shown = np.array(table["eer_percent"], dtype=float)  # None → NaN: left white
     height, width = shown.shape

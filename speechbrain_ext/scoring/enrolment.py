@@ -83,14 +83,9 @@ def check_speakers(trials, speakers):
 
 @dataclass(frozen=True, eq=False)
 class EnrolMap:
-    """M models and the recordings that each is enrolled from.
+    """M models, the m-th in line m of ``path``, and what each is enrolled from.
 
-    Attributes
-    ----------
-    path : Path
-        Where it was read; the m-th model stands in line m.
-    utterances : dict of str to tuple of str
-        Model → its utterance IDs, one or more, in the order of the file.
+    ``utterances``: model → tuple of its utterance IDs, in the order of the file.
     """
 
     path: Path
@@ -135,23 +130,10 @@ class EnrolMap:
 
 
 def read_enrol_map(path):
-    """Read an enrolment map, checked in full.
+    """Read an enrolment map, lines ``model utterance [utterance ...]`` → EnrolMap.
 
-    Arguments
-    ---------
-    path : str or Path
-        Text, one model per line: ``model utterance [utterance ...]``.
-
-    Returns
-    -------
-    EnrolMap
-        Names are utterance IDs, without extensions.
-
-    Raises
-    ------
-    InputError
-        Missing or empty file, a line without utterances, a model that comes twice, an
-        utterance that comes twice within one model; each names the file and line.
+    Names lose their extensions. InputError names file and line: missing or empty file,
+    a line without utterances, a model twice, an utterance twice within one model.
     """
     utterances, lines = {}, {}
     for line, (name, *recordings) in enumerate(read_rows(path, _EXPECTED, 2), 1):
@@ -186,36 +168,16 @@ def utterances_of(trials, enrol_map=None):
 
 
 def average_enrolment(enrol_map, ids, vectors, source):
-    """Enrol by averaging: one embedding per model, the mean of its recordings'.
+    """One embedding per model, the mean of its recordings': str [M], float32 [M, E].
 
-    The mean is taken of the embeddings as they are. They are not scaled to length 1
-    before, so a recording of larger magnitude, as long and clean ones tend to have,
-    weighs more. Where cosines are taken of centred embeddings, centring before or after
-    the mean is the same.
+    The mean, summed in float64, is taken of the embeddings as they are. They are not
+    scaled to length 1 before, so a recording of larger magnitude, as long and clean
+    ones tend to have, weighs more. Where cosines are taken of centred embeddings,
+    centring before or after the mean is the same.
 
-    Arguments
-    ---------
-    enrol_map : EnrolMap
-        M models.
-    ids : sequence of str
-        Utterance IDs [U] of the embeddings.
-    vectors : np.ndarray
-        float [U, E].
-    source : str or Path
-        Where the embeddings are from, for messages.
-
-    Returns
-    -------
-    models : np.ndarray
-        str [M], in the order of the map.
-    means : np.ndarray
-        float32 [M, E], summed in float64.
-
-    Raises
-    ------
-    InputError
-        An utterance of the map that has no embedding (map, line, utterance), or IDs and
-        vectors of different number.
+    ``ids`` [U] are of ``vectors`` float [U, E], ``source`` says where they are from.
+    InputError: an utterance of the map without embedding (map, line, utterance), or IDs
+    and vectors of different number.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(ids) != len(vectors):

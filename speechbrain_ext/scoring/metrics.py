@@ -121,17 +121,7 @@ def checked_scores(scores, labels):
         )
     if len(scores) == 0:
         raise InputError("0 scores, expected at least one target and one non-target")
-    if scores.dtype.kind not in "fiu":
-        raise InputError(f"scores of type {scores.dtype}, expected real numbers")
-    if scores.dtype.kind != "f":
-        scores = scores.astype(np.float64)
-    finite = np.isfinite(scores)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise InputError(
-            f"score {scores[bad]} of trial {bad + 1} ({int((~finite).sum())} such), "
-            "expected finite numbers"
-        )
+    scores = finite_floats("score", scores)
     same = labels == 1
     valid = same | (labels == 0)
     if not np.all(valid):
@@ -144,6 +134,22 @@ def checked_scores(scores, labels):
             "least one of each"
         )
     return scores, same
+
+
+def finite_floats(name, values):
+    """``values`` [T] as floats, or InputError with ``name`` and the first bad trial."""
+    if values.dtype.kind not in "fiu":
+        raise InputError(f"{name} of type {values.dtype}, expected real numbers")
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise InputError(
+            f"{name} {values[bad]} of trial {bad + 1} ({int((~finite).sum())} such), "
+            "expected finite numbers"
+        )
+    return values
 
 
 class EqualErrorRate(NamedTuple):

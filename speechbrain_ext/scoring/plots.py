@@ -46,22 +46,11 @@ HIGHEST_COST = 1.4  # drawn
 
 
 def plot_det(path, curves, p_target=0.01):
-    """Draw DET curves with their EER and minimum-cost points.
+    """Draw DET curves with their EER and minimum-cost points, a PNG.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    curves : dict
-        Name → (scores [T], labels [T]), as for
-        :func:`~speechbrain_ext.scoring.metrics.error_rates`.
-    p_target : float
-        Prior of the cost whose best operating point is marked.
-
-    Raises
-    ------
-    InputError
-        No curve, or scores and labels that have no error rates; names the curve.
+    ``curves`` is name → (scores [T], labels [T]); ``p_target`` the prior of the cost
+    whose best operating point is marked. InputError: no curve, or one without error
+    rates (named).
     """
     if not curves:
         raise InputError(f"{path}: no curves to draw, expected at least one")
@@ -78,22 +67,11 @@ def plot_det(path, curves, p_target=0.01):
 
 
 def plot_histogram(path, scores, labels, threshold=None):
-    """Draw the densities of target and non-target scores, and a threshold.
+    """PNG of the densities of target and non-target scores [T], and a threshold.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    scores, labels : array_like
-        float [T] and 0 or 1 [T].
-    threshold : float or None
-        Where to draw the line; None takes the threshold of the EER.
-
-    Raises
-    ------
-    InputError
-        As :func:`~speechbrain_ext.scoring.metrics.error_rates`; a threshold that is
-        not finite.
+    None takes the threshold of the EER. InputError as
+    :func:`~speechbrain_ext.scoring.metrics.error_rates`; a threshold that is not
+    finite.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     eer, eer_threshold = equal_error_rate(scores, labels)
@@ -228,19 +206,10 @@ def save_figure(figure, path):
 
 
 def plot_calibration(path, systems):
-    """Draw actual and least cost over the prior.
+    """PNG of actual and least cost over the prior.
 
-    Arguments
-    ---------
-    path : str or Path
-        PNG to write.
-    systems : dict
-        Name → (natural-log likelihood ratios [T], labels [T]).
-
-    Raises
-    ------
-    InputError
-        No system, or ratios and labels that have no error rates; names the system.
+    ``systems`` is name → (natural-log likelihood ratios [T], labels [T]). InputError:
+    no system, or one without error rates (named).
     """
     if not systems:
         raise InputError(f"{path}: no systems to draw, expected at least one")

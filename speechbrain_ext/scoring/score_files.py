@@ -21,21 +21,8 @@ _LINES_AT_ONCE = 4096  # bounds the memory
 def write_scores(path, trials, scores):
     """Write ``enrol test score`` lines in the order of the list, atomically.
 
-    With as many digits as bring back the same float.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file to write.
-    trials : Trials
-        The list, T trials.
-    scores : np.ndarray
-        float [T].
-
-    Raises
-    ------
-    InputError
-        Scores of another shape, or not finite.
+    With as many digits as bring back the same float. InputError: scores, float [T], of
+    another shape, or not finite.
     """
     scores = np.asarray(scores)
     _check_scores(path, scores, len(trials), trials.path)
@@ -53,25 +40,10 @@ def write_scores(path, trials, scores):
 
 
 def read_scores(path):
-    """Read a score file written by :func:`write_scores`.
+    """Read a score file written by :func:`write_scores` → Trials, scores float64 [T].
 
-    Arguments
-    ---------
-    path : str or Path
-        Text, one trial per line: ``enrol test score``.
-
-    Returns
-    -------
-    trials : Trials
-        Without labels.
-    scores : np.ndarray
-        float64 [T].
-
-    Raises
-    ------
-    InputError
-        Missing or empty file, wrong number of columns, a score that is no finite
-        number; names the file and the line.
+    The trials have no labels. InputError names file and line: missing or empty file,
+    wrong number of columns, a score that is no finite number.
     """
     enrol, test, scores = read_columns(path, "'enrol test score'", 3, number=2)
     return Trials(Path(path), *number_names(enrol, test)), scores
@@ -80,19 +52,8 @@ def read_scores(path):
 def write_score_table(path, trials, scores):
     """Write trials and scores as arrays, atomically; the suffix chooses the format.
 
-    Arguments
-    ---------
-    path : str or Path
-        ``.npz`` or ``.safetensors``.
-    trials : Trials
-        The list, T trials; its labels are kept.
-    scores : np.ndarray
-        float32 or float64 [T].
-
-    Raises
-    ------
-    InputError
-        As :func:`read_score_table`, before anything is written.
+    ``.npz`` or ``.safetensors``; scores are float32 or float64 [T], labels are kept.
+    InputError as :func:`read_score_table`, before anything is written.
     """
     scores = np.asarray(scores)
     _check_scores(path, scores, len(trials), trials.path)
@@ -106,25 +67,11 @@ def write_score_table(path, trials, scores):
 
 
 def read_score_table(path):
-    """Read a table written by :func:`write_score_table`, checked in full.
+    """Read a table written by :func:`write_score_table` → Trials, scores [T].
 
-    Arguments
-    ---------
-    path : str or Path
-        ``.npz`` or ``.safetensors``.
-
-    Returns
-    -------
-    trials : Trials
-        With labels where the list had them.
-    scores : np.ndarray
-        float32 or float64 [T], as written.
-
-    Raises
-    ------
-    InputError
-        Missing, damaged or foreign file, pickled content, arrays of another type or
-        length, a name twice, a row that is no name, a score that is not finite.
+    With labels where the list had them, scores of the type written. InputError:
+    missing, damaged or foreign file, pickled content, arrays of another type or length,
+    a name twice, a row that is no name, a score that is not finite.
     """
     arrays = ("names", "enrol", "test", "scores", "labels")
     names, enrol, test, scores, labels = read_arrays(path, "scores", *arrays)

@@ -127,29 +127,12 @@ def read_trials(path, labelled=True, allow_duplicates=False, label_column=None):
 
 
 def rows_of(trials, known_ids, source, side=None):
-    """Find each utterance of a trial list in an embedding file or manifest.
+    """Row of each of ``trials.names`` in an embedding file or manifest: int64 [U].
 
-    Arguments
-    ---------
-    trials : Trials
-        The list, U utterances.
-    known_ids : sequence of str
-        Utterance IDs of ``source``, without extensions.
-    source : str or Path
-        Names them in the message.
-    side : "enrol", "test" or None
-        Look up one side only: with an enrolment map, one side names models.
-
-    Returns
-    -------
-    np.ndarray
-        int64 [U], row in ``known_ids`` of each of ``trials.names``: those of the trials
-        are ``rows[trials.enrol]``. With ``side``, -1 for a name of the other side only.
-
-    Raises
-    ------
-    InputError
-        Names the list, the line and the utterance that is unknown.
+    ``known_ids`` are the utterance IDs of ``source``, without extensions; the rows of
+    the trials are ``rows[trials.enrol]``. ``side``, enrol or test, looks up that one
+    only: with an enrolment map the other names models, whose rows are -1. InputError
+    names the list, the line and the utterance that is unknown.
     """
     known = {name: row for row, name in enumerate(np.asarray(known_ids).tolist())}
     rows = [known.get(name, -1) for name in trials.names.tolist()]

@@ -248,15 +248,8 @@ class SpeakerBrain(ResumableBrain):
     def recover_best(self):
         """Load the checkpoint of the best epoch (without validation the latest).
 
-        Returns
-        -------
-        dict
-            Its meta data: ``epoch`` and, where there was a validation, its figures.
-
-        Raises
-        ------
-        InputError
-            Where no epoch was finished.
+        → its meta data: ``epoch`` and, where there was a validation, its figures.
+        InputError: no epoch was finished.
         """
         best = self.checkpointer.recover_if_possible(
             max_key="chosen" if self.chooses() else None,
@@ -310,10 +303,7 @@ class SpeakerBrain(ResumableBrain):
 def check_trained(modules, terms):
     """What a YAML file says is trained, and by what.
 
-    Raises
-    ------
-    InputError
-        No speaker encoder in ``modules``; ``terms`` that are no list of terms.
+    InputError: no speaker encoder in ``modules``; ``terms`` that are no list of terms.
     """
     model = modules.get("speaker_encoder") if isinstance(modules, Mapping) else None
     if not isinstance(model, SpeakerEncoder) or not all(

@@ -71,10 +71,7 @@ class AtomicCheckpointer(Checkpointer):
     def save_checkpoint(self, *args, **kwargs):
         """As SpeechBrain's, but nothing is seen of it before it is whole.
 
-        Raises
-        ------
-        OSError
-            A full disk, with the name of the folder; older checkpoints stay.
+        InputError: a full disk, with the name of the folder; older checkpoints stay.
         """
         try:
             saved = super().save_checkpoint(*args, **{**kwargs, **QUIET})

@@ -41,24 +41,11 @@ logger = logging.getLogger(__name__)
 
 
 def log_plan(batches, steps, epochs, wanted=None, warmup=None):
-    """Log global batch and number of steps, on the main process.
+    """Log GlobalBatch, steps of an epoch and epochs, on the main process.
 
-    Arguments
-    ---------
-    batches : GlobalBatch
-    steps : int
-        Of an epoch.
-    epochs : int
-        Of the run.
-    wanted : int, optional
-        The global batch that the settings are meant for; another one is warned of.
-    warmup : int, optional
-        Optimiser steps of a schedule that counts those.
-
-    Raises
-    ------
-    InputError
-        A ``wanted`` that is no positive whole number.
+    ``wanted`` is the global batch that the settings are meant for, another one is
+    warned of; ``warmup`` counts optimiser steps. InputError: a ``wanted`` that is no
+    positive number.
     """
     if wanted is not None and not (isinstance(wanted, int) and wanted > 0):
         raise InputError(
@@ -166,12 +153,8 @@ class ResumableBrain(sb.Brain):
     def optimizers_step(self):
         """Clip every module by its own norm, then step.
 
-        A ``max_grad_norm`` of 0 or below clips nothing.
-
-        Raises
-        ------
-        InputError
-            Where a gradient is not finite, with epoch and step.
+        A ``max_grad_norm`` of 0 or below clips nothing. InputError: a gradient that is
+        not finite, with epoch and step.
         """
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.losses import distillation_loss
@@ -180,7 +179,7 @@ class Classification(Term):
             "n_speeds": data.n_speeds,
             "n_perturbed": data.n_perturbed,
         }
-        self.classes = Classes(len(data.speakers), data.n_speeds, data.n_perturbed)
+        self.classes = data.dataset.classes
         self.classifier = self.factory(
             embedding_size=speaker_encoder.embedding_size, n_classes=self.classes.count
         )

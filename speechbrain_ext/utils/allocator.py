@@ -20,16 +20,11 @@ THRESHOLDS = ("trim_threshold", "mmap_threshold")
 
 
 def keep_freed_memory():
-    """Keep up to 512 MiB of freed memory for the next allocation.
+    """Keep up to 512 MiB of freed memory for the next allocation → whether it was done.
 
     Nothing is done where the environment already sets one of glibc's thresholds
     (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, or their names within
     ``GLIBC_TUNABLES``), or where the C library has no ``mallopt``.
-
-    Returns
-    -------
-    bool
-        Whether it was done.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if any(

@@ -46,15 +46,7 @@ def run_command(function, description, words=None):
 def make_parser(function, description):
     """An ``argparse`` parser with an option for each argument of a function.
 
-    Arguments
-    ---------
-    function, description
-        As in :func:`run_command`.
-
-    Returns
-    -------
-    argparse.ArgumentParser
-        Leaves out of its result what is not given: defaults stand in the signature.
+    It leaves out of its result what is not given: defaults stand in the signature.
     """
     parser = argparse.ArgumentParser(
         description=description,

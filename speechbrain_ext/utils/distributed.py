@@ -125,18 +125,9 @@ class SynchronisedBatchNorm1d(nn.BatchNorm1d):
 
 
 def synchronise_batch_norm(module):
-    """Replace every ``nn.BatchNorm1d`` within by one over all processes, in place.
+    """Replace every ``nn.BatchNorm1d`` within by one over all processes → the module.
 
-    Parameters and statistics stay the same tensors under the same names.
-
-    Arguments
-    ---------
-    module : nn.Module
-
-    Returns
-    -------
-    nn.Module
-        ``module``, or what replaces it.
+    In place: parameters and statistics stay the same tensors under the same names.
     """
     if type(module) is nn.BatchNorm1d:
         module.__class__ = SynchronisedBatchNorm1d

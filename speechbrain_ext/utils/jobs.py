@@ -39,15 +39,9 @@ def digest_of(*values):
 class Part(NamedTuple):
     """One file of a job that is done file by file, and continued where it stopped.
 
-    Beside ``NAME.EXTENSION`` lies ``NAME.json``: what the file was made from, its size
-    and whatever else the job says of it. Each appears by one rename, the record last.
-
-    Attributes
-    ----------
-    file : Path
-        The result.
-    fingerprint : str
-        Of all that decides on its content.
+    Beside ``file``, ``NAME.EXTENSION``, lies ``NAME.json``: what the file was made from
+    (the ``fingerprint`` of all that decides on its content), its size and whatever else
+    the job says of it. Each appears by one rename, the record last.
     """
 
     file: Path
@@ -84,14 +78,8 @@ class Part(NamedTuple):
 class Marker(NamedTuple):
     """What makes a preparation the same as an earlier one.
 
-    Attributes
-    ----------
-    folder : Path
-        Where the prepared files and ``prepare.json`` go.
-    arguments : dict
-        Every argument, as JSON has it.
-    fingerprint : str
-        SHA-256 over them.
+    ``folder`` gets the prepared files and ``prepare.json``; ``fingerprint`` is the
+    SHA-256 over every argument, as JSON has it.
     """
 
     folder: Path
@@ -100,21 +88,10 @@ class Marker(NamedTuple):
 
     @classmethod
     def of(cls, folder, arguments, lists=()):
-        """Make the marker of a run.
+        """The marker of a run, of every argument that shapes it, folders resolved.
 
-        Arguments
-        ---------
-        folder : Path
-            Where the prepared files go, resolved.
-        arguments : dict
-            Every argument that shapes the result; folders resolved.
-        lists : list of Path
-            Text files that are read: their size and time count as well.
-
-        Raises
-        ------
-        InputError
-            A list does not exist.
+        Of ``lists``, text files that are read, size and time count as well. InputError:
+        a list that does not exist.
         """
         states = {}
         for path in lists:
@@ -175,23 +152,13 @@ _ROWS_AT_ONCE = 20_000
 
 
 def fingerprint(model, manifest, **settings):
-    """Hash all that decides on the embeddings of a list of recordings.
+    """Hash all that decides on the embeddings of a manifest: 64 hexadecimal digits.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Counted are the class and the plain attributes of each module (number of heads,
-        strides, …), every parameter and every buffer. Training mode is not.
-    manifest : Manifest
-        IDs, paths and durations in their order. The sound files are not read: one
-        that is replaced by another of the same name and duration goes unnoticed.
-    **settings
-        Whatever else matters: ``precision``, ``max_seconds``.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
+    Counted of a model are the class and the plain attributes of each module (number of
+    heads, strides, …), every parameter and every buffer, not the training mode; of the
+    manifest IDs, paths and durations in their order. The sound files are not read: one
+    that is replaced by another of the same name and duration goes unnoticed.
+    ``settings`` are whatever else matters: ``precision``, ``max_seconds``.
     """
     digest = hashlib.sha256()
     _add(digest, __version__, sorted(settings.items()))

@@ -55,11 +55,6 @@ def start_worker(worker):
     """What a worker does first; a ``worker_init_fn``.
 
     Every utterance takes some ten arrays of its size: freed memory is kept for them.
-
-    Arguments
-    ---------
-    worker : int
-        Not used.
     """
     del worker
     obey_only_parent()
@@ -89,26 +84,12 @@ def _wait_for_parent():
 
 
 def in_processes(function, jobs, num_workers=None):
-    """Apply ``function`` to each job; results come in order.
+    """Apply ``function``, of a module, to each job; yields results in order.
 
-    Arguments
-    ---------
-    function : callable
-        Of a module, takes one job. What it raises is raised here; jobs that were not
-        begun are dropped then, and those under way are waited for.
-    jobs : iterable
-        Taken from only as fast as they are done.
-    num_workers : int, optional
-        Processes; None: one for each core.
-
-    Yields
-    ------
-    What ``function`` returns.
-
-    Raises
-    ------
-    InputError
-        A process was killed from outside.
+    Jobs are taken only as fast as they are done, by ``num_workers`` processes (None:
+    one for each core). What ``function`` raises is raised here; jobs that were not
+    begun are dropped then, and those under way are waited for. InputError: a process
+    was killed from outside.
     """
     count = num_workers or os.cpu_count()
     pool = ProcessPoolExecutor(
@@ -149,29 +130,13 @@ def _end_with_parent():
 
 
 def parallel_map(function, items, num_workers, description, unit, chunk=64):
-    """Apply ``function`` to each item, in threads; results come in order.
+    """Apply ``function`` to each item, in threads: a list of results in order.
 
-    Arguments
-    ---------
-    function : callable
-        Takes one item. What it raises is raised here, and what has not yet begun
-        is dropped.
-    items : sequence
-        N items.
-    num_workers : int
-        Threads.
-    description : str
-        Of the progress bar, which is shown on terminals only.
-    unit : str
-        What one item is called.
-    chunk : int
-        Items for each job: a million single jobs would cost more than their work.
-
-    Returns
-    -------
-    list
-        N results. A list, because of a generator that its caller left alone the jobs
-        would go on to the end.
+    What it raises is raised here, and what has not yet begun is dropped.
+    ``description`` is of the progress bar, shown on terminals only, ``unit`` of an
+    item. A job has ``chunk`` items: a million single jobs would cost more than their
+    work. A list, because of a generator that its caller left alone the jobs would go on
+    to the end.
     """
     chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
 

@@ -9,22 +9,10 @@ from speechbrain_ext.utils.errors import InputError
 
 
 def check_device(name=None):
-    """A device that this machine can compute on.
+    """The torch.device of a name, with its number where it is a GPU.
 
-    Arguments
-    ---------
-    name : str, torch.device or None
-        ``cpu``, ``cuda``, ``cuda:0``, …; None takes a GPU where there is one.
-
-    Returns
-    -------
-    torch.device
-        With its number where it is a GPU.
-
-    Raises
-    ------
-    InputError
-        An unknown name; a GPU that is not there; a device that torch cannot use here.
+    None takes a GPU where there is one. InputError: an unknown name; a GPU that is not
+    there; a device that torch cannot use here.
     """
     if name is None:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -23,23 +23,11 @@ SHOWN = 4
 
 
 def read_weights(path):
-    """Read a flat dictionary of tensors from .safetensors or a torch file.
+    """Read a flat dictionary of tensors from .safetensors or a torch file, on the CPU.
 
     Torch files are read with ``weights_only``: a pickle that holds code is refused.
-
-    Arguments
-    ---------
-    path : str or Path
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        On the CPU, in the dtype of the file.
-
-    Raises
-    ------
-    InputError
-        Missing, truncated or hostile file, or something else than tensors inside.
+    InputError: a missing, truncated or hostile file, or something else than tensors
+    inside.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,10 +54,7 @@ def read_weights(path):
 def save_weights(tensors, path):
     """Write a flat dictionary of tensors as safetensors, for :func:`read_weights`.
 
-    Raises
-    ------
-    InputError
-        Where it cannot be written: a full disk, among others.
+    InputError: it cannot be written, for a full disk among others.
     """
     path = Path(path)
     tensors = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}

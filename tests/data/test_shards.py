@@ -1,16 +1,15 @@
 """Shards: they hold the bytes of the files and train as these do; making them can be
 stopped and continued; damage is one line that names shard and utterance."""
 
-import contextlib
 import io
 import json
 import multiprocessing
 import os
 import pickle
-import resource
 import shutil
 import signal
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import soundfile
 import torch
 import webdataset
+from tiny_training import on_a_full_disk, start
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.data.audio import joined_path, read_audio, read_header
@@ -45,13 +45,10 @@ def recordings(tmp_path_factory):
         path = folder / f"s{number % 4}" / f"v.{number}.{SUFFIXES[number % 3]}"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(path, 0.1 * generator.standard_normal(n), 16000)
-        rows.append((f"s{number % 4}/v.{number}", str(path), n))
-    ids, paths, frames = map(list, zip(*rows))
-    ids.append("s0/v.0+1")
-    paths.append(joined_path([paths[0], paths[4]], [frames[0], frames[4]]))
-    frames.append(frames[0] + frames[4])
-    speakers = [name.split("/")[0] for name in ids]
-    seconds = [n / 16000 for n in frames]
+        rows.append((f"s{number % 4}/v.{number}", str(path), n / 16000))
+    joined = joined_path([rows[0][1], rows[4][1]], [8000, 12444])
+    ids, paths, seconds = zip(*rows, ("s0/v.0+1", joined, 20444 / 16000))
+    speakers = [name[:2] for name in ids]
     write_manifest(folder / "train.csv", Manifest(ids, paths, seconds, speakers))
     return folder / "train.csv"
 
@@ -74,12 +71,9 @@ def copied(shards, tmp_path):
 @pytest.fixture
 def own(recordings, tmp_path):
     """Recordings that a test may damage, and a manifest of them."""
-    manifest = read_manifest(recordings)
-    folder = shutil.copytree(recordings.parent, tmp_path / "own")
-    paths = [p.replace(str(recordings.parent), str(folder)) for p in manifest.paths]
-    columns = manifest.ids, paths, manifest.durations, manifest.speakers
-    write_manifest(folder / "train.csv", Manifest(*columns))
-    return folder / "train.csv"
+    path = shutil.copytree(recordings.parent, tmp_path / "own") / "train.csv"
+    path.write_text(path.read_text().replace(f"{recordings.parent}", f"{path.parent}"))
+    return path
 
 
 def tars_of(folder):
@@ -143,6 +137,11 @@ def test_every_sample_is_that_of_the_files(recordings, shards):
     assert read_header(sharded.paths[1]) == read_header(manifest.paths[1])
     subset = from_shards(manifest.select(np.array([12, 3])), shards)
     assert subset.paths.tolist() == sharded.paths[np.array([12, 3])].tolist()
+    # a process that is not forked maps the index anew
+    again = pickle.loads(pickle.dumps(sharded.paths))
+    assert again.tolist() == sharded.paths.tolist()
+    for paths in (sharded.paths, again):
+        assert not paths.index.key.flags.owndata
 
 
 def test_only_the_wanted_part_of_a_long_recording_is_read(tmp_path, monkeypatch):
@@ -270,14 +269,6 @@ def test_the_index_is_made_once_and_anew_where_a_tar_changes(
     assert_samples(manifest, copied)
 
 
-def test_a_process_that_is_not_forked_maps_the_index_anew(recordings, shards):
-    paths = from_shards(read_manifest(recordings), shards).paths
-    assert not paths.index.key.flags.owndata
-    again = pickle.loads(pickle.dumps(paths))
-    assert not again.index.key.flags.owndata
-    assert again.tolist() == paths.tolist()
-
-
 def test_a_manifest_of_other_recordings(recordings, shards, tmp_path):
     manifest = read_manifest(recordings)
     other = Manifest(["new", "s0/v.0"], ["x", "y"], [0.5, 0.5], ["s1", "s0"])
@@ -348,36 +339,22 @@ def test_a_second_run_makes_what_is_missing_or_damaged(
     assert_samples(read_manifest(recordings), folder)
 
 
-def _make_until(end, manifest, folder, stderr):
-    """``end()`` is called in the middle of the second shard."""
+@command_line
+def _make_until_ended(number, manifest, folder):
+    """By a kill; or Ctrl-C, which goes to the whole group of processes."""
     sample, count = writer._sample, iter(range(N))
 
-    def until(*arguments):
+    def end_in_the_second_shard(*arguments):
         if next(count) == 7:
-            end()
+            os.kill(os.getppid(), number)
+            os.kill(os.getpid(), number)
+            signal.pause()
         return sample(*arguments)
 
-    writer._sample = until
+    writer._sample = end_in_the_second_shard
     # a shell starts what runs in its background with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with open(stderr, "w") as file, contextlib.redirect_stderr(file):
-        command_line(make_shards)([manifest], folder, 5, num_workers=1)
-
-
-def _end_all(number):
-    """A kill; or Ctrl-C, which goes to the whole group of processes."""
-    os.kill(os.getppid(), number)
-    os.kill(os.getpid(), number)
-    signal.pause()
-
-
-def in_a_process(function, *arguments):
-    process = multiprocessing.get_context("fork").Process(
-        target=function, args=arguments
-    )
-    process.start()
-    process.join()
-    return process.exitcode
+    make_shards([manifest], folder, 5, num_workers=1)
 
 
 @pytest.mark.parametrize(
@@ -387,17 +364,14 @@ def in_a_process(function, *arguments):
 def test_a_run_that_was_ended_in_the_middle_of_a_tar(
     recordings, shards, tmp_path, number, code, litter
 ):
-    folder = tmp_path / "out"
-
-    def end():
-        _end_all(number)
-
-    stderr = tmp_path / "stderr"
-    assert in_a_process(_make_until, end, recordings, folder, stderr) == code
+    folder, stderr = tmp_path / "out", tmp_path / "stderr"
+    process = start(_make_until_ended, number, recordings, folder, stderr=stderr)
+    process.join(60)
+    assert process.exitcode == code
     assert len(list(folder.glob(".000001.tar.*.tmp"))) == litter
     assert set(tars_of(folder)) == {"000000.tar"}
-    if code == 130:
-        assert "error: interrupted by the user" in stderr.read_text()
+    told = "error: interrupted by the user" in stderr.read_text()
+    assert told == (code == 130)
     with pytest.raises(InputError, match=r"no utterance '.*\(8 are missing"):
         from_shards(read_manifest(recordings), folder)
     with pytest.raises(InputError, match="1 tar files, expected 3 shards"):
@@ -415,21 +389,8 @@ def test_a_full_disk_names_the_shard_and_loses_nothing(recordings, tmp_path):
     write_manifest(tmp_path / "b.csv", Manifest(["long"], [str(long)], [12.5], ["s"]))
     both, folder = [recordings, tmp_path / "b.csv"], tmp_path / "out"
 
-    @command_line
-    def on_a_full_disk():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (350_000, resource.RLIM_INFINITY))
-        make_shards(both, folder, 13, num_workers=2)
-
-    def heard():
-        with (
-            open(tmp_path / "stderr", "w") as file,
-            contextlib.redirect_stderr(file),
-        ):
-            on_a_full_disk()
-
-    assert in_a_process(heard) == 1
-    (line,) = (tmp_path / "stderr").read_text().splitlines()
+    make = partial(make_shards, both, folder, 13, num_workers=2)
+    line = on_a_full_disk(350_000, tmp_path / "stderr", make)
     assert line.startswith(f"error: {folder}/000001.tar: ")
     assert {path.name for path in folder.iterdir()} == {".lock", "000000.tar"}
     kept = (folder / "000000.tar").stat().st_mtime_ns

@@ -1,14 +1,12 @@
 """Preparing VoxBlink2: what is missing, damaged, repeated; stopped and continued."""
 
 import json
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from tiny_training import start
+from tiny_training import on_a_full_disk
 
 from speechbrain_ext.data.corpora import voxblink2
 from speechbrain_ext.data.corpora.voxblink2 import (
@@ -19,7 +17,7 @@ from speechbrain_ext.data.corpora.voxblink2 import (
 from speechbrain_ext.data.dataset import TrainingSet
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.data.sampler import Draw
-from speechbrain_ext.utils.errors import InputError, command_line
+from speechbrain_ext.utils.errors import InputError
 
 SPEAKERS, VIDEOS, CROPS = 6, ("-a_B", "xYz0"), 3
 
@@ -236,20 +234,8 @@ def test_parts_of_other_arguments_are_read_again(corpus, counted):
     assert counted.n_read == SPEAKERS
 
 
-@command_line
-def _prepare_on_a_full_disk(root):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-    prepare(root)
-
-
 def test_a_full_disk_leaves_nothing_half_written(corpus):
-    err = corpus.parent / "err"
-    process = start(_prepare_on_a_full_disk, corpus, stderr=err)
-    process.join(30)
-    assert process.exitcode == 1
-    (line,) = err.read_text().splitlines()
-    assert line.startswith("error: ")
+    line = on_a_full_disk(2000, corpus.parent / "err", prepare, corpus)
     assert "parts/00000.arrow" in line
     assert list((corpus.parent / "save/parts").iterdir()) == []
     assert prepare(corpus).counts["train"]["utterances"] == 36

@@ -8,6 +8,7 @@ import torch
 from tiny_training import manifest_of, tiny_config, write_voices
 
 from speechbrain_ext.data.audio import read_audio
+from speechbrain_ext.data.dataset import TrainingSet
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -32,6 +33,7 @@ def imprint(manifest, n_speeds, seconds):
         speakers=manifest.speaker_names.tolist(),
         n_speeds=n_speeds,
         n_perturbed=manifest.n_perturbed,
+        dataset=TrainingSet(manifest, 0, speeds=(1.0, 0.9, 1.1)[:n_speeds]),
         crop_seconds=(seconds, seconds),
         valid_batch_seconds=1.5,
     )

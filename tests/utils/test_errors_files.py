@@ -3,12 +3,11 @@
 import errno
 import json
 import os
-import resource
 import signal
 import time
 
 import pytest
-from tiny_training import start
+from tiny_training import on_a_full_disk, start
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
     ProcessFailure,
@@ -150,25 +149,12 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def _write_too_much(path, size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
-
-    @command_line
-    def main():
-        with write_atomically(path) as file:
-            file.write("x" * size)
-
-    main()
-
-
 @pytest.mark.parametrize("size", [4000, 4_000_000])
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path, size):
-    path, stderr = tmp_path / "x.txt", tmp_path / "err"
+    path = tmp_path / "x.txt"
     path.write_text("old")
-    process = start(_write_too_much, path, size, stderr=stderr)
-    process.join(30)
-    assert process.exitcode == 1
-    assert stderr.read_text() == f"error: {path}: File too large\n"
+    line = on_a_full_disk(size // 2, tmp_path / "err", _write, path, "x" * size)
+    assert line == f"error: {path}: File too large"
     assert path.read_text() == "old"
     assert {p.name for p in tmp_path.iterdir()} == {"x.txt", "err"}
 

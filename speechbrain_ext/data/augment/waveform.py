@@ -25,28 +25,11 @@ _BLOCKS = 4  # of a convolution
 
 
 def read_crop(path, frames, n, generator):
-    """Read ``n`` samples from a random place of a recording.
+    """Samples from a random place of a 16 kHz recording: float32 [n].
 
-    Arguments
-    ---------
-    path : str
-        16 kHz; of several channels the mean is taken.
-    frames : int
-        Length of the recording in samples; only the crop is read.
-    n : int
-        Samples wanted. A shorter recording is repeated, from a random phase on.
-    generator : np.random.Generator
-        Drawn from once.
-
-    Returns
-    -------
-    np.ndarray
-        float32, [n].
-
-    Raises
-    ------
-    InputError
-        Where the recording is missing, corrupt, or shorter than ``frames``.
+    Of several channels the mean is taken. Only the crop of its ``frames`` samples is
+    read; a shorter recording is repeated, from a random phase on. The generator is
+    drawn from once. InputError: missing, corrupt, or shorter than ``frames``.
     """
     read = functools.partial(read_audio, path, average=True)
     return take_crop(read, frames, n, generator)
@@ -133,20 +116,10 @@ def _one_thread():
 
 
 def add_noise(wav, noise, snr_db):
-    """Add noise at a signal-to-noise ratio over the whole crop.
+    """Add noise at ``snr_db`` = 10·log10(Pₓ / Pₙ) over the whole crop: float32 [T].
 
-    Arguments
-    ---------
-    wav, noise : np.ndarray
-        float32, [T] each.
-    snr_db : float
-        10·log10(Pₓ / Pₙ) of the result.
-
-    Returns
-    -------
-    np.ndarray
-        float32, [T]. Where either side is silent there is no such ratio, and the
-        input comes back unchanged.
+    Where either side is silent there is no such ratio, and the input comes back
+    unchanged.
     """
     signal_power, noise_power = mean_power(wav), mean_power(noise)
     if signal_power == 0 or noise_power == 0:

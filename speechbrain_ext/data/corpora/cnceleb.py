@@ -55,13 +55,7 @@ def genres_of(names, enrol_map=None):
 
 
 def session_of(utterance):
-    """``id00010/interview-01-001`` → ``id00010/interview-01``.
-
-    Raises
-    ------
-    InputError
-        A name that is not of this form.
-    """
+    """``id00010/interview-01-001`` → ``id00010/interview-01``, or InputError."""
     speaker, *file = utterance.split("/")
     if len(file) != 1 or file[0].count("-") != 2 or genre_of(file[0]) is None:
         raise InputError(
@@ -84,18 +78,11 @@ class Training(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Paths of the evaluation.
+    """``folders`` of the recordings, and lists.
 
-    Attributes
-    ----------
-    folders : list of Path
-        Where its recordings are.
-    trials : Path
-        The list, whose enrol side names models.
-    enrol_maps : dict
-        Protocol → what the models are enrolled from.
-    enrol_map : Path
-        The recordings of the models one by one: their names tell genres.
+    ``trials`` is the list, whose enrol side names models; ``enrol_maps`` is protocol →
+    what they are enrolled from; ``enrol_map`` has their recordings one by one, which
+    tell genres.
     """
 
     folders: list
@@ -105,23 +92,9 @@ class Evaluation(NamedTuple):
 
 
 def find_training(cnceleb1_folder, cnceleb2_folder=None):
-    """Where the training recordings are, and which speakers they are to be of.
+    """Folders and speaker lists of the training; CN-Celeb2 may be None.
 
-    Arguments
-    ---------
-    cnceleb1_folder : str or Path
-        ``CN-Celeb_flac``, or a copy of it in wav.
-    cnceleb2_folder : str, Path or None
-        ``CN-Celeb2_flac``, likewise; None leaves it out.
-
-    Returns
-    -------
-    Training
-
-    Raises
-    ------
-    InputError
-        A folder or list that is missing, as where the two folders are exchanged.
+    InputError: a folder or list is missing, as where the two folders are exchanged.
     """
     folders = [_folder("cnceleb1_folder", cnceleb1_folder)]
     lists = [_list("cnceleb1_folder", folders[0] / "dev/dev.lst")]
@@ -134,21 +107,7 @@ def find_training(cnceleb1_folder, cnceleb2_folder=None):
 def find_evaluation(cnceleb1_folder, enrolment=tuple(ENROLMENT)):
     """Where the recordings and lists of the evaluation are.
 
-    Arguments
-    ---------
-    cnceleb1_folder : str or Path
-        As for :func:`find_training`.
-    enrolment : str or list of str
-        Protocols: ``average``, ``concatenate``.
-
-    Returns
-    -------
-    Evaluation
-
-    Raises
-    ------
-    InputError
-        A folder or list that is missing, a protocol that there is not.
+    InputError: a folder or list that is missing, a protocol that there is not.
     """
     folder = _folder("cnceleb1_folder", cnceleb1_folder)
     protocols = [enrolment] if isinstance(enrolment, str) else enrolment
@@ -274,22 +233,9 @@ def prepare_cnceleb(
 def prepare_cnceleb_test(
     cnceleb1_folder, save_folder, enrolment=tuple(ENROLMENT), num_workers=16
 ):
-    """Prepare ``test.csv`` alone: to verify with a model that was trained elsewhere.
+    """``test.csv`` alone, to verify with a model that was trained elsewhere.
 
-    Arguments
-    ---------
-    cnceleb1_folder, save_folder, enrolment, num_workers
-        As in :func:`prepare_cnceleb`.
-
-    Returns
-    -------
-    Prepared
-        Without training and validation.
-
-    Raises
-    ------
-    InputError
-        Anything wrong with an argument, a folder, a list or a recording.
+    Arguments and errors as in :func:`prepare_cnceleb` → Prepared, without the rest.
     """
     evaluation = find_evaluation(cnceleb1_folder, enrolment)
     options = PrepareOptions(

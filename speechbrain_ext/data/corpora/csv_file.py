@@ -30,26 +30,12 @@ SEGMENTS = ("start", "stop")  # of SpeechBrain's own recipes
 
 
 def read_listing(path, data_folder=None):
-    """Read such a file.
+    """Rows of such a file, in its order.
 
-    Arguments
-    ---------
-    path : str or Path
-        CSV, UTF-8, with a header.
-    data_folder : str or Path, optional
-        Where relative paths in ``wav`` begin; None: the folder of the CSV file.
-
-    Returns
-    -------
-    list of Row
-        In the file's order.
-
-    Raises
-    ------
-    InputError
-        Names file and line: missing file, a header without a column that is needed, a
-        row of another length, an empty field, white space in an ID, a duration that is
-        no positive number, an ID or a recording that comes twice, no rows.
+    Relative paths begin at ``data_folder``; None: the folder of the CSV file.
+    InputError names file and line: missing file, a header without a column that is
+    needed, a row of another length, an empty field, white space in an ID, a duration
+    that is no positive number, an ID or a recording that comes twice, no rows.
     """
     path = Path(path)
     folder = path.parent if data_folder is None else Path(data_folder)
@@ -153,8 +139,8 @@ def prepare_own_corpus(
 ):
     """Prepare what a CSV file lists.
 
-    A second call with the same arguments returns at once, unless the CSV file, a trial
-    list or a written file has changed.
+    What is not described here is as in
+    :func:`~speechbrain_ext.data.corpora.voxceleb.prepare_voxceleb`.
 
     Arguments
     ---------
@@ -162,33 +148,10 @@ def prepare_own_corpus(
         CSV file with the columns ``ID,duration,wav,spk_id``, see
         :mod:`speechbrain_ext.data.corpora.csv_file`. Recordings are 16 kHz mono, wav,
         flac, ogg or mp3.
-    save_folder : str or Path
-        Where train.csv, valid.csv, valid_trials.txt and prepare.json go.
     data_folder : str or Path, optional
         Where relative paths begin; None: the folder of the CSV file.
     trial_lists : str, Path or list of them
-        Lines ``label enrol test`` or ``enrol test label`` of IDs in the CSV file. Their
-        speakers are never trained on; their recordings go into test.csv.
-    n_valid_speakers, n_valid_trials, max_valid_utterances : int
-        Speakers held out of training, 0 for none; validation trials at most, half of
-        them target; recordings of each such speaker at most.
-    min_seconds : float
-        Shorter recordings are not trained on.
-    max_bad_files : int
-        So many unusable recordings may be left out; one more is an error.
-    seed : int
-        Of the validation speakers, recordings and trials.
-    num_workers : int
-        Threads. Does not change the result, nor the fingerprint.
-
-    Returns
-    -------
-    Prepared
-
-    Raises
-    ------
-    InputError
-        Names file and line of the first thing that is wrong.
+        Of IDs in the CSV file, whose recordings go into test.csv.
     """
     path = resolve(manifest)
     folder = path.parent if data_folder is None else resolve(data_folder)

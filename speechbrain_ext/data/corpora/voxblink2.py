@@ -67,17 +67,10 @@ _LEFT_OUT = ("bad_files", "too_short", "duplicates", "unlisted")
 
 
 class PreparedTraining(NamedTuple):
-    """What a preparation left behind.
+    """``train`` manifest, ``counts``, and whether it was all there: ``skipped``.
 
-    Attributes
-    ----------
-    train : Path
-        The manifest.
-    counts : dict
-        ``expected`` by ``spk2videos``, ``found`` on the disk, ``left_out`` and why,
-        and what ``train`` has.
-    skipped : bool
-        Whether all files were there already.
+    Counts are ``expected`` by ``spk2videos``, ``found`` on the disk, ``left_out`` and
+    why, and what ``train`` has.
     """
 
     train: Path
@@ -159,27 +152,11 @@ def prepare_voxblink2(
 
 
 def prepare_voxceleb_voxblink2(voxceleb, voxblink2, mixed_folder):
-    """Prepare two corpora and train on both: the first at all speeds.
+    """Prepare two corpora and train on both: the first at all speeds → Prepared.
 
-    Arguments
-    ---------
-    voxceleb : callable
-        Without arguments → Prepared, such as a partial of ``prepare_voxceleb``. Its
-        validation and test are those of the result.
-    voxblink2 : callable
-        Without arguments → PreparedTraining. Its speakers are played at true speed
-        only.
-    mixed_folder : str or Path
-        Where the manifest of both goes.
-
-    Returns
-    -------
-    Prepared
-
-    Raises
-    ------
-    InputError
-        As the two preparations; a speaker or an ID that both have.
+    ``voxceleb`` and ``voxblink2`` are the two preparations without arguments, such as
+    partials. Validation and test are the former's; the latter's speakers are played at
+    true speed only. InputError as those; a speaker or an ID that both have.
     """
     prepared, added = voxceleb(), voxblink2()
     mixed = mix_manifests(prepared.train, added.train, mixed_folder)

@@ -109,22 +109,9 @@ def prepare_voxceleb_test(
     num_workers=16,
     enrol_map=None,
 ):
-    """Prepare ``test.csv`` alone: to verify with a model that was trained elsewhere.
+    """``test.csv`` alone, to verify with a model that was trained elsewhere.
 
-    Arguments
-    ---------
-    test_folders, trial_lists, save_folder, convert_folder, num_workers, enrol_map
-        As in :func:`prepare_voxceleb`.
-
-    Returns
-    -------
-    Prepared
-        Without training and validation.
-
-    Raises
-    ------
-    InputError
-        Anything wrong with an argument, a folder, a list or a recording.
+    Arguments and errors as in :func:`prepare_voxceleb` → Prepared, without the rest.
     """
     return prepare_voxceleb(
         train_folders=(),

@@ -23,29 +23,12 @@ NEEDS_CONVERSION = ".m4a"
 
 
 def convert_where_needed(paths, convert_folder, num_workers=16):
-    """Convert those recordings that soundfile cannot read.
+    """Convert the m4a files, which soundfile cannot read, by ffmpeg.
 
-    Arguments
-    ---------
-    paths : dict of str to str
-        Utterance ID → recording; m4a files are replaced by their copies in place.
-    convert_folder : Path or None
-        Where the copies go, ``convert_folder/ID.flac``.
-    num_workers : int
-        How many ffmpeg processes run at a time.
-
-    Returns
-    -------
-    list of (str, str)
-        Recording and reason of each that ffmpeg could not convert; these are taken
-        out of ``paths``.
-
-    Raises
-    ------
-    InputError
-        There are m4a files, but no ffmpeg or no ``convert_folder``.
-    OSError
-        The disk is full.
+    In ``paths``, utterance ID → recording, they are replaced by
+    ``convert_folder/ID.flac``. → [(recording, reason)] of those that ffmpeg could not
+    convert, which are taken out of ``paths``. InputError: there are some, but no ffmpeg
+    or no ``convert_folder``; OSError: the disk is full.
     """
     wanted = [
         (utterance, path)

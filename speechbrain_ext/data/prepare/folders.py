@@ -39,13 +39,9 @@ _NOISE_CORPORA = ("musan", "rirs_noises")
 class Layout(NamedTuple):
     """How a corpus lies on the disk.
 
-    Attributes
-    ----------
-    folder_names : tuple of str
-        Names of folders that hold the speakers, ``("wav", "flac")``.
-    levels : int
-        Folders from there down to a recording: 2 for SPEAKER/SESSION/FILE, 1 for
-        SPEAKER/FILE.
+    ``folder_names`` are names of folders that hold the speakers, ``("wav", "flac")``;
+    ``levels`` counts folders from there down to a recording: 2 for
+    SPEAKER/SESSION/FILE, 1 for SPEAKER/FILE.
     """
 
     folder_names: tuple
@@ -70,28 +66,11 @@ def session_of(utterance):
 def find_rows(
     layout, options, test_ids, num_workers, session_of=session_of, genre_of=None
 ):
-    """Find what may be trained on and what is tested: ``find`` of ``prepare``.
+    """Rows of what may be trained on and what is tested: ``find`` of ``prepare``.
 
-    Arguments
-    ---------
-    layout : Layout
-        Of the training recordings.
-    options : PrepareOptions
-        With the folders.
-    test_ids : list of str
-        What the trial lists name.
-    num_workers : int
-        Threads.
-    session_of : callable
-        ID of a training recording → its session, unique over speakers. InputError for
-        a name that is none of this corpus.
-    genre_of : callable, optional
-        ID → genre; None where names do not tell.
-
-    Returns
-    -------
-    list of Row
-        Sorted by ID; what the lists name and nobody finds is missing.
+    ``session_of`` makes an ID a session, unique over speakers, and may refuse a name
+    that is none of this corpus; ``genre_of``, optional, makes it a genre or None. Rows
+    are sorted by ID; what the lists name and nobody finds is missing.
 
     Raises
     ------
@@ -129,31 +108,10 @@ def find_rows(
 def scan_corpus(roots, layout, num_workers=16, leave_out=()):
     """Find all recordings of a layout below some roots.
 
-    Arguments
-    ---------
-    roots : list of str or Path
-        Folders in which to look.
-    layout : Layout
-        What to look for.
-    num_workers : int
-        Threads; listing folders waits for the disk.
-    leave_out : list of Path
-        Resolved folders that are no part of the corpus although they lie below a
-        root, such as those of converted copies.
-
-    Returns
-    -------
-    paths : dict of str to str
-        Utterance ID → path of its recording, sorted by ID.
-    speaker_folders : list of Path
-        The folders of speakers, resolved.
-    ignored : int
-        Files and folders that fit no layout.
-
-    Raises
-    ------
-    InputError
-        As :func:`find_rows`.
+    ``leave_out`` are resolved folders that are no part of the corpus although they lie
+    below a root, such as those of converted copies. → {utterance ID: path}, sorted; the
+    folders of speakers, resolved; how many files and folders fit no layout. InputError
+    as :func:`find_rows`.
     """
     paths, folders, total_ignored = {}, [], 0
     for root in map(Path, roots):
@@ -190,26 +148,9 @@ def find_recordings(names, roots, layout, num_workers=16, leave_out=()):
     """Find recordings by their names, in any format.
 
     A name is a path below a folder of speakers or, where it is not found there, below
-    the root itself.
-
-    Arguments
-    ---------
-    names : list of str
-        Utterance IDs.
-    roots, layout, num_workers, leave_out
-        As for :func:`scan_corpus`; the layout's depth does not matter.
-
-    Returns
-    -------
-    paths : dict of str to str
-        Utterance ID → path of its recording, sorted by ID; without those not found.
-    speaker_folders : list of Path
-        The folders of speakers, resolved.
-
-    Raises
-    ------
-    InputError
-        A root that is missing; two recordings of one name.
+    the root itself. → {utterance ID: path}, sorted, without those not found; the
+    folders of speakers, resolved. InputError: a root that is missing; two recordings of
+    one name.
     """
     roots, holders = list(map(Path, roots)), []
     for root in roots:

@@ -16,28 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_speaker_lists(lists, known, source):
-    """Read lists of utterances to train on.
+    """Utterance IDs that train lists name: a set of str.
 
-    Arguments
-    ---------
-    lists : list of Path
-        Text files, lines ``speaker path`` or ``speaker``; a path is relative to the
-        folder of speakers.
-    known : dict of str to str
-        Utterance ID → speaker of all recordings.
-    source : str
-        Where they are, for the message.
-
-    Returns
-    -------
-    set of str
-        Utterance IDs.
-
-    Raises
-    ------
-    InputError
-        A malformed line, a speaker that is not the path's, an unknown utterance, a
-        speaker without any, or one who is listed twice; names the list and the line.
+    Lines are ``speaker path``, the path below the folder of speakers, or ``speaker``.
+    ``known`` is utterance ID → speaker of all recordings, ``source`` says where they
+    are. InputError names list and line: a malformed one, a speaker that is not the
+    path's, who has no recording or is listed twice, an unknown utterance.
     """
     listed, whole, by_speaker = set(), {}, {}
     for name, speaker in known.items():
@@ -103,15 +87,9 @@ def _lines(path):
 class TrialLists(NamedTuple):
     """All that is tested.
 
-    Attributes
-    ----------
-    lists : list of Trials
-        In the order given.
-    enrol_maps : list of EnrolMap
-        What their enrol sides stand for, in one way or several; none where they name
-        recordings.
-    ids : list of str
-        The recordings that all of these need, sorted.
+    ``lists`` of Trials in the order given; ``enrol_maps`` say what their enrol sides
+    stand for, in one way or several, none where they name recordings; ``ids``, sorted,
+    are the recordings that all of these need.
     """
 
     lists: list
@@ -158,30 +136,10 @@ def read_trial_lists(options):
 def choose_training(rows, test_rows, train_lists, exclude_speakers, source):
     """Drop speakers of the trial lists, excluded speakers and what no list names.
 
-    Arguments
-    ---------
-    rows : list of Row
-        All that could be trained on.
-    test_rows : list of Row
-        What the trial lists name.
-    train_lists : list of Path
-        Lists of what to train on; none: all.
-    exclude_speakers : list of str
-        More speakers never to train on.
-    source : str
-        Where the rows are from, for messages.
-
-    Returns
-    -------
-    chosen : list of Row
-        Those that may be trained on, in their order.
-    left_out : dict of str to int
-        How many were dropped, and why.
-
-    Raises
-    ------
-    InputError
-        A malformed train list, or fewer than two speakers left.
+    ``rows`` could all be trained on, ``test_rows`` are what the trial lists name;
+    without ``train_lists`` all count; ``source`` says where the rows are from. → the
+    rows chosen, in their order; how many were dropped, and why. InputError: a malformed
+    train list, or fewer than two speakers left.
     """
     listed = rows
     if train_lists:

@@ -28,31 +28,12 @@ class Pairs(NamedTuple):
 def hold_out(speakers, sessions, n_speakers, max_utterances, seed):
     """Draw validation speakers and some recordings of each.
 
-    Arguments
-    ---------
-    speakers : sequence of str
-        [N], speaker of each recording, in an order that does not depend on the disk.
-    sessions : sequence of str
-        [N], session of each recording, unique over speakers.
-    n_speakers : int
-        How many to draw, from those with two recordings or more; those with two
-        sessions or more come first, all others only where these are too few.
-    max_utterances : int
-        Recordings of each, taken from its sessions in turn.
-    seed : int
-        Same seed, same draw.
-
-    Returns
-    -------
-    is_training : np.ndarray
-        bool [N], recordings of all other speakers.
-    chosen : np.ndarray
-        int64 [V], ascending rows of the recordings drawn.
-
-    Raises
-    ------
-    InputError
-        Too few speakers to hold out that many, or to train on the rest.
+    Of N recordings in an order that does not depend on the disk, with their speakers
+    and sessions (unique over speakers). Drawn from are speakers of two recordings or
+    more; those of two sessions come first, all others only where these are too few. At
+    most ``max_utterances`` of each are taken, from its sessions in turn. → bool [N],
+    recordings of all other speakers; int64 [V], ascending rows of those drawn.
+    InputError: too few speakers to hold out that many, or to train on the rest.
     """
     speakers = np.asarray(speakers, dtype=object)
     if n_speakers == 0:
@@ -69,21 +50,10 @@ def hold_out(speakers, sessions, n_speakers, max_utterances, seed):
 
 
 def draw_trials(speakers, sessions, n_trials, seed):
-    """Draw trials, half of them target, no pair twice and none mirrored.
+    """Pairs of V recordings, half of them target, no pair twice and none mirrored.
 
-    Arguments
-    ---------
-    speakers, sessions : sequence of str
-        [V], of each recording.
-    n_trials : int
-        At most so many; fewer where there are not enough pairs of either kind.
-    seed : int
-        Same seed, same trials.
-
-    Returns
-    -------
-    Pairs
-        Rows of the recordings, enrol < test, ascending.
+    At most ``n_trials``, fewer where there are not enough pairs of either kind; rows
+    are ascending, enrol < test.
     """
     rng = np.random.default_rng([seed, 2])
     speakers = np.unique(speakers, return_inverse=True)[1]
@@ -163,28 +133,9 @@ def _non_target_keys(speakers, count, rng):
 def split(options, manifest, left_out):
     """Training and validation, without a speaker in both.
 
-    Arguments
-    ---------
-    options : PrepareOptions
-        Reads ``min_seconds``, ``n_valid_speakers``, ``n_valid_trials``,
-        ``max_valid_utterances`` and ``seed``.
-    manifest : Manifest
-        N recordings, all usable, with a column ``session``.
-    left_out : dict
-        ``too_short`` is added to it.
-
-    Returns
-    -------
-    train : Manifest
-    valid : Manifest or None
-        None where no speakers are to be held out.
-    pairs : Pairs or None
-        Trials, by rows of ``valid``.
-
-    Raises
-    ------
-    InputError
-        Too few speakers to hold out that many, or to train on the rest.
+    ``manifest`` has N usable recordings and a column ``session``; ``too_short`` is
+    added to ``left_out``. → training, validation, and Pairs of rows of the latter; two
+    None where no speakers are to be held out. InputError as :func:`hold_out`.
     """
     long_enough = manifest.durations >= options.min_seconds
     left_out["too_short"] = int(np.sum(~long_enough))

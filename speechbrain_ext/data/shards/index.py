@@ -131,13 +131,7 @@ class ShardIndex:
 class ShardPaths(TextColumn):
     """Paths of N utterances in shards, made when they are looked at.
 
-    Arguments
-    ---------
-    index : ShardIndex
-    ids : column of str
-        [N].
-    first : np.ndarray
-        [N], their first rows in the index.
+    ``first`` [N] are the first rows of ``ids`` [N] in the index.
     """
 
     def __init__(self, index, ids, first):

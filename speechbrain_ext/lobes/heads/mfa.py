@@ -17,13 +17,7 @@ from speechbrain_ext.utils.errors import InputError
 
 
 class LayerAdapter(nn.Sequential):
-    """A h = W₂ ReLU(LN(W₁ h + b₁)) + b₂: [B, T, C] → [B, T, D].
-
-    Arguments
-    ---------
-    input_size, hidden_size, output_size : int
-        C, H and D.
-    """
+    """A h = W₂ ReLU(LN(W₁ h + b₁)) + b₂: [B, T, C] → [B, T, D]."""
 
     def __init__(self, input_size, hidden_size, output_size):
         super().__init__(

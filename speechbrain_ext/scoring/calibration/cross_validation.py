@@ -28,32 +28,11 @@ FOLDS = 6
 
 
 def choose_l2(features, labels, speakers, objective="cllr", seed=0):
-    """The λ of a calibrator by cross-validation, see above.
+    """The λ of a calibrator by cross-validation, see above → it, {λ: Cllr}.
 
-    Arguments
-    ---------
-    features : np.ndarray
-        float [T, F].
-    labels : np.ndarray
-        0 or 1 [T], 1 = same speaker.
-    speakers : np.ndarray
-        [T, 2], the speakers of both sides, as numbers or names.
-    objective : str
-        As for :class:`~speechbrain_ext.scoring.calibration.QualityCalibrator`.
-    seed : int
-        Of the folds.
-
-    Returns
-    -------
-    l2 : float
-        One of ``GRID``.
-    costs : dict
-        λ → Cllr.
-
-    Raises
-    ------
-    InputError
-        As :func:`deal_trials` and the calibrator.
+    Of features float [T, F], labels [T], and ``speakers`` [T, 2] of both sides, numbers
+    or names; ``seed`` is of the folds. InputError as :func:`deal_trials` and the
+    calibrator.
     """
     folds = deal_trials(labels, speakers, seed)
     trials = {l2: _try(features, labels, folds, objective, l2) for l2 in GRID}

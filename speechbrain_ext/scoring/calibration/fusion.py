@@ -19,23 +19,12 @@ class StackedScores(NamedTuple):
 
 
 def stack_scores(systems):
-    """Bring the scores of several systems into one order, that of the first system.
+    """The scores of several systems in one order, that of the first → StackedScores.
 
-    Arguments
-    ---------
-    systems : dict
-        Name → (:class:`~speechbrain_ext.scoring.trials.Trials`, scores [T]). Each holds
-        the same trials, in any order; enrolment and test do not swap.
-
-    Returns
-    -------
-    StackedScores
-
-    Raises
-    ------
-    InputError
-        No system, scores of another shape, a trial that comes twice in a system, or one
-        that not all systems score; names the systems and the first such trial.
+    ``systems`` is name → (Trials, scores [T]). Each holds the same trials, in any
+    order; enrolment and test do not swap. InputError names the systems and the first
+    trial: no system, scores of another shape, a trial that comes twice, or that not all
+    score.
     """
     if not systems:
         raise InputError("no systems to fuse, expected at least one")

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from speechbrain_ext.scoring.metrics import finite_floats
 from speechbrain_ext.utils.errors import InputError
 
 DURATION_CAP = 20.0  # seconds; more speech than that adds little
@@ -95,17 +96,7 @@ def _column(name, values, shape):
             f"{name} of shape {list(values.shape)}, expected {list(shape) or '[T]'}: "
             "one value per trial"
         )
-    if values.dtype.kind not in "fiu":
-        raise InputError(f"{name} of type {values.dtype}, expected real numbers")
-    values = values.astype(np.float64)
-    finite = np.isfinite(values)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise InputError(
-            f"{name} {values[bad]} of trial {bad + 1} ({int((~finite).sum())} such), "
-            "expected finite numbers"
-        )
-    return values
+    return finite_floats(name, values).astype(np.float64)
 
 
 def _capped(durations, cap):
