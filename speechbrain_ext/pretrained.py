@@ -24,7 +24,7 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import InputError, check_folder, naming
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
@@ -241,7 +241,7 @@ def load_hyperparams(folder, overrides=None):
     InputError
         As :func:`load_pretrained`; an override of a key that the file has not.
     """
-    folder = Path(folder)
+    folder = check_folder(folder)
     path = folder / HYPERPARAMS
     if not path.is_file():
         raise InputError(

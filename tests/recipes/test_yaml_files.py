@@ -397,7 +397,7 @@ def documented_commands():
 
 @pytest.mark.parametrize(("script_name", "yaml", "words"), documented_commands())
 def test_a_documented_command_is_understood(script_name, yaml, words):
-    _, tree = read_tree(yaml)
+    tree = read_tree(yaml)
     function = getattr(
         script(script_name), "verify" if script_name == "verify" else "train"
     )

@@ -47,7 +47,7 @@ from speechbrain_ext.data.prepare.folders import (
     check_same_file,
     list_recordings,
 )
-from speechbrain_ext.data.prepare.pipeline import as_list, check_at_least, resolve
+from speechbrain_ext.data.prepare.pipeline import as_list, resolve
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import Marker, Part, digest_of
