@@ -1,8 +1,8 @@
 """Values of a YAML file against the annotations of what they are given to.
 
-A function or class that a file names says in its signature what it takes: ``lr: float``,
-``speeds: list[float]``, ``batch_size: PositiveInt``. What has no annotation is not
-checked. pydantic does the work, in its strict mode: no text is a number, and neither is
+A function or class that a file names says in its signature what it takes, such as
+``lr: float``, ``batch_size: PositiveInt``. What has no annotation is not checked.
+pydantic does the work, in its strict mode: no text is a number, and neither is
 True; NaN and infinity are none either.
 """
 
@@ -78,13 +78,15 @@ def _check_value(name, parameter, value):
         adapter = TypeAdapter(annotation, config=STRICT)
     except PydanticUserError:  # a type that it knows nothing of
         return
-    # YAML has lists only
-    for candidate in [value, tuple(value)] if isinstance(value, list) else [value]:
-        try:
-            adapter.validate_python(candidate)
-            return
-        except ValidationError as failure:
-            errors = failure.errors(include_url=False)
+    errors = _errors(adapter, value)
+    if isinstance(value, (list, tuple)):  # one is as good as the other in YAML
+        other = _errors(adapter, tuple(value) if type(value) is list else list(value))
+        errors = other if not other or other[0]["loc"] else errors
+    if not errors or any(  # inside of another value
+        e["type"] == "tuple_type" and isinstance(e["input"], list) and e["loc"]
+        for e in errors
+    ):
+        return
     expected = [
         WORDS.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in errors
     ]
@@ -92,6 +94,14 @@ def _check_value(name, parameter, value):
     raise InputError(
         f"{name}: {value!r}, expected {' or '.join(dict.fromkeys(expected))}"
     )
+
+
+def _errors(adapter, value):
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
 
 
 def keywords_of(function):

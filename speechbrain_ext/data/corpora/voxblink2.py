@@ -48,7 +48,7 @@ from speechbrain_ext.data.prepare.folders import (
     list_recordings,
 )
 from speechbrain_ext.data.prepare.pipeline import as_list, resolve
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import Marker, Part, digest_of
 from speechbrain_ext.utils.parallel import parallel_map
