@@ -37,6 +37,7 @@ setup(
         "peft>=0.18",
         "HyperPyYAML>=1.2.2",
         "numpy>=2.0",
+        "pydantic>=2.7",
         "pyarrow>=17",
         "scipy>=1.12",
         "soundfile>=0.12",

@@ -10,6 +10,7 @@ import logging
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from pydantic import PositiveInt
 
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.weights import SHOWN
@@ -17,7 +18,13 @@ from speechbrain_ext.utils.weights import SHOWN
 logger = logging.getLogger(__name__)
 
 
-def inject_lora(encoder, r=64, alpha=128, dropout=0.0, target_modules=None):
+def inject_lora(
+    encoder,
+    r: PositiveInt = 64,
+    alpha: float = 128,
+    dropout: float = 0.0,
+    target_modules: list[str] | None = None,
+):
     """Add LoRA to the named linear layers of ``encoder``, in place.
 
     All other parameters of ``encoder`` become frozen. The outputs do not change yet,

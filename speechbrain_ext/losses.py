@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -62,7 +63,13 @@ class ArcFace(nn.Module):
     torch.Size([])
     """
 
-    def __init__(self, embedding_size, n_classes, margin=0.2, scale=32.0):
+    def __init__(
+        self,
+        embedding_size,
+        n_classes,
+        margin: float = 0.2,
+        scale: PositiveFloat = 32.0,
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_classes, embedding_size))
         nn.init.xavier_normal_(self.weight)

@@ -25,7 +25,7 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml, read_tree
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import InputError, check_folder, naming
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
@@ -244,7 +244,7 @@ def load_hyperparams(folder, overrides=None):
         ``pretrained_path``, which is always the folder itself.
     """
     overrides = _checked_overrides(overrides)
-    folder = Path(folder)
+    folder = check_folder(folder)
     path = folder / HYPERPARAMS
     if not path.is_file():
         raise InputError(

@@ -7,12 +7,17 @@ in the third epoch is 2.3. A schedule that remembers nothing needs no checkpoint
 import math
 from dataclasses import dataclass
 
+from speechbrain_ext.utils.errors import InputError, check_at_least
+
 
 @dataclass(frozen=True)
 class Constant:
     """The same value throughout."""
 
     value: float
+
+    def __post_init__(self):
+        check_at_least("value", self.value, 0, whole=False)
 
     def __call__(self, progress):
         """Progress in epochs → value."""
@@ -41,6 +46,12 @@ class WarmupStepDecay:
     warmup_epochs: float = 5.0
     every: float = 5.0
     factor: float = 0.1
+
+    def __post_init__(self):
+        for name in ("peak", "warmup_epochs", "factor"):
+            check_at_least(name, getattr(self, name), 0, whole=False)
+        if not self.every > 0:
+            raise InputError(f"every={self.every!r}, expected a number above 0")
 
     def __call__(self, progress):
         """Progress in epochs → learning rate."""
@@ -71,6 +82,10 @@ class WarmupCosine:
     decay_epochs: float
     warmup_epochs: float = 0.0
 
+    def __post_init__(self):
+        for name in ("peak", "final", "decay_epochs", "warmup_epochs"):
+            check_at_least(name, getattr(self, name), 0, whole=False)
+
     def __call__(self, progress):
         """Progress in epochs → learning rate."""
         if progress < self.warmup_epochs:
@@ -93,6 +108,10 @@ class LinearRamp:
     final: float
     begin: float
     end: float
+
+    def __post_init__(self):
+        for name in ("initial", "final", "begin", "end"):
+            check_at_least(name, getattr(self, name), -math.inf, whole=False)
 
     def __call__(self, progress):
         """Progress in epochs → value."""

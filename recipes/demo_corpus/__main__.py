@@ -4,10 +4,10 @@
 > python recipes/demo_corpus FOLDER --train_speakers 8 --seed 1
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from speechbrain_ext.utils.command import Parser
 from speechbrain_ext.utils.errors import command_line
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +17,7 @@ from demo_corpus.corpus import make_demo_corpus
 @command_line
 def main(argv=None):
     """Read the command line, make the corpus, print where its parts are."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python recipes/demo_corpus",
         description="Make a small synthetic corpus in the layout of VoxCeleb, MUSAN "
         "and RIRS_NOISES. Needs `pip install speechbrain_ext[demo]`.",

@@ -14,7 +14,6 @@ from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ext.data.audio import parts_of
 from speechbrain_ext.data.manifest import Manifest, read_manifest
-from speechbrain_ext.data.prepare.pipeline import check_at_least
 from speechbrain_ext.scoring.backend import (
     Backend,
     TrialSide,
@@ -30,7 +29,7 @@ from speechbrain_ext.scoring.calibration.trials import (
 )
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
 from speechbrain_ext.scoring.embeddings import check_ids
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import InputError, check_at_least, naming
 
 logger = logging.getLogger(__name__)
 

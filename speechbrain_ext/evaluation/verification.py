@@ -75,7 +75,10 @@ class Protocol(NamedTuple):
 
 
 def listed_trials(
-    trial_lists, enrol_map=None, enrolment=("average",), allow_duplicates=False
+    trial_lists,
+    enrol_map: str | None = None,
+    enrolment=("average",),
+    allow_duplicates: bool = False,
 ):
     """Trial lists of recordings, or of models and recordings.
 
@@ -102,7 +105,7 @@ def listed_trials(
     names = _checked_enrolments(enrolment)
     enrolments, files = {None: None}, {}
     if enrol_map is not None:
-        files = check_files(enrol_map=enrol_map)
+        files = {"enrol_map": enrol_map}
         enrolments = dict.fromkeys(names, read_enrol_map(enrol_map))
     return Protocol(trial_lists, enrolments, True, None, allow_duplicates, files)
 
@@ -149,14 +152,6 @@ def _checked_enrolments(enrolment):
             "once"
         )
     return list(names)
-
-
-def check_files(**files):
-    """The names of files that are given: {key: str}; InputError for other types."""
-    for key, path in files.items():
-        if not isinstance(path, (str, type(None))):
-            raise InputError(f"{key}: {path!r}, expected the name of a file")
-    return {key: path for key, path in files.items() if path is not None}
 
 
 class Embedder:

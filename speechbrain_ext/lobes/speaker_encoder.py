@@ -19,7 +19,7 @@ class SpeakerEncoder(nn.Module):
         (states, lens) → [B, 1, E].
     """
 
-    def __init__(self, encoder, head):
+    def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head

@@ -12,10 +12,11 @@ no pressure before the first step.
 from typing import NamedTuple
 
 import torch
+from pydantic import NonNegativeInt, PositiveFloat
 from torch import nn
 
 from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 
 
 class Penalty(NamedTuple):
@@ -94,13 +95,14 @@ class Budget(nn.Module):
     def __init__(
         self,
         model,
-        sparsity=None,
-        parameters=None,
-        macs=None,
-        warmup_steps=10_000,
-        seconds=1.0,
+        sparsity: float | None = None,
+        parameters: int | None = None,
+        macs: int | None = None,
+        warmup_steps: NonNegativeInt = 10_000,
+        seconds: PositiveFloat = 1.0,
     ):
         super().__init__()
+        check_at_least("Budget: warmup_steps", warmup_steps, 0)
         targets = {"sparsity": sparsity, "parameters": parameters, "macs": macs}
         chosen = {k: value for k, value in targets.items() if value is not None}
         if len(chosen) != 1:

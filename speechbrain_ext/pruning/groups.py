@@ -9,7 +9,13 @@ from speechbrain_ext.pruning.gates import OPEN, GroupGate
 from speechbrain_ext.utils.errors import InputError
 
 
-def add_gates(model, kinds=None, whole=(), floors=None, log_alpha=OPEN):
+def add_gates(
+    model,
+    kinds: list[str] | None = None,
+    whole: list[str] = (),
+    floors: dict | None = None,
+    log_alpha: float = OPEN,
+):
     """Put gates into ``model``, in place. In eval mode its outputs do not change.
 
     Arguments

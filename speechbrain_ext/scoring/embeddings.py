@@ -55,7 +55,8 @@ def read_arrays(path, what, text, *numbers):
     says what was expected. The content of the arrays is the caller's to check.
     """
     path = Path(path)
-    read = _read_npz if check_suffix(path) == ".npz" else _read_safetensors
+    is_npz = not path.exists() or check_suffix(path) == ".npz"
+    read = _read_npz if is_npz else _read_safetensors
     try:
         return read(path, text, numbers)
     except KeyError as error:

@@ -8,6 +8,9 @@ and the training script calls it with the prepared manifest.
 """
 
 import logging
+from collections.abc import Callable
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import read_manifest
@@ -57,16 +60,16 @@ class TrainingData:
     def __init__(
         self,
         path,
-        seed=1986,
-        crop_seconds=(2.0, 3.0),
-        batch_size=64,
-        speeds=(1.0,),
-        augmenter=None,
-        draws_per_epoch=None,
-        shards=None,
-        shard_window=None,
-        max_bad_recordings=0,
-        valid_batch_seconds=300,
+        seed: NonNegativeInt = 1986,
+        crop_seconds: tuple[PositiveFloat, PositiveFloat] = (2.0, 3.0),
+        batch_size: PositiveInt = 64,
+        speeds: list[float] = (1.0,),
+        augmenter: Callable | None = None,
+        draws_per_epoch: PositiveInt | None = None,
+        shards: str | None = None,
+        shard_window: PositiveInt | None = None,
+        max_bad_recordings: NonNegativeInt = 0,
+        valid_batch_seconds: PositiveFloat = 300,
     ):
         self.manifest = read_manifest(path)
         if shards:

@@ -12,9 +12,11 @@ subclass of :class:`Term` in any file that Python can import.
 """
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import nn
 
 from speechbrain_ext.inference.extraction import extract_embeddings
@@ -162,10 +164,10 @@ class Classification(Term):
 
     def __init__(
         self,
-        classifier,
-        margin_schedule=None,
-        pretrained_folder=None,
-        new_classifier=False,
+        classifier: Callable,
+        margin_schedule: Callable | None = None,
+        pretrained_folder: str | None = None,
+        new_classifier: bool = False,
     ):
         self.factory = classifier
         self.margin_schedule = margin_schedule
@@ -263,7 +265,13 @@ class Distillation(Term):
 
     needs_states = True
 
-    def __init__(self, teacher, layers=None, project=False, distance=distillation_loss):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        layers: list[list[int]] | None = None,
+        project: bool = False,
+        distance: Callable = distillation_loss,
+    ):
         self.teacher = getattr(teacher, "encoder", teacher)
         self.layers = layers
         self.project = project
@@ -357,7 +365,12 @@ class Budget(Term):
     latest_is_best = True  # earlier epochs' encoders are larger
 
     def __init__(
-        self, budget, gates=add_gates, gate_lr=0.02, multiplier_lr=0.02, multiple=1
+        self,
+        budget: Callable,
+        gates: Callable = add_gates,
+        gate_lr: NonNegativeFloat = 0.02,
+        multiplier_lr: NonNegativeFloat = 0.02,
+        multiple: PositiveInt = 1,
     ):
         self.make_budget = budget
         self.add_gates = gates

@@ -13,11 +13,19 @@ import inspect
 import logging
 import re
 
-from speechbrain_ext.utils.errors import command_line
+from speechbrain_ext.utils.errors import InputError, command_line
 
 # One argument, or several that share a type: "name, name : type", indented lines below.
 _ARGUMENT = re.compile(r"^(\w[\w, ]*) : (.+)\n((?:[ ]{4}.*\n|\n)*)", re.MULTILINE)
 _SECTION = re.compile(r"^Arguments\n-+\n(.*?)(?:\n\w+\n-+\n|\Z)", re.MULTILINE | re.S)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``argparse`` parser whose complaints are an InputError, as all others are."""
+
+    def error(self, message):
+        """Instead of the usage and exit code 2."""
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 @command_line
@@ -48,7 +56,7 @@ def make_parser(function, description):
 
     It leaves out of its result what is not given: defaults stand in the signature.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

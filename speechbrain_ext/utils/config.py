@@ -5,7 +5,8 @@
 
 The keyword parameters of ``train`` are the top-level keys that the script reads: one
 without a default must be in the file, the others need not. A key that nothing reads is
-an error. What ``--key=value`` may set:
+an error. What a parameter's annotation says is checked, also of the functions and
+classes that the file names. What ``--key=value`` may set:
 
     --lr=0.1              a top-level key of the file, or a parameter of the function
     --lr_schedule.peak=1  a key inside of another; of an object (``!new:``, ``!name:``,
@@ -18,30 +19,31 @@ cuts a value at its second ``=`` or at `` #``, and takes ``2026-11-21`` for a da
 """
 
 import contextlib
-import difflib
-import functools
 import inspect
-import logging
 import pydoc
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML, RoundTripRepresenter
+from hyperpyyaml.core import _load_node
+from ruamel.yaml import YAML, Loader, MappingNode, RoundTripRepresenter, SequenceNode
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from speechbrain_ext.utils.errors import InputError, describe_os_error
+from speechbrain_ext.utils.arguments import (
+    check_arguments,
+    did_you_mean,
+    keywords_of,
+)
+from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
 from speechbrain_ext.utils.run_options import (
     RUN_OPTIONS,
+    RunOptions,
     read_run_options,
     settle_run_options,
 )
 
-logger = logging.getLogger(__name__)
-
-REFERENCE = re.compile(r"!(?:apply)?ref[^\n]*")
 NAME_IN_REFERENCE = re.compile(r"<([A-Za-z_]\w*)")
 OBJECT = re.compile(r"!(?:new|name|apply):(.+)")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -58,16 +60,55 @@ WRONG_VALUES = (
 )
 
 
-class _Whole:
-    """A mapping that replaces the file's value, where HyperPyYAML only merges."""
+class _Whole(list):
+    """[A mapping] that replaces the file's value, where HyperPyYAML would merge it.
 
-    def __init__(self, mapping):
-        self.mapping = mapping
+    As a list, so that HyperPyYAML resolves the references inside.
+    """
 
 
 RoundTripRepresenter.add_representer(
-    _Whole, lambda dumper, whole: dumper.represent_data(whole.mapping)
+    _Whole, lambda dumper, whole: dumper.represent_data(whole[0])
 )
+
+
+class _AtKey(InputError):
+    """An InputError that names its key already."""
+
+
+class _Loader(Loader):
+    """Names the key of an object that cannot be made; checks its arguments before."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.keys = {}  # node → where it stands: a.b
+
+    def construct_object(self, node, deep=True):
+        """As HyperPyYAML's loader."""
+        key = self.keys.get(node, "")
+        if isinstance(node, MappingNode):
+            for name, child in node.value:
+                inner = f"{key}.{name.value}" if key else str(name.value)
+                self.keys.setdefault(child, inner)
+        elif isinstance(node, SequenceNode):
+            for child in node.value:
+                self.keys.setdefault(child, key)
+        match = OBJECT.fullmatch(node.tag or "")
+        if match is None or node in self.constructed_objects:
+            return super().construct_object(node, deep)
+        try:
+            function = pydoc.locate(match[1])
+            if callable(function):
+                later = node.tag.startswith("!name:")
+                check_arguments(key, function, *_load_node(self, node), later)
+            return super().construct_object(node, deep)
+        except _AtKey:
+            raise
+        except InputError as error:
+            named = str(error).startswith(f"{key}.") or str(error).startswith(f"{key}:")
+            raise _AtKey(str(error) if named else f"{key}: {error}") from error
+        except WRONG_VALUES as error:
+            raise _AtKey(f"{key}: {_why(error)}") from error
 
 
 def load_run(argv, function):
@@ -105,18 +146,23 @@ def load_run(argv, function):
         raise InputError(f"{path}: no such hyperparameter file")
     options, texts = split_words(words)
     run_opts = read_run_options(path, options)
-    text, tree = read_tree(path)
+    tree = read_tree(path)
     parameters = keywords_of(function)
+    _check_missing(path, tree, texts, function)
     overrides = parse_overrides(path, tree, texts, parameters)
-    _check_keys(path, text, tree, overrides, parameters)
+    _check_keys(path, tree, overrides, parameters)
     hparams = load_yaml(path, overrides, new_keys=True)
-    for name, value in hparams.items():
-        check_arguments(f"{path}: {name}", value)
-    settle_run_options(run_opts, hparams, parameters)
-    wanted = set(parameters)
-    if inspect.getfullargspec(function).varkw:
-        wanted |= RUN_OPTIONS
-    return path, run_opts, overrides, {k: v for k, v in hparams.items() if k in wanted}
+    options = {k: v for k, v in hparams.items() if k in RUN_OPTIONS - set(parameters)}
+    hparams = {k: v for k, v in hparams.items() if k in {*parameters, *options}}
+    with naming(path):
+        given = {k: v for k, v in hparams.items() if k in parameters}
+        check_arguments("", function, kwargs=given, later=True)
+        check_arguments("", RunOptions, kwargs=options, later=True)
+        _check_unread(tree, parameters)
+        settle_run_options(run_opts, hparams, parameters)
+    if not inspect.getfullargspec(function).varkw:
+        hparams = {k: v for k, v in hparams.items() if k in parameters}
+    return path, run_opts, overrides, hparams
 
 
 def load_yaml(path, overrides=None, new_keys=False):
@@ -131,16 +177,16 @@ def load_yaml(path, overrides=None, new_keys=False):
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return load_hyperpyyaml(file, overrides, not new_keys)
-    except InputError:
-        raise
+            return load_hyperpyyaml(file, overrides, not new_keys, _Loader)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except OSError as error:
-        if error.filename is not None and str(error.filename) != str(path):
-            raise InputError(f"{path}: {describe_os_error(error)}") from error
+        if error.filename is not None:  # of an object of the file, or itself
+            raise InputError(describe_os_error(error)) from error
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (YAMLError, *WRONG_VALUES) as error:
         raise InputError(f"{path}: {_why(error)}") from error
-    except ImportError as error:
+    except (ImportError, pydoc.ErrorDuringImport) as error:
         raise InputError(f"{path}: names something not installed ({error})") from error
 
 
@@ -231,7 +277,12 @@ def _place(path, tree, key, parameters):
 
 
 def _unknown(path, tree, key, parameters):
-    hint = _did_you_mean(key, [*_dotted_names(tree), *parameters])
+    first, _, rest = key.partition(".")
+    if rest and first in parameters and first not in tree:
+        return InputError(
+            f"--{key}: {path} has no {first!r}, expected --{first}={{{rest}: …}}"
+        )
+    hint = did_you_mean(key, [*_dotted_names(tree), *parameters])
     return InputError(f"--{key}: no such key in {path}{hint}")
 
 
@@ -244,61 +295,16 @@ def _takers(tree, name):
             yield from ([key, *place] for place in _takers(value, name))
 
 
-def check_arguments(name, value):
-    """What a ``!name:`` of the file is called with, also inside of mappings and lists.
-
-    Raises
-    ------
-    InputError
-        An argument that the function does not take: now, and not when it is called.
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            check_arguments(f"{name}.{key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            check_arguments(name, inner)
-    elif isinstance(value, functools.partial):
-        kinds = [p.kind for p in _parameters(value.func).values()]
-        takes = keywords_of(value.func)
-        for key, inner in value.keywords.items():
-            if key not in takes and inspect.Parameter.VAR_KEYWORD not in kinds:
-                hint = _did_you_mean(key, takes)
-                function = getattr(value.func, "__name__", value.func)
-                raise InputError(f"{name}: {function} takes no {key!r}{hint}")
-            check_arguments(f"{name}.{key}", inner)
-
-
-def check_callables(**values):
-    """Raise an InputError for a value, by its key, that a script cannot call."""
-    for name, value in values.items():
-        if not callable(value):
-            raise InputError(
-                f"{name}: {value!r}, expected an object: !new: or !name: in the file"
-            )
+def _tag(node):
+    return getattr(getattr(node, "tag", None), "value", None) or ""
 
 
 def _takes(node):
     """Parameters of the class or function that a node of the file names."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
-    match = OBJECT.fullmatch(tag or "")
+    match = OBJECT.fullmatch(_tag(node))
     with contextlib.suppress(ImportError, pydoc.ErrorDuringImport):
         return keywords_of(pydoc.locate(match[1])) if match else {}
     return {}  # loading the file will say what cannot be imported
-
-
-def keywords_of(function):
-    """Name → inspect.Parameter of what may be given by name."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = _parameters(function)
-    return {name: p for name, p in parameters.items() if p.kind in kinds}
-
-
-def _parameters(function):
-    """Name → inspect.Parameter of all; none of what is no function."""
-    with contextlib.suppress(ValueError, TypeError):  # of some builtins
-        return inspect.signature(function).parameters
-    return {}
 
 
 def _default(parameters, name):
@@ -307,13 +313,6 @@ def _default(parameters, name):
     if isinstance(default, tuple):
         return list(default) or None
     return default if isinstance(default, (bool, int, float, str)) else None
-
-
-def _did_you_mean(word, known):
-    known = list(known)
-    near = [name for name in known if name.split(".")[-1] == word]
-    near += difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _dotted_names(tree, prefix=""):
@@ -330,7 +329,7 @@ def _value(key, text, own):
     if stripped.startswith("!"):
         value = _parse(word, stripped)
         # HyperPyYAML would merge it into the file's node, and keep the file's tag
-        return _Whole(value) if isinstance(value, Mapping) else value
+        return _Whole([value]) if isinstance(value, Mapping) else value
     if stripped.startswith(YAML_BEGINS):
         value = _parse(word, stripped)
     elif type(own) is str:
@@ -345,7 +344,7 @@ def _value(key, text, own):
     if expected:
         raise InputError(f"{word}: expected {expected}, as in the YAML file")
     if isinstance(value, Mapping) and not isinstance(own, Mapping):
-        return _Whole(value)
+        return _Whole([value])
     return value
 
 
@@ -389,37 +388,65 @@ def _is_number(value, kind=(int, float)):
 
 
 def read_tree(path):
-    """The YAML file as text, and as a mapping with its tags."""
+    """The YAML file as a mapping with its tags."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        tree = YAML().load(text)
+        tree = YAML().load(Path(path).read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
         raise InputError(f"{path}: {_why(error)}: each key once") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML: {_why(error)}") from error
     if not isinstance(tree, Mapping):
         raise InputError(f"{path}: not a list of `key: value`")
-    return text, tree
+    return tree
 
 
-def _check_keys(path, text, tree, overrides, parameters):
-    """Every key is read by someone, none is missing, and nothing is unfilled."""
-    referred = {
-        name
-        for reference in REFERENCE.findall(text)
-        for name in NAME_IN_REFERENCE.findall(reference)
-    }
+def _check_missing(path, tree, texts, function):
+    """Every key that the function must have is in the file or on the command line."""
+    required = [n for n, p in keywords_of(function).items() if p.default is p.empty]
+    for key in required:
+        if key not in tree and key not in texts:
+            raise InputError(
+                f"{path}: no key {key!r}, expected a file for {function.__name__}: "
+                f"{', '.join(required)}"
+            )
+
+
+def _check_keys(path, tree, overrides, parameters):
+    """No reference is broken, and nothing is unfilled or empty."""
+    referred = set(_references(tree))
+    for name in sorted(referred - {*tree, *overrides}):
+        hint = did_you_mean(name, tree)
+        raise InputError(f"{path}: !ref <{name}>: no key {name!r}{hint}")
+    if unfilled := _unfilled(tree, overrides):
+        raise InputError(f"{path}: {unfilled} must be given: --{unfilled}=…")
+    for key, parameter in parameters.items():
+        value = overrides.get(key) if key in overrides else tree.get(key)
+        empty = value is None or (value in ([], {}) and not _tag(value))
+        if parameter.default is parameter.empty and empty:
+            raise InputError(f"{path}: {key}: {value!r}, expected a value")
+
+
+def _check_unread(tree, parameters):
+    """Every key is read by the script, or by a reference."""
+    referred = set(_references(tree))
     known = {*parameters, *RUN_OPTIONS}
     for key in tree:
         done_for_its_effect = str(key).startswith("__")  # as __set_seed
         if not done_for_its_effect and key not in known and key not in referred:
-            hint = _did_you_mean(str(key), known)
-            raise InputError(f"{path}: nothing reads the key {key!r}{hint}")
-    if unfilled := _unfilled(tree, overrides):
-        raise InputError(f"{path}: {unfilled} must be given: --{unfilled}=…")
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in {*tree, *overrides}:
-            raise InputError(f"{path}: no key {key!r}, expected one")
+            hint = did_you_mean(str(key), known)
+            raise InputError(f"nothing reads the key {key!r}{hint}")
+
+
+def _references(node):
+    """Top-level keys that references inside of a node name."""
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+    elif _tag(node).startswith(("!ref", "!copy", "!applyref")):
+        yield from NAME_IN_REFERENCE.findall(str(node.value))
 
 
 def _unfilled(tree, overrides):
@@ -427,7 +454,7 @@ def _unfilled(tree, overrides):
     takes = _takes(tree)
     for key, value in tree.items():
         other = overrides.get(key)
-        if getattr(getattr(value, "tag", None), "value", None) == "!PLACEHOLDER":
+        if _tag(value) == "!PLACEHOLDER":
             optional = key in takes and takes[key].default is None
             if other is None and not (optional and key in overrides):
                 return key
@@ -440,7 +467,8 @@ def _unfilled(tree, overrides):
 
 
 def _why(error):
-    """One line for an error of ruamel.yaml, with the line number."""
+    """One line for an error: of ruamel.yaml with the line number."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return " ".join(str(error).split())[:300]
+    reason = ": ".join(map(str, error.args)) or type(error).__name__
+    return " ".join(reason.split())[:300]

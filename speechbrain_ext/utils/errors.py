@@ -12,10 +12,12 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 # In the messages of torch's RuntimeErrors when another process is gone.
 _CONNECTION = ("gloo/transport", "NCCL", "TCPStore")
@@ -34,6 +36,23 @@ def naming(culprit):
         yield
     except InputError as error:
         raise InputError(f"{culprit}: {error}") from error
+
+
+def check_at_least(name, value, minimum, whole=True):
+    """Raise an InputError for what is no finite number, or below ``minimum``."""
+    kind = int if whole else (int, float)
+    # bool is a kind of int; NaN compares false with everything.
+    right = isinstance(value, kind) and not isinstance(value, bool)
+    if not (right and math.isfinite(value) and value >= minimum):
+        what = "a whole number" if whole else "a number"
+        raise InputError(f"{name}={value!r}, expected {what} of at least {minimum}")
+
+
+def check_folder(path):
+    """The Path of a folder, or InputError where there is none."""
+    if not os.path.isdir(path):
+        raise InputError(f"{path}: no such folder")
+    return Path(path)
 
 
 def command_line(main):

@@ -411,13 +411,9 @@ def save_other_cohort():
     run("cohort --embeddings few.npz --manifest other.csv --output other.npz")
 
 
-def test_words_that_are_no_arguments_are_argparse_s(capsys):
-    with pytest.raises(SystemExit) as caught:
-        run("score --trials o.txt")
-    assert caught.value.code == 2
-    assert (
-        "the following arguments are required: --embeddings" in capsys.readouterr().err
-    )
+def test_words_that_are_no_arguments_are_one_line(capsys):
+    message = "the following arguments are required: --embeddings"
+    refused("score --trials o.txt", message, capsys)
 
 
 # ---- the command line itself ---------------------------------------------------------

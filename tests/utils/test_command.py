@@ -69,9 +69,9 @@ def test_help_is_the_docstring(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "culprit"),
     [
-        (["--folders=x"], 2, "--save_folder"),
-        (["--folders=x", "--save_folder=z", "--n=two"], 2, "--n"),
-        (["--folders=x", "--save_folder=z", "--nam=b"], 2, "--nam"),
+        (["--folders=x"], 1, "--save_folder"),
+        (["--folders=x", "--save_folder=z", "--n=two"], 1, "--n"),
+        (["--folders=x", "--save_folder=z", "--nam=b"], 1, "--nam"),
         (["--folders=x", "--save_folder=z", "--n=-1"], 1, "n=-1"),
     ],
 )

@@ -1,7 +1,11 @@
 """Command lines and YAML files: what they mean, and one line for what is wrong."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
+from pydantic import NonNegativeInt
 from speechbrain.core import RunOptions
 
 from speechbrain_ext.utils.config import (
@@ -33,9 +37,9 @@ def read(
     save,
     rate,
     numbers,
-    words,
-    section,
     linear,
+    words=None,
+    section=None,
     nothing=None,
     flag=True,
     count=0,
@@ -333,11 +337,16 @@ def test_no_file(argv):
         ),
         (("[2.0, 3.0]", "[2.0, 3.0"), "not valid YAML: line"),
         (("flag: False", "\tflag: False"), "not valid YAML: line 5"),
-        (("<count>", "<coun>"), 'The reference "coun" is not valid'),
+        (("<count>", "<coun>"), "!ref <coun>: no key 'coun'; did you mean 'count'?"),
         (("torch.nn.Linear", "torch.nn.Linea"), "no such class as torch.nn.Linea"),
         (("torch.nn.Linear", "no.such.Thing"), "not installed"),
-        (("out_features: 2", "out: 2"), "unexpected keyword argument 'out'"),
-        (("out_features: 2", "out_features: two"), "x.yaml"),
+        (("out_features: 2", "out: 2"), "linear: Linear takes no 'out'"),
+        (("out_features: 2", "out_features: two"), "linear.out_features: 'two', exp"),
+        (("out_features: 2", "out_features: null"), "linear.out_features: None, exp"),
+        (("out_features: 2", "out_features: .inf"), "linear.out_features: inf, exp"),
+        (("out_features: 2", "bias: 1"), "linear: Linear: missing a required argument"),
+        (("[2.0, 3.0]", "null"), "numbers: None, expected a value"),
+        (("[2.0, 3.0]", "[]"), "numbers: [], expected a value"),
         (("out_features: 2", "out_features: !ref <count> / 0"), "division by zero"),
     ],
 )
@@ -389,7 +398,7 @@ def test_keys_of_speechbrain_and_keys_for_their_effect_are_known(file):
 
 def test_a_missing_key_is_one_line(file):
     file.write_text(FILE.replace("rate: 0.001\n", ""))
-    assert complaint(file) == f"{file}: no key 'rate', expected one"
+    assert f"{file}: no key 'rate', expected a file for read: save, " in complaint(file)
 
 
 def test_a_script_gets_what_file_and_command_line_say_and_no_more(file):
@@ -412,6 +421,66 @@ def test_a_parameter_with_a_default_may_be_set_though_the_file_has_it_not(file):
         ("--sizes=3", "did you mean 'size'?"),
     ):
         assert expected in complaint(file, word, function=read_more)
+
+
+def typed(
+    *,
+    save: str,
+    rate: float,
+    linear: torch.nn.Module,
+    count: NonNegativeInt = 1,
+    numbers: tuple[float, float] = (1.0, 2.0),
+    words: list[str] = (),
+    section: dict | None = None,
+    nothing: Callable | None = None,
+    flag: bool | Literal["both"] = True,
+    **options,
+):
+    """Its annotations say what it takes."""
+
+
+def test_annotations_that_are_kept(file):
+    assert load_run([str(file)], typed)[3]["numbers"] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("rate: 0.001", "rate: fast"), "rate: 'fast', expected a number"),
+        (("rate: 0.001", "rate: .nan"), "rate: nan, expected a finite number"),
+        (("rate: 0.001", "rate: True"), "rate: True, expected a number"),
+        (
+            ("count: 4", "count: 4.5"),
+            "linear.in_features: 4.5, expected a whole number",
+        ),
+        (("[2.0, 3.0]", "fast"), "numbers: 'fast', expected a list"),
+        (("[2.0, 3.0]", "[2.0]"), "numbers: "),
+        (("[2.0, 3.0]", "[2.0, fast]"), "numbers: 'fast', expected a number"),
+        (("words: [a, b]", "words: a"), "words: 'a', expected a list"),
+        (("section: {", "section: [{}] #"), "section: [{}], expected {key: value}"),
+        (("nothing: null", "nothing: 3"), "nothing: 3, expected an object (!new: or"),
+        (("flag: False", "flag: one"), "flag: 'one', expected True or False or 'both'"),
+        (
+            ("flag: False", "precision: fp8"),
+            "precision: 'fp8', expected 'fp32', 'fp16'",
+        ),
+        (("flag: False", "max_grad_norm: big"), "max_grad_norm: 'big', expected a num"),
+    ],
+)
+def test_annotations_that_are_not_kept(file, change, expected):
+    assert change[0] in FILE
+    file.write_text(FILE.replace(*change, 1))
+    found = complaint(file, function=typed)
+    assert found.startswith(f"{file}: ")
+    assert expected in found
+
+
+def test_an_object_in_the_place_of_its_class_and_the_reverse(file):
+    file.write_text(FILE.replace("!new:", "!name:"))
+    assert "linear: " in complaint(file, function=typed)
+    assert "--section.x: no such" in complaint(file, "--section.x=1", function=typed)
+    file.write_text(FILE.replace("section: {", "# {"))
+    assert "--section={x: …}" in complaint(file, "--section.x=1", function=typed)
 
 
 OBJECTS = (
@@ -459,5 +528,7 @@ def test_null_suits_a_parameter_whose_default_is_none(file):
 def test_a_tag_on_the_command_line_replaces_the_file_s(file):
     word = "--linear=!new:torch.nn.Embedding {num_embeddings: 2, embedding_dim: 3}"
     assert type(values(file, word)["linear"]) is torch.nn.Embedding
+    word = "--linear=!new:torch.nn.Linear {in_features: !ref <count>, out_features: 3}"
+    assert values(file, word)["linear"].weight.shape == (3, 4)
     word = "--linear=!new:torch.nn.Nope {in_features: 2}"
     assert "names something not installed" in complaint(file, word)

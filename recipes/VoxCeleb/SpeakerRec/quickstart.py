@@ -9,7 +9,6 @@ it can be copied. The voices are synthetic and the encoder starts from random we
 this shows the pipeline, not the accuracy.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_ext.profiling import profile_folder
+from speechbrain_ext.utils.command import Parser
 from speechbrain_ext.utils.errors import InputError, command_line
 
 HERE = Path(__file__).resolve().parent
@@ -260,7 +260,7 @@ def print_pictures(rows, results, seconds):
 @command_line
 def main():
     """Corpus, three stages, pruning and three stages more, verification, tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", default="quickstart", help="where all goes")
     folder = Path(parser.parse_args().folder).resolve()
     start = time.monotonic()

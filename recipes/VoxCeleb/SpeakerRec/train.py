@@ -23,12 +23,16 @@ distill_prune.py is this script under another name. The Brain is
 
 import logging
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import speechbrain as sb
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import get_rank, if_main_process
+from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
@@ -36,7 +40,8 @@ from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
 from speechbrain_ext.training.brain import SpeakerBrain, check_trained
 from speechbrain_ext.training.validation import EERTrials
-from speechbrain_ext.utils.config import check_arguments, check_callables, load_run
+from speechbrain_ext.utils.arguments import check_arguments
+from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import command_line
 
@@ -48,24 +53,24 @@ def train(
     stage,
     /,
     *,
-    output_folder,
-    prepare,
-    train_data,
-    modules,
-    terms,
-    opt_class,
-    lr_schedule,
-    epoch_counter,
-    checkpointer,
-    lora=None,
-    pretrained_folder=None,
-    validation=EERTrials.of,
-    seed=1986,
-    num_workers=8,
-    global_batch=None,
-    precision="bf16",
-    ckpt_interval_minutes=30,
-    max_grad_norm=1.0,
+    output_folder: str,
+    prepare: Callable,
+    train_data: Callable,
+    modules: dict,
+    terms: list,
+    opt_class: Callable,
+    lr_schedule: Callable,
+    epoch_counter: EpochCounter,
+    checkpointer: Checkpointer,
+    lora: dict | None = None,
+    pretrained_folder: str | None = None,
+    validation: Callable = EERTrials.of,
+    seed: NonNegativeInt = 1986,
+    num_workers: NonNegativeInt = 8,
+    global_batch: PositiveInt | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16",
+    ckpt_interval_minutes: NonNegativeFloat = 30,
+    max_grad_norm: float = 1.0,
     **options,
 ):
     """Prepare, train, save. The keyword arguments are the keys of a YAML file.
@@ -112,13 +117,7 @@ def train(
     **options
         Other run options of SpeechBrain.
     """
-    check_callables(
-        prepare=prepare,
-        train_data=train_data,
-        opt_class=opt_class,
-        lr_schedule=lr_schedule,
-        validation=validation,
-    )
+    check_arguments("lora", inject_lora, kwargs=lora, later=True)
     check_trained(modules, terms)
     folder = Path(output_folder)
     prepared = main_process_first(prepare)
@@ -127,9 +126,7 @@ def train(
     for term in terms:
         term.setup(speaker_encoder, data)
     if lora:
-        lora = partial(inject_lora, speaker_encoder.encoder, **lora)
-        check_arguments("lora", lora)
-        lora()
+        inject_lora(speaker_encoder.encoder, **lora)
 
     # from here on (dropout, gates) every rank has random numbers of its own
     torch.manual_seed(seed + (get_rank() or 0))

@@ -17,17 +17,19 @@ also goes to the standard output. Stopped, the same command continues; several G
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import speechbrain as sb
 import torch
+from pydantic import InstanceOf, NonNegativeInt, PositiveFloat, PositiveInt
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.evaluation.backend_plan import Calibration, plan_backend
 from speechbrain_ext.evaluation.verification import (
     Embedder,
-    check_files,
     check_sizes,
     embedded,
     enrolled,
@@ -36,7 +38,7 @@ from speechbrain_ext.evaluation.verification import (
 )
 from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.embeddings import load_embeddings
-from speechbrain_ext.utils.config import check_callables, load_run
+from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import InputError, command_line
 
@@ -47,26 +49,26 @@ def verify(
     run_opts,
     /,
     *,
-    output_folder,
-    prepare,
-    trials,
-    pretrained_folder=None,
-    embeddings=None,
-    training_manifest=None,
-    calibration_manifest=None,
-    cohort=None,
-    calibrator=None,
-    max_utterances=20,
-    seed=1986,
-    backend=BACKEND,
-    calibration=CALIBRATION,
-    window_seconds=None,
-    hop_seconds=None,
-    max_seconds=None,
-    max_batch_seconds=240.0,
-    num_workers=2,
-    eval_precision="fp32",
-    n_resamples=200,
+    output_folder: str,
+    prepare: Callable,
+    trials: Callable,
+    pretrained_folder: str | None = None,
+    embeddings: str | None = None,
+    training_manifest: str | None = None,
+    calibration_manifest: str | None = None,
+    cohort: str | None = None,
+    calibrator: str | None = None,
+    max_utterances: PositiveInt | None = 20,
+    seed: NonNegativeInt = 1986,
+    backend: InstanceOf[Backend] = BACKEND,
+    calibration: InstanceOf[Calibration] | None = CALIBRATION,
+    window_seconds: PositiveFloat | None = None,
+    hop_seconds: PositiveFloat | None = None,
+    max_seconds: PositiveFloat | None = None,
+    max_batch_seconds: PositiveFloat = 240.0,
+    num_workers: NonNegativeInt = 2,
+    eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    n_resamples: NonNegativeInt = 200,
 ):
     """Check, prepare, embed, score, report. Keyword arguments are keys of a YAML file.
 
@@ -102,16 +104,16 @@ def verify(
     n_resamples : int
         Of the bootstrap over speakers; 0: no intervals.
     """
-    check_callables(prepare=prepare, trials=trials)
-    files = check_files(
-        pretrained_folder=pretrained_folder,
-        embeddings=embeddings,
-        training_manifest=training_manifest,
-        calibration_manifest=calibration_manifest,
-        cohort=cohort,
-        calibrator=calibrator,
-    )
-    if n_resamples == 1 or n_resamples < 0:
+    files = {
+        "pretrained_folder": pretrained_folder,
+        "embeddings": embeddings,
+        "training_manifest": training_manifest,
+        "calibration_manifest": calibration_manifest,
+        "cohort": cohort,
+        "calibrator": calibrator,
+    }
+    files = {key: path for key, path in files.items() if path is not None}
+    if n_resamples == 1:
         raise InputError(f"n_resamples: {n_resamples}, expected 0 or at least 2")
     protocol, folder = trials(), Path(output_folder)
     if pretrained_folder is None and (protocol.joins or embeddings is None):

@@ -24,10 +24,11 @@ import inspect
 from pathlib import Path
 
 import numpy as np
+from pydantic import NonNegativeFloat
 
 from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_folder
 
 __all__ = ["Augmenter", "Musan", "RoomResponses"]
 
@@ -56,7 +57,13 @@ class Musan:
 
     folders = {"noise": "noise", "music": "music", "babble": "speech"}
 
-    def __init__(self, folder, snr_db=SNR_DB, babble_speakers=(3, 8)):
+    def __init__(
+        self,
+        folder,
+        snr_db: dict[str, tuple[float, float]] = SNR_DB,
+        babble_speakers: tuple[int, int] = (3, 8),
+    ):
+        check_folder(folder)
         unknown = sorted(set(snr_db) - set(self.folders))
         if unknown or not snr_db:
             raise InputError(
@@ -131,7 +138,7 @@ class RoomResponses:
     """
 
     def __init__(self, folder):
-        folder = Path(folder)
+        folder = check_folder(folder)
         if (folder / "RIRS_NOISES").is_dir():
             folder = folder / "RIRS_NOISES"
         paths = set(map(str, folder.glob("simulated_rirs/**/*.wav")))
@@ -178,7 +185,9 @@ class Augmenter:
         effect that is none.
     """
 
-    def __init__(self, chains, effects, noise_cache_mib=2048):
+    def __init__(
+        self, chains: dict, effects: dict, noise_cache_mib: NonNegativeFloat = 2048
+    ):
         for name, weight in chains.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise InputError(

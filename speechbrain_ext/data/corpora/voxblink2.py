@@ -47,8 +47,8 @@ from speechbrain_ext.data.prepare.folders import (
     check_same_file,
     list_recordings,
 )
-from speechbrain_ext.data.prepare.pipeline import as_list, check_at_least, resolve
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.data.prepare.pipeline import as_list, resolve
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import Marker, Part, digest_of
 from speechbrain_ext.utils.parallel import parallel_map

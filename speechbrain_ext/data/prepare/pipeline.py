@@ -28,7 +28,7 @@ from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.prepare.convert import convert_where_needed
 from speechbrain_ext.data.prepare.selection import choose_training, read_trial_lists
 from speechbrain_ext.data.prepare.splits import split
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import Marker
 
@@ -139,16 +139,6 @@ class PrepareOptions:
         check_at_least("join_seconds", self.join_seconds, 0, whole=False)
         check_at_least("max_bad_files", self.max_bad_files, 0)
         check_at_least("seed", self.seed, 0)
-
-
-def check_at_least(name, value, minimum, whole=True):
-    """Refuse an argument that is no number or below ``minimum``."""
-    kind = int if whole else (int, float)
-    # bool is a kind of int; NaN compares false with everything.
-    right = isinstance(value, kind) and not isinstance(value, bool)
-    if not (right and value >= minimum):
-        what = "a whole number" if whole else "a number"
-        raise InputError(f"{name}={value!r}, expected {what} of at least {minimum}")
 
 
 def resolve(path):

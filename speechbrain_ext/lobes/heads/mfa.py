@@ -13,7 +13,7 @@ from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 
 
 class LayerAdapter(nn.Sequential):
@@ -81,6 +81,7 @@ class MFA(Head):
         normalise=False,
     ):
         super().__init__()
+        check_at_least("embedding_size", embedding_size, 1)
         channels = input_size * n_states
         self.pooling = AttentiveStatisticsPooling(channels, pooling_size or input_size)
         self.norm = nn.BatchNorm1d(2 * channels) if normalise else nn.Identity()
@@ -128,6 +129,8 @@ class AdapterMFA(Head):
         hidden_sizes=None,
     ):
         super().__init__()
+        check_at_least("adapter_size", adapter_size, 1)
+        check_at_least("embedding_size", embedding_size, 1)
         hidden_sizes = hidden_sizes or [adapter_size] * n_states
         if len(hidden_sizes) != n_states:
             raise InputError(

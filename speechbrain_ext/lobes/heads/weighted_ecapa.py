@@ -14,7 +14,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Conv1d
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 
 # ECAPA-TDNN reflects up to 4 frames at either end, and must have them.
 ECAPA_MIN_FRAMES = 5
@@ -54,6 +54,7 @@ class WeightedSumECAPA(Head):
         channels=(512, 512, 512, 512, 1536),
     ):
         super().__init__()
+        check_at_least("embedding_size", embedding_size, 1)
         self.layer_weights = nn.Parameter(torch.zeros(n_states))
         self.ecapa_tdnn = ECAPA_TDNN(
             input_size, channels=list(channels), lin_neurons=embedding_size
