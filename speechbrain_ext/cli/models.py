@@ -20,7 +20,8 @@ def add_models(commands):
         description=about,
         usage="%(prog)s ENROL TEST --source SOURCE [options]\n"
         "       %(prog)s --enrol FILE [FILE ...] --test FILE [FILE ...] "
-        "--source SOURCE [options]",
+        "--source SOURCE [options]\n"
+        "       %(prog)s TEST --voice NAME --voices FILE --source SOURCE [options]",
     )
     verify.add_argument(
         "recordings",
@@ -31,6 +32,10 @@ def add_models(commands):
     verify.add_argument(
         "--enrol", nargs="+", metavar="FILE", help="several of the known speaker"
     )
+    verify.add_argument(
+        "--voice", metavar="NAME", help="an enrolled voice, in place of ENROL"
+    )
+    verify.add_argument("--voices", metavar="FILE", help="written by enrol")
     verify.add_argument(
         "--test", nargs="+", metavar="FILE", help="one or several of one test speaker"
     )
@@ -72,7 +77,7 @@ def _add_model(parser):
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there)")
 
 
-def _add_decision(parser):
+def _add_decision(parser, wrong="impostors let in"):
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold", type=float, help="same speaker at this score or above"
@@ -80,8 +85,8 @@ def _add_decision(parser):
     group.add_argument(
         "--false_accept_rate",
         type=float,
-        help="fraction of impostors let in: the threshold that the model's held-out "
-        "trials had for it",
+        help=f"fraction of {wrong}: the threshold that the model's held-out trials had "
+        "for it",
     )
     parser.add_argument(
         "--score",
@@ -93,11 +98,16 @@ def _add_decision(parser):
 def run_verify(arguments):
     """Print whether recordings are of one speaker."""
     from speechbrain_ext.inference.decisions import comparison_report
+    from speechbrain_ext.inference.voices import Voices
 
-    enrol, test = _sides(arguments.recordings, arguments.enrol, arguments.test)
+    enrol, test = _sides(arguments)
     verifier = _load(arguments)
+    if enrol is None:
+        enrol = Voices.load(arguments.voices, verifier)[arguments.voice]
     with _logged_to_stderr():
         report = comparison_report(verifier, enrol, test, **_decision(arguments))
+    if arguments.voice is not None:
+        report["enrol"]["voice"] = arguments.voice
     _print_json(report)
 
 
@@ -132,8 +142,21 @@ def run_app(arguments):
         )
 
 
-def _sides(recordings, enrol, test):
-    """The recordings of the two sides of a trial, however they were given."""
+def _sides(arguments):
+    """The recordings of the two sides of a trial, however they were given.
+
+    Those of an enrolled voice are None.
+    """
+    recordings, enrol, test = arguments.recordings, arguments.enrol, arguments.test
+    if arguments.voice is not None or arguments.voices is not None:
+        if None in (arguments.voice, arguments.voices) or enrol:
+            raise InputError(
+                "--voice NAME and --voices FILE go together and take the place of the "
+                "enrolment's recordings"
+            )
+        if bool(recordings) == bool(test):
+            raise InputError("recordings to test with --voice, expected at least one")
+        return None, recordings or test
     if not recordings and enrol and test:
         return enrol, test
     if len(recordings) == 2 and not enrol and not test:

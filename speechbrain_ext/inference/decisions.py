@@ -186,8 +186,8 @@ def comparison_report(
     Arguments
     ---------
     verifier : SpeakerVerifier
-    enrol, test : list of str
-        Recordings of one voice each.
+    enrol, test : list of str, or SpeakerModel
+        Recordings of one voice each; a voice that is enrolled has no files.
     score, threshold, false_accept_rate
         As for :meth:`~speechbrain_ext.inference.verifier.SpeakerVerifier.compare`.
 
@@ -218,12 +218,17 @@ def comparison_report(
         "scores": {kind: getattr(result, kind) for kind in kinds},
         "probability": result.probability,
         "prior": result.prior,
-        "enrol": {"files": [str(f) for f in enrol], "seconds": result.enrol_seconds},
-        "test": {"files": [str(f) for f in test], "seconds": result.test_seconds},
+        "enrol": {"files": files_of(enrol), "seconds": result.enrol_seconds},
+        "test": {"files": files_of(test), "seconds": result.test_seconds},
         "model": verifier.source,
         "device": str(verifier.device),
         "warnings": warnings,
     }
+
+
+def files_of(side):
+    """Names of recordings; of a SpeakerModel none."""
+    return [] if hasattr(side, "embedding") else [str(file) for file in side]
 
 
 def _origin(verifier, result, threshold, false_accept_rate):
