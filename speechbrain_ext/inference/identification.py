@@ -170,7 +170,8 @@ def identify(
         *probabilities, unknown = posteriors(scores["llr"], prior).tolist()
     order = np.argsort(-scores[kind], kind="stable")
     best = scores[kind][order]
-    accepted = bool(best[0] >= point.threshold)
+    # as floats: numpy would round the threshold to the float32 of the scores
+    accepted = float(best[0]) >= point.threshold
     if accepted and len(best) > 1 and best[0] == best[1]:
         logger.warning(
             "voices '%s' and '%s' have the same score: are they of one speaker?",

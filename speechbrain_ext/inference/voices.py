@@ -382,8 +382,9 @@ def _parse(path, content):
     about = parse_json(about, path, SCHEMA, others=False, what=WHAT)
     names, (sums, recordings, seconds) = about["names"], columns
     for (name, kind), array in zip(ARRAYS.items(), columns):
-        wanted = (len(names),) + sums.shape[1:2] * (name == "sums")
-        if array.dtype != kind or array.shape != wanted or len(array.shape) > 2:
+        dimensions = 2 if name == "sums" else 1
+        fits = array.ndim == dimensions and len(array) == len(names)
+        if array.dtype != kind or not fits:
             raise InputError(
                 f"{path}: {name} of type {array.dtype} and shape {list(array.shape)}, "
                 f"expected {np.dtype(kind)} of {len(names)} voices"

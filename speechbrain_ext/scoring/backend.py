@@ -32,6 +32,7 @@ from speechbrain_ext.scoring.embeddings import (
 )
 from speechbrain_ext.scoring.normalization import (
     MEMORY_MIB,
+    CohortStatistics,
     cohort_statistics,
     rows_in_memory,
     symmetric_norm,
@@ -76,7 +77,7 @@ class Prepared(NamedTuple):
 
     units: np.ndarray
     centred: np.ndarray | None
-    statistics: NamedTuple | None
+    statistics: CohortStatistics | None
     measures: dict
 
 
