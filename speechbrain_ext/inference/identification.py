@@ -14,7 +14,8 @@ threshold is that of p = rate / N on the model's held-out trials, as verificatio
 it. Voices of 1 - (1 - p)^N, which independence would give, hold less than they promise
 where comparisons depend on each other; for small rates the two are the same. A rate for
 which there are not enough trials is refused; without any rate, the threshold is that of
-1 % or, where the trials are too few, the strictest that they tell, with a warning.
+1 % or, where the trials are too few, the strictest that they tell, with a warning (of
+likelihood ratios, Bayes' for the prior P/N below where that is stricter).
 The rate of misses is that of the speaker's own comparison; in addition, another
 enrolled voice may score higher.
 
@@ -219,6 +220,7 @@ def operating_point(decider, kind, n_voices, threshold, false_accept_rate, prior
         As for verification; a rate that so few trials do not tell.
     """
     rate, measured = false_accept_rate, decider.thresholds.get(kind)
+    shared = prior / n_voices
     if rate is not None:
         rate = checked_rate(rate) / n_voices
     elif threshold is None and measured is not None:
@@ -226,18 +228,21 @@ def operating_point(decider, kind, n_voices, threshold, false_accept_rate, prior
         if (strictest := min(1 / measured.n_nontarget, 0.5)) > rate:
             rate = strictest
             logger.warning(
-                "%d non-target trials of the model's thresholds are too few for %g "
-                "false accepts among %d voices: the threshold is the strictest that "
-                "they tell; with more trials, or a threshold, it can be another",
+                "%d non-target trials of the model's thresholds are too few for a rate "
+                "of %g false accepts among %d voices: the threshold is the strictest "
+                "that they tell, of likelihood ratios Bayes' where that is stricter",
                 *(measured.n_nontarget, DEFAULT_RATE, n_voices),
             )
     among = contextlib.nullcontext()
     if rate is not None and n_voices > 1:
         among = naming(f"{rate * n_voices:g} false accepts among {n_voices} voices")
     with among:
-        point = decider.point(kind, threshold, rate, prior / n_voices)
+        point = decider.point(kind, threshold, rate, shared)
     if point.false_accept_rate is None:
         return point
+    guessed = threshold is None and false_accept_rate is None
+    if guessed and kind == "llr" and rate * n_voices > DEFAULT_RATE * (1 + 1e-9):
+        point = measured.rates_at(max(point.threshold, -log_odds(shared)))
     together = min(1.0, n_voices * point.false_accept_rate)
     return point._replace(false_accept_rate=together)
 

@@ -249,6 +249,19 @@ def test_without_a_rate_it_is_a_hundredth_or_the_strictest(caplog):
     )
 
 
+def test_likelihood_ratios_fall_back_on_bayes():
+    """Thirty trials tell too little: Bayes' threshold is above the highest of them."""
+    random = np.random.default_rng(0)
+    scores = np.append(random.uniform(-3, 1, 30), [2.0, 9.0])
+    curve = Thresholds.from_scores(scores, [0] * 30 + [1, 1])
+    decider = Decider(["cosine", "llr"], {"llr": curve}, "x")
+    point = operating_point(decider, "llr", 10, None, None, 0.5)
+    assert point.threshold == pytest.approx(math.log(0.95 / 0.05))
+    assert (point.false_accept_rate, point.miss_rate) == (0.0, 0.5)
+    wanted = operating_point(decider, "llr", 2, None, 0.2, 0.5)  # nobody's choice but
+    assert wanted.threshold == curve.at_false_accept_rate(0.1).threshold
+
+
 def test_thresholds_that_nobody_measured():
     llr = Decider(["cosine", "llr"], {}, "x")
     point = operating_point(llr, "llr", 10, None, None, 0.5)
