@@ -23,6 +23,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,10 @@ class Voices:
         return iter(self._voices)
 
     def __contains__(self, name):
-        return isinstance(name, str) and checked_name(name) in self._voices
+        try:
+            return checked_name(name) in self._voices
+        except InputError:
+            return False
 
     def __getitem__(self, name):
         voice = self._voices[self._known(name)]
@@ -299,9 +303,12 @@ class Voices:
             "seconds": np.array([v.seconds for v in voices], dtype=np.float64),
         }
         content = safetensors.numpy.save(arrays, metadata)
-        with write_atomically(Path(path).resolve(), "wb") as file:
+        place = _place(path)
+        with write_atomically(place, "wb") as file:
+            if there is not None:  # voices that only their owner may read stay so
+                shutil.copymode(place, file.name)
             file.write(content)
-        self._files[_place(path)] = hashlib.sha256(content).hexdigest()
+        self._files[place] = hashlib.sha256(content).hexdigest()
 
 
 def embed_recordings(verifier, recordings, collect=False):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import time
 import unicodedata
 
 import numpy as np
@@ -80,6 +81,7 @@ def test_a_voice_is_what_enrol_gives(verifier, wavs, tmp_path):
     assert "Anna" in read
     assert "Cleo" not in read
     assert 3 not in read
+    assert "a\nb" not in read
     assert [v["recordings"] for v in read.describe()] == [3, 1]
     os.unlink(path)
     read.remove("Anna")
@@ -287,6 +289,41 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} <= {"v", ".v.lock"}
     voices.save(path)  # there is space again
     assert Voices.load(path).names == ["A", "B"]
+
+
+def test_rights_and_links_of_a_store_stay(tmp_path):
+    path, link = tmp_path / "v", tmp_path / "link"
+    made_up("A", "B").save(path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    with Voices.edit(link) as voices:
+        voices.remove("A")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert link.is_symlink()
+    assert Voices.load(path).names == ["B"]
+
+
+def test_a_killed_writer_leaves_the_old_file_and_no_lock(tmp_path):
+    path = tmp_path / "v"
+    made_up("A").save(path)
+    before = path.read_bytes()
+
+    def begin(ready):
+        with Voices.edit(path) as voices:
+            voices.remove("A")
+            ready.set()
+            time.sleep(60)
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    writer = context.Process(target=begin, args=(ready,))
+    writer.start()
+    assert ready.wait(30)
+    writer.kill()
+    writer.join()
+    assert path.read_bytes() == before
+    with Voices.edit(path) as voices:
+        assert voices.names == ["A"]
 
 
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path):
