@@ -60,7 +60,7 @@ def _add_store(parser, what):
 
 def run_enrol(arguments):
     """Enrol; print who, and from how much."""
-    from speechbrain_ext.inference.folders import enrol_inputs, recordings_of_speakers
+    from speechbrain_ext.inference.enrolment import enrol_inputs, recordings_of_speakers
 
     name, *files = arguments.words or [None]
     if (name is None) == (arguments.folder is None) or (name and not files):

@@ -20,8 +20,8 @@ import numpy as np
 
 from speechbrain_ext.export.card import KINDS, RATES, with_thresholds
 from speechbrain_ext.inference.decisions import _kept_warnings
+from speechbrain_ext.inference.enrolment import recordings_of_speakers
 from speechbrain_ext.inference.folder import CALIBRATION_FILE, find_folder
-from speechbrain_ext.inference.folders import recordings_of_speakers
 from speechbrain_ext.inference.thresholds import (
     RULE_OF_30,
     THRESHOLDS_FILE,
