@@ -129,8 +129,9 @@ class Voices:
         name : str
             Any printable text; kept in Unicode's composed form (NFC), without white
             space around it.
-        recordings : str, Path or list of them
-            One or more, as for ``SpeakerVerifier.enrol``.
+        recordings : str, Path or list of them, or SpeakerModel
+            One or more, as for ``SpeakerVerifier.enrol``, whose result counts as one
+            recording.
 
         Raises
         ------
@@ -139,6 +140,10 @@ class Voices:
             store without a verifier.
         """
         checked_name(name)  # before the work
+        if isinstance(recordings, SpeakerModel):
+            embedding, seconds = recordings
+            self.add_embeddings(name, np.asarray(embedding)[None], [seconds])
+            return
         if self._verifier is None:
             raise InputError("voices without a verifier, expected one to embed with")
         found = embed_recordings(self._verifier, recordings)
