@@ -10,7 +10,6 @@ has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.inference.thresholds`).
 """
 
-import functools
 import os
 from typing import NamedTuple
 
@@ -38,7 +37,6 @@ from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.jobs import model_fingerprint
 from speechbrain_ext.utils.precision import autocast_type
 
 __all__ = ["Comparison", "SpeakerModel", "SpeakerVerifier"]
@@ -138,13 +136,6 @@ class SpeakerVerifier(SpeakerRecognition):
         """
         folder = find_folder(source, savedir, fetch_config)
         return cls(load_model(folder, overrides), source, run_opts, freeze_params)
-
-    @functools.cached_property
-    def fingerprint(self):
-        """Of weights and windows: equal where embeddings can be compared."""
-        settings = self.chunking._asdict()
-        del settings["min_seconds"]  # refuses recordings and changes none
-        return model_fingerprint(self.mods.speaker_encoder, **settings)
 
     @property
     def embedding_size(self):
@@ -341,23 +332,10 @@ class SpeakerVerifier(SpeakerRecognition):
             test_seconds=voices[1].seconds,
         )
 
-    def identify(
-        self,
-        recordings,
-        voices,
-        score=None,
-        threshold=None,
-        false_accept_rate=None,
-        **options,
-    ):
-        """Whose voice it is, of those that are enrolled, or nobody's → Identification.
-
-        Arguments, rates and errors:
-        :func:`speechbrain_ext.inference.identification.identify`.
-        """
+    def identify(self, recordings, voices, *decision, **options):
+        """As :func:`speechbrain_ext.inference.identification.identify`."""
         from speechbrain_ext.inference.identification import identify
 
-        decision = score, threshold, false_accept_rate
         return identify(self, recordings, voices, *decision, **options)
 
     def verify_files(

@@ -10,6 +10,7 @@ from tiny_verifier import add_backend, load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.inference import SpeakerVerifier, Voices
+from speechbrain_ext.inference.voices import fingerprint_of
 from speechbrain_ext.utils.errors import NoSpeechError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,7 +104,7 @@ def test_everybody_of_a_folder(model, corpus, store, capsys):
     found = run(capsys, "voices", store)
     assert [v["voice"] for v in found["voices"]] == ["Anna", "Bo Li", "Zoë", "李雷"]
     assert {v["recordings"] for v in found["voices"]} == {3}
-    assert found["model"] == load(model).fingerprint
+    assert found["model"] == fingerprint_of(load(model))
     words = ("--voices", store, "--source", model, "--replace")
     found = run(capsys, "enrol", "--folder", corpus, *words)
     assert found["n_voices"] == 4
