@@ -26,7 +26,8 @@ def add_models(commands):
         "recordings",
         nargs="*",
         metavar="FILE",
-        help="one recording of the known speaker and one to test",
+        help="one recording of the known speaker and one to test; a part of one as "
+        "FILE:12.5-17.0, in seconds, or FILE:12.5-",
     )
     verify.add_argument(
         "--enrol", nargs="+", metavar="FILE", help="several of the known speaker"
@@ -40,7 +41,8 @@ def add_models(commands):
         "inputs",
         nargs="+",
         metavar="FOLDER_OR_FILE",
-        help="recordings (wav, flac, ogg, mp3); folders with all below them",
+        help="recordings (wav, flac, ogg, mp3), or parts as FILE:12.5-17.0, in seconds; "
+        "folders with all below them",
     )
     embed.add_argument("--out", required=True, help="file: .npz or .safetensors")
     embed.add_argument(
@@ -57,6 +59,18 @@ def add_models(commands):
     app = commands.add_parser("app", help=about, description=about)
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network")
     app.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    for parser in (verify, embed):
+        parser.add_argument(
+            "--channel",
+            default="mean",
+            help="of several: left, right, a number (the first is 1), mean, or best by "
+            "an estimate of the signal-to-noise ratio (default: mean)",
+        )
+    verify.add_argument(
+        "--test_channel",
+        metavar="CHANNEL",
+        help="of the test side, where it is another",
+    )
     for parser, run in ((verify, run_verify), (embed, run_embed), (app, run_app)):
         _add_model(parser)
         parser.set_defaults(run=run)
@@ -97,7 +111,12 @@ def run_verify(arguments):
     enrol, test = _sides(arguments.recordings, arguments.enrol, arguments.test)
     verifier = _load(arguments)
     with _logged_to_stderr():
-        report = comparison_report(verifier, enrol, test, **_decision(arguments))
+        report = comparison_report(
+            *(verifier, enrol, test),
+            **_decision(arguments),
+            channel=arguments.channel,
+            test_channel=arguments.test_channel,
+        )
     _print_json(report)
 
 
@@ -108,7 +127,8 @@ def run_embed(arguments):
     verifier = _load(arguments, noprogressbar=True)  # one bar for all, instead
     with _logged_to_stderr():
         counts = embed_inputs(
-            verifier, arguments.inputs, arguments.out, arguments.batch_seconds
+            *(verifier, arguments.inputs, arguments.out, arguments.batch_seconds),
+            channel=arguments.channel,
         )
     _print_json(counts)
     failed = f"{counts['failed']} failed"

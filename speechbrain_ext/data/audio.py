@@ -188,12 +188,12 @@ def read_audio(path, start=0, frames=-1, check=True, average=False):
         return wav if mono else wav.mean(axis=1)
 
 
-def read_mono(path, start=0, frames=-1):
-    """Read (a part of) one recording of any rate, its channels averaged.
+def read_channels(path, start=0, frames=-1):
+    """Read (a part of) one recording of any rate and number of channels.
 
     Arguments
     ---------
-    path : str or Path
+    path : str, Path, or a binary file object that can seek
         The recording.
     start, frames : int
         As for :func:`read_audio`, at the recording's own rate.
@@ -201,7 +201,7 @@ def read_mono(path, start=0, frames=-1):
     Returns
     -------
     wav : np.ndarray
-        float32, [T].
+        float32, [T] of one channel, [T, C] of several.
     sample_rate : int
         In Hz.
 
@@ -211,8 +211,7 @@ def read_mono(path, start=0, frames=-1):
         Missing, corrupt, empty, truncated, NaN.
     """
     with _open(path) as file:
-        wav = _decoded(file, path, start, frames, check=True)
-        return wav if wav.ndim == 1 else wav.mean(axis=1), file.samplerate
+        return _decoded(file, path, start, frames, check=True), file.samplerate
 
 
 def _read_joined(path, start, frames, check, average):
@@ -251,9 +250,16 @@ def _decoded(file, path, start, frames, check):
 
 def _check_whole(path):
     """A wav file of half its size is read without complaint, as half the speech."""
-    with open_member(path) if is_member(path) else open(path, "rb") as file:
-        start = file.read(8)
-        size = file.seek(0, os.SEEK_END)
+    if hasattr(path, "read"):
+        place = path.tell()
+        path.seek(0)
+        start = path.read(8)
+        size = path.seek(0, os.SEEK_END)
+        path.seek(place)
+    else:
+        with open_member(path) if is_member(path) else open(path, "rb") as file:
+            start = file.read(8)
+            size = file.seek(0, os.SEEK_END)
     said = int.from_bytes(start[4:], "little") + 8
     if start[:4] == b"RIFF" and said < UNKNOWN_SIZE and size < said - 1:  # a pad byte
         raise InputError(f"{path}: {size} bytes, its header says {said}: truncated")
@@ -284,6 +290,8 @@ def _open(path):
 
 def _source(path):
     """What soundfile opens; OSError with the reason where it is no file to be read."""
+    if hasattr(path, "read"):
+        return path
     if is_member(path):
         return open_member(path)
     # a name may be any bytes; libsndfile says "System error" of files that are missing

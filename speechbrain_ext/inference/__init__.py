@@ -9,6 +9,7 @@ import importlib
 _MODULES = {
     "Comparison": "inference.verifier",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
     "Thresholds": "inference.thresholds",
     "convert_released": "export.published.convert",

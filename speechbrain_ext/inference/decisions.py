@@ -176,7 +176,13 @@ def _checked_threshold(threshold):
 
 
 def comparison_report(
-    verifier, enrol, test, score=None, threshold=None, false_accept_rate=None
+    verifier,
+    enrol,
+    test,
+    score=None,
+    threshold=None,
+    false_accept_rate=None,
+    **options,
 ):
     """Compare two voices, in plain values: for JSON, and for the page.
 
@@ -188,7 +194,7 @@ def comparison_report(
     verifier : SpeakerVerifier
     enrol, test : list of str
         Recordings of one voice each.
-    score, threshold, false_accept_rate
+    score, threshold, false_accept_rate, **options
         As for :meth:`~speechbrain_ext.inference.verifier.SpeakerVerifier.compare`.
 
     Returns
@@ -205,7 +211,9 @@ def comparison_report(
         As ``compare``.
     """
     with _kept_warnings() as warnings:
-        result = verifier.compare(enrol, test, score, threshold, false_accept_rate)
+        result = verifier.compare(
+            enrol, test, score, threshold, false_accept_rate, **options
+        )
     kinds = ("cosine", "as_norm", "llr")
     return {
         "same_speaker": bool(result.decision),

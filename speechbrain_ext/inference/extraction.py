@@ -39,7 +39,10 @@ CPU_BATCH_SECONDS, BATCH_SECONDS = 12.0, 120.0
 
 
 class Failure(NamedTuple):
-    """A file that was not embedded: its place in the list, its path, and why."""
+    """A recording that was not embedded: its place in the list, its path, and why.
+
+    Of one in memory ``path`` is what messages call it: ``recording 2 (array)``.
+    """
 
     row: int
     path: str
@@ -49,7 +52,7 @@ class Failure(NamedTuple):
 class Embedded(NamedTuple):
     """``vectors`` float32 [N, E], ``seconds`` float64 [N]; NaN where there is none.
 
-    ``failures`` is a list of Failure in the order of the files.
+    ``failures`` is a list of Failure in the order of the recordings.
     """
 
     vectors: np.ndarray
@@ -60,15 +63,16 @@ class Embedded(NamedTuple):
 def embed_files(
     encode,
     width,
-    paths,
+    sources,
     chunking,
+    channel="mean",
     on_cpu=True,
     batch_size=64,
     max_batch_seconds=None,
     collect=False,
     progress=True,
 ):
-    """One embedding per file, each different file being embedded once.
+    """One embedding per recording, each different one being embedded once.
 
     On a CPU each of torch's threads has a batch of its own: long recordings gain
     nothing from a batch there, since the attention scores of one fill the cache and
@@ -78,8 +82,10 @@ def embed_files(
     ---------
     encode : callable
         (wavs [B, T], wav_lens [B]) → tensor [B, 1, ``width``].
-    paths : list of str
-        N files.
+    sources : list of Source
+        N recordings.
+    channel : int or str
+        As for :func:`~speechbrain_ext.inference.audio_input.inspect_file`.
     on_cpu : bool
         Whether ``encode`` computes there.
     batch_size, max_batch_seconds
@@ -87,14 +93,17 @@ def embed_files(
         has threads, and two more, are held on a CPU, three else. None takes 12 s on a
         CPU and 120 s else.
     collect : bool
-        Continue after a bad file, and list it; False raises its error.
+        Continue after a bad one, and list it; False raises its error.
 
     Returns
     -------
     Embedded
     """
-    different = list(dict.fromkeys(paths))
-    recordings = inspect_files(different, chunking.min_seconds)
+    row_of, different = {}, []
+    for source in sources:
+        if row_of.setdefault(source.key, len(different)) == len(different):
+            different.append(source)
+    recordings = inspect_files(different, chunking.min_seconds, channel)
     errors = {}
 
     def fail(row, error):
@@ -123,14 +132,13 @@ def embed_files(
             for row, error in failed.items():
                 fail(row, error)
             bar.update(seconds[[*rows, *failed]].sum())
-    row_of = {path: row for row, path in enumerate(different)}
-    rows = [row_of[path] for path in paths]
+    rows = [row_of[source.key] for source in sources]
     seconds[list(errors)] = np.nan
-    failures = [
-        Failure(place, path, str(errors[row]).removeprefix(f"{path}: "))
-        for place, (path, row) in enumerate(zip(paths, rows))
-        if row in errors
-    ]
+    failures = []
+    for place, (source, row) in enumerate(zip(sources, rows)):
+        if row in errors:
+            reason = str(errors[row]).removeprefix(f"{different[row].name}: ")
+            failures.append(Failure(place, source.name, reason))
     return Embedded(vectors[rows], seconds[rows], failures)
 
 

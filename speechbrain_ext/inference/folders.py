@@ -5,7 +5,7 @@
 
 The ID of a recording is its path below the folder that was given, without extension, as
 in the recipes: ``id1/session/1`` of ``FOLDER/id1/session/1.flac``; of a file that was
-given by itself, its name.
+given by itself, its name; of a part of a file, ``1:12.5-17`` of ``FOLDER/1.flac:12.5-17``.
 
 A run that was stopped continues from its partial results, where model, settings and
 recordings are the same.
@@ -21,7 +21,9 @@ from tqdm import tqdm
 from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
+from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
+from speechbrain_ext.inference.sources import split_segment
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
@@ -42,7 +44,7 @@ class Listing(NamedTuple):
 
 
 def list_inputs(inputs):
-    """Find the recordings of folders, all below them, and files.
+    """Find the recordings of folders, all below them, of files, and parts of files.
 
     Hidden files and folders are ignored. Links are followed.
 
@@ -61,11 +63,12 @@ def list_inputs(inputs):
     """
     paths, refused, ignored = {}, [], 0
     for source in map(Path, inputs):
+        file, part = _parted(str(source))
         if source.is_dir():
             pairs, others = _in_folder(source)
             ignored += others
-        elif source.exists():
-            pairs = [(utterance_id(source.name), str(source))]
+        elif os.path.exists(file):
+            pairs = [(utterance_id(os.path.basename(file)) + part, str(source))]
         else:
             raise InputError(
                 f"{source}: no such file or folder, expected recordings or folders of "
@@ -75,8 +78,14 @@ def list_inputs(inputs):
             if reason := _unfit(name):
                 refused.append((path, f"{reason} in its name, expected none"))
             elif (first := paths.setdefault(name, path)) is not path:
-                check_same_file(name, first, path)
+                check_same_file(name, _parted(first)[0], _parted(path)[0])
     return Listing(list(paths), list(paths.values()), refused, ignored)
+
+
+def _parted(path):
+    """``a.wav:12.5-17`` → ("a.wav", ":12.5-17"); a file alone → (file, "")."""
+    file = split_segment(path)[0]
+    return file, path[len(file) :]
 
 
 def _unfit(name):
@@ -119,7 +128,9 @@ BLOCK = 256  # recordings; as much work may be lost, plus save_every
 FAILURES = ".failures.txt"
 
 
-def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
+def embed_inputs(
+    verifier, inputs, out, batch_seconds=None, save_every=60.0, channel="mean"
+):
     """Embed folders and files into one file.
 
     Arguments
@@ -134,6 +145,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
         Of audio in one batch: bounds the memory. None takes what suits the device.
     save_every : float
         Seconds between two parts.
+    channel : str or int
+        As for ``SpeakerVerifier.encode_files``.
 
     Returns
     -------
@@ -151,10 +164,12 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
     check_suffix(out)
     if out.is_dir():
         raise InputError(f"{out}: a folder, expected the name of a file to write")
+    channel = checked_channel(channel)
     listing = list_inputs(inputs)
     failures = list(listing.refused)
     if listing.ids:
-        failures += _embed(verifier, listing, out, batch_seconds, save_every)
+        options = {"max_batch_seconds": batch_seconds, "channel": channel}
+        failures += _embed(verifier, listing, out, save_every, **options)
     failures_file = out.with_name(out.name + FAILURES)
     _write_failures(failures_file, failures)
     total = len(listing.ids) + len(listing.refused)
@@ -186,10 +201,11 @@ def _write_failures(path, failures):
             file.write(f"{_printable(name)}\t{_printable(reason)}\n")
 
 
-def _embed(verifier, listing, out, batch_seconds, save_every):
+def _embed(verifier, listing, out, save_every, **options):
     """Write the embeddings of a listing → [(path, reason)] of those that failed."""
     ids = np.array(listing.ids)
-    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
+    run = _fingerprint(verifier, listing, options["channel"])
+    parts = PartialResults(out, run, ids, save_every)
     if parts.finished() is not None:
         return []
     failures = []
@@ -202,7 +218,7 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
         ) as bar:
             for start in range(0, len(remaining), BLOCK):
                 rows = remaining[start : start + BLOCK]
-                failures += _embed_block(verifier, listing, rows, parts, batch_seconds)
+                failures += _embed_block(verifier, listing, rows, parts, options)
                 bar.update(len(rows))
     finally:
         parts.save()
@@ -215,12 +231,9 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
     return failures
 
 
-def _embed_block(verifier, listing, rows, parts, batch_seconds):
-    vectors, failures = verifier.encode_files(
-        [listing.paths[row] for row in rows],
-        on_error="collect",
-        max_batch_seconds=batch_seconds,
-    )
+def _embed_block(verifier, listing, rows, parts, options):
+    paths = [listing.paths[row] for row in rows]
+    vectors, failures = verifier.encode_files(paths, on_error="collect", **options)
     good = np.ones(len(rows), dtype=bool)
     good[[failure.row for failure in failures]] = False
     if good.any():
@@ -228,19 +241,20 @@ def _embed_block(verifier, listing, rows, parts, batch_seconds):
     return [(failure.path, failure.reason) for failure in failures]
 
 
-def _fingerprint(verifier, listing):
+def _fingerprint(verifier, listing, channel):
     """Of model, settings and recordings, with their sizes in the place of durations."""
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
+    settings["channel"] = channel
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 
 def _size(path):
     """Bytes; -1 of what cannot be looked at, which is among the failures later."""
     try:
-        return float(os.path.getsize(path))
+        return float(os.path.getsize(_parted(path)[0]))
     except OSError:
         return -1.0
 

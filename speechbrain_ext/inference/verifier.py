@@ -3,28 +3,25 @@
     verifier = SpeakerVerifier.from_hparams(source="results/stage3_lmft/final")
     score, same = verifier.verify_files("a.wav", "b.flac")
 
-SpeechBrain's inference class with strict loading, any recordings, and batches. The
+SpeechBrain's inference class with strict loading, any recordings, and batches. A
+recording is a path, a part of one (``a.wav:12.5-17``), an array or tensor with its rate
+or at 16 kHz, or the bytes or file object of a sound file
+(:mod:`speechbrain_ext.inference.sources`); ``channel`` chooses of several
+(:mod:`speechbrain_ext.inference.channels`). The
 score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
 has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.scoring.backend`). Thresholds come from the folder too
 (:mod:`speechbrain_ext.inference.thresholds`).
 """
 
-import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
-from speechbrain_ext.inference.audio_input import (
-    SILENT,
-    Chunk,
-    check_batch,
-    inspect_file,
-    read_chunk,
-    warn_of_conversions,
-)
+from speechbrain_ext.inference.audio_input import check_batch, load_recording
+from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.decisions import (
     Comparison,
     Decider,
@@ -34,6 +31,7 @@ from speechbrain_ext.inference.decisions import (
 from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
+from speechbrain_ext.inference.sources import sources_of
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
@@ -189,13 +187,16 @@ class SpeakerVerifier(SpeakerRecognition):
         max_batch_seconds=None,
         window_seconds=None,
         hop_seconds=None,
+        channel="mean",
     ):
-        """Embed files of any rate and number of channels, thousands of them.
+        """Embed recordings of any rate and number of channels, thousands of them.
 
         Arguments
         ---------
-        paths : list of str or Path
-            N files: wav, flac, ogg or mp3.
+        paths : list of recordings
+            N files (wav, flac, ogg or mp3) or what is in memory: an array or tensor, a
+            tuple (array, rate), bytes or a file object of a sound file. An array of two
+            dimensions is one recording of several channels.
         batch_size : int
             Recordings in one batch, at most.
         on_error : str
@@ -205,6 +206,9 @@ class SpeakerVerifier(SpeakerRecognition):
             a CPU, where each core has a batch of its own, and 120 s on a GPU.
         window_seconds, hop_seconds : float or None
             None takes the model's; ``float("inf")`` embeds long recordings whole.
+        channel : str or int
+            Of several: ``left``, ``right``, a number (the first is 1), their ``mean``,
+            or the ``best`` by an estimate of the signal-to-noise ratio.
 
         Returns
         -------
@@ -217,8 +221,9 @@ class SpeakerVerifier(SpeakerRecognition):
         Raises
         ------
         InputError
-            One line that names the file which is missing, not sound, truncated, too
-            short, silent or not finite; a setting out of range.
+            One line that names the recording which is missing, not sound, truncated,
+            too short, silent or not finite, or has no such channel; a setting out of
+            range.
         """
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
@@ -226,11 +231,12 @@ class SpeakerVerifier(SpeakerRecognition):
         chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
-        result = self._embed(paths, chunking, collect=collect, **options)
+        sources = sources_of(paths)
+        result = self._embed(sources, chunking, channel, collect=collect, **options)
         embeddings = torch.from_numpy(result.vectors)
         return (embeddings, result.failures) if collect else embeddings
 
-    def enrol(self, files):
+    def enrol(self, files, channel="mean"):
         """A speaker from one or several recordings: the mean of their embeddings.
 
         The embeddings are averaged as they are, as in the trial lists of an
@@ -239,8 +245,10 @@ class SpeakerVerifier(SpeakerRecognition):
 
         Arguments
         ---------
-        files : str, Path or list of them, or SpeakerModel
-            A speaker who is enrolled already is returned.
+        files : a recording or a list of them, or SpeakerModel
+            As for :meth:`encode_files`; a speaker who is enrolled already is returned.
+        channel : str or int
+            As for :meth:`encode_files`.
 
         Returns
         -------
@@ -251,30 +259,34 @@ class SpeakerVerifier(SpeakerRecognition):
         InputError
             As :meth:`encode_files`; no recording.
         """
+        return self._enrol(files, channel)
+
+    def _enrol(self, files, channel, side=""):
+        """As :meth:`enrol`; ``side`` is in the names of recordings in memory."""
         if isinstance(files, SpeakerModel):
             return files
-        result = self._embed(files, self.chunking)
+        result = self._embed(sources_of(files, side), self.chunking, channel)
         if not len(result.vectors):
             raise InputError("no recordings to enrol from, expected at least one")
         mean = result.vectors.mean(axis=0, dtype=np.float64)
         return SpeakerModel(mean.astype(np.float32), float(result.seconds.sum()))
 
-    def load_audio(self, path):
-        """One local file as the model wants it → float32 [T] at 16 kHz.
+    def load_audio(self, path, channel="mean"):
+        """One recording as the model wants it → float32 [T] at 16 kHz.
+
+        Arguments
+        ---------
+        path, channel
+            As for :meth:`encode_files`; files are local ones.
 
         Raises
         ------
         InputError
             As :meth:`encode_files`.
         """
-        shortest = self.chunking.min_seconds
-        recording = inspect_file(path, shortest)
-        warn_of_conversions([] if recording.fits else [recording], 1)
-        whole = Chunk(0, 0, -1, recording.seconds)
-        wav, _ = read_chunk(recording, whole, shortest)
-        if wav is None:
-            raise InputError(f"{path}: {SILENT}")
-        return wav.to(self.device)
+        return load_recording(
+            *(sources_of(path), self.chunking.min_seconds, checked_channel(channel))
+        ).to(self.device)
 
     def compare(
         self,
@@ -284,13 +296,15 @@ class SpeakerVerifier(SpeakerRecognition):
         threshold=None,
         false_accept_rate=None,
         prior=0.5,
+        channel="mean",
+        test_channel=None,
     ):
         """Everything that the model can say about two voices.
 
         Arguments
         ---------
-        enrol, test : str, Path, list of them, or SpeakerModel
-            Recordings of one voice each; several are averaged.
+        enrol, test : a recording or a list of them, or SpeakerModel
+            As for :meth:`encode_files`, of one voice each; several are averaged.
         score : str or None
             Which decides: ``cosine``, ``as_norm`` or ``llr``; None takes the best one
             that the model has a threshold of.
@@ -301,6 +315,10 @@ class SpeakerVerifier(SpeakerRecognition):
             the threshold is where their errors were equally frequent.
         prior : float
             Share of same-speaker pairs, for ``probability``.
+        channel : str or int
+            As for :meth:`encode_files`.
+        test_channel : str or int or None
+            The one of ``test``, where it is another.
 
         Returns
         -------
@@ -314,7 +332,12 @@ class SpeakerVerifier(SpeakerRecognition):
         log_odds(prior)
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
-        voices = self.enrol(enrol), self.enrol(test)
+        if test_channel is None:
+            test_channel = channel
+        voices = (
+            self._enrol(enrol, channel, "enrol"),
+            self._enrol(test, test_channel, "test"),
+        )
         scores = self._scores(*voices)
         llr = scores.get("llr")
         return Comparison(
@@ -333,15 +356,21 @@ class SpeakerVerifier(SpeakerRecognition):
         )
 
     def verify_files(
-        self, path_x, path_y, threshold=None, false_accept_rate=None, score="cosine"
+        self,
+        path_x,
+        path_y,
+        threshold=None,
+        false_accept_rate=None,
+        score="cosine",
+        **options,
     ):
-        """Score and decision for two files, as SpeechBrain gives them.
+        """Score and decision for two recordings, as SpeechBrain gives them.
 
         Arguments
         ---------
-        path_x, path_y : str, Path or list of them
-            Recordings of one voice each.
-        threshold, false_accept_rate, score
+        path_x, path_y : a recording or a list of them, or SpeakerModel
+            Of one voice each.
+        threshold, false_accept_rate, score, **options
             As for :meth:`compare`.
 
         Returns
@@ -356,7 +385,9 @@ class SpeakerVerifier(SpeakerRecognition):
         InputError
             As :meth:`compare`.
         """
-        result = self.compare(path_x, path_y, score, threshold, false_accept_rate)
+        result = self.compare(
+            path_x, path_y, score, threshold, false_accept_rate, **options
+        )
         value = torch.tensor([getattr(result, result.score)], dtype=torch.float32)
         return value, torch.tensor([result.decision])
 
@@ -397,10 +428,10 @@ class SpeakerVerifier(SpeakerRecognition):
         model = self.mods.speaker_encoder
         return encode(model, wavs, wav_lens, self.device, self._half)
 
-    def _embed(self, paths, chunking, **options):
+    def _embed(self, sources, chunking, channel, **options):
         return embed_files(
             torch.inference_mode()(self._encode),  # 8 % faster than no_grad
-            *(self.embedding_size, _as_list(paths), chunking),
+            *(self.embedding_size, sources, chunking, checked_channel(channel)),
             on_cpu=self.device_type == "cpu",
             progress=not self.noprogressbar,
             **options,
@@ -420,13 +451,3 @@ class SpeakerVerifier(SpeakerRecognition):
         # S-norm is AS-norm by the whole cohort
         names = {"s_norm": "as_norm"}
         return {names.get(kind, kind): float(s[0]) for kind, s in scores.items()}
-
-
-def _as_list(paths):
-    """One path or several → list of str."""
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    try:
-        return [os.fspath(path) for path in paths]
-    except TypeError as error:
-        raise InputError(f"{paths!r}, expected paths of recordings") from error
