@@ -114,7 +114,12 @@ def run_embed(arguments):
     failed = f"{counts['failed']} failed"
     if counts["failures"]:
         failed += f", listed in {counts['failures']}"
-    print(f"{counts['embedded']} recordings embedded, {failed}", file=sys.stderr)
+    left_out = ", ".join(f"{n} {what}" for what, n in counts["left_out"].items())
+    print(
+        f"{counts['embedded']} recordings embedded, {failed}; "
+        f"left out: {left_out or 'nothing'}",
+        file=sys.stderr,
+    )
     if arguments.strict and counts["failed"]:
         raise InputError(f"--strict: {failed}, expected none")
 

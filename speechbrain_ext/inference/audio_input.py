@@ -21,11 +21,12 @@ from torchaudio.transforms import Resample
 
 from speechbrain_ext.data.audio import (
     SAMPLE_RATE,
+    inspect,
     is_joined,
     parts_of,
     read_audio,
-    read_header,
     read_mono,
+    warn_of_doubts,
 )
 from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError
@@ -142,21 +143,33 @@ def chunks_of(row, recording, chunking, max_seconds=None):
 
 
 def inspect_files(paths, min_seconds):
-    """Read the headers of N files → N times a Recording or InputError."""
+    """Read the headers of N files → N times a Recording or InputError.
 
-    def inspect(path):
+    One warning for each kind of file whose headers lie.
+    """
+    doubts = []
+
+    def inspect_one(path):
         try:
-            return inspect_file(path, min_seconds)
+            return inspect_file(path, min_seconds, doubts)
         except InputError as error:
             return error
 
     if len(paths) < FEW:
-        return [inspect(path) for path in paths]
-    return parallel_map(inspect, paths, HEADER_THREADS, "reading headers", "file")
+        found = [inspect_one(path) for path in paths]
+    else:
+        found = parallel_map(
+            inspect_one, paths, HEADER_THREADS, "reading headers", "file"
+        )
+    warn_of_doubts(doubts)
+    return found
 
 
-def inspect_file(path, min_seconds):
+def inspect_file(path, min_seconds, doubts=None):
     """Read the header of one file, or of several that a manifest joins → Recording.
+
+    ``doubts``, a list, gets (name, Doubt) where header and content differ, for
+    :func:`~speechbrain_ext.data.audio.warn_of_doubts`.
 
     Raises
     ------
@@ -166,7 +179,10 @@ def inspect_file(path, min_seconds):
     if is_joined(path):
         recording = Recording(path, sum(frames for _, frames in parts_of(path)))
     else:
-        recording = Recording(str(path), *read_header(path))
+        header, doubt = inspect(path)
+        recording = Recording(str(path), *header)
+        if doubt is not None and doubts is not None:
+            doubts.append((str(path), doubt))
     if not LOWEST_RATE <= recording.sample_rate <= HIGHEST_RATE:
         raise InputError(
             f"{path}: {recording.sample_rate} Hz, expected {LOWEST_RATE} to "

@@ -12,33 +12,34 @@ recordings are the same.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
+from speechbrain_ext.data.prepare.folders import check_same_file
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
-from speechbrain_ext.scoring.trials import utterance_id
+from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import fingerprint
 
-# m4a cannot be read; it is listed so that it is among the failures, not passed over
-SUFFIXES = (*SOUND_FILES, NEEDS_CONVERSION)
-
 
 class Listing(NamedTuple):
-    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each; n ``ignored``."""
+    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each.
+
+    ``left_out``: how many of what else is there: "hidden files", "hidden folders", and
+    the suffix of files that are no recordings, ".txt".
+    """
 
     ids: list
     paths: list
     refused: list
-    ignored: int
+    left_out: dict
 
 
 def list_inputs(inputs):
@@ -59,11 +60,11 @@ def list_inputs(inputs):
     InputError
         An input that is not there, or holds no recordings; two files with one ID.
     """
-    paths, refused, ignored = {}, [], 0
+    paths, refused, left_out = {}, [], Counter()
     for source in map(Path, inputs):
         if source.is_dir():
             pairs, others = _in_folder(source)
-            ignored += others
+            left_out += others
         elif source.exists():
             pairs = [(utterance_id(source.name), str(source))]
         else:
@@ -76,7 +77,7 @@ def list_inputs(inputs):
                 refused.append((path, f"{reason} in its name, expected none"))
             elif (first := paths.setdefault(name, path)) is not path:
                 check_same_file(name, first, path)
-    return Listing(list(paths), list(paths.values()), refused, ignored)
+    return Listing(list(paths), list(paths.values()), refused, dict(left_out))
 
 
 def _unfit(name):
@@ -87,28 +88,32 @@ def _unfit(name):
 
 
 def _in_folder(root):
-    """[(ID, path)] of all recordings below a folder, and how many other files."""
-    pairs, ignored, seen = [], 0, set()
+    """[(ID, path)] of all recordings below a folder, and a Counter of what else."""
+    pairs, left_out, seen = [], Counter(), set()
     for folder, below, files in os.walk(root, followlinks=True, onerror=_stop):
         here = os.path.realpath(folder)
         if here in seen:  # a link to a folder above itself has no end
             below.clear()
             continue
         seen.add(here)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        seen_below = sorted(name for name in below if not name.startswith("."))
+        left_out["hidden folders"] += len(below) - len(seen_below)
+        below[:] = seen_below
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
+                left_out["hidden files"] += 1
+            elif name.lower().endswith(RECORDINGS):
                 path = os.path.join(folder, name)
                 inside = Path(path).relative_to(root).as_posix()
                 pairs.append((utterance_id(inside), path))
             else:
-                ignored += 1
+                left_out[Path(name).suffix.lower() or "without suffix"] += 1
     if not pairs:
         raise InputError(
             f"{root}: no recordings in it or below, expected "
-            f"{', '.join(f'*{suffix}' for suffix in SOUND_FILES)}"
+            f"{', '.join(f'*{suffix}' for suffix in RECORDINGS)}"
         )
-    return pairs, ignored
+    return pairs, +left_out
 
 
 def _stop(error):
@@ -139,7 +144,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
     -------
     dict
         ``out``, ``embedded``, ``failed``, ``failures`` (their list, or None),
-        ``ignored``, ``size`` of an embedding, ``model``, ``device``.
+        ``ignored`` and, by what they are, ``left_out``; ``size`` of an embedding,
+        ``model``, ``device``.
 
     Raises
     ------
@@ -169,7 +175,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
         "embedded": total - len(failures),
         "failed": len(failures),
         "failures": str(failures_file) if failures else None,
-        "ignored": listing.ignored,
+        "ignored": sum(listing.left_out.values()),
+        "left_out": listing.left_out,
         "size": verifier.embedding_size,
         "model": verifier.source,
         "device": str(verifier.device),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
+from speechbrain_ext.data.audio import warn_of_doubts
 from speechbrain_ext.inference.audio_input import (
     SILENT,
     Chunk,
@@ -268,7 +269,9 @@ class SpeakerVerifier(SpeakerRecognition):
             As :meth:`encode_files`.
         """
         shortest = self.chunking.min_seconds
-        recording = inspect_file(path, shortest)
+        doubts = []
+        recording = inspect_file(path, shortest, doubts)
+        warn_of_doubts(doubts)
         warn_of_conversions([] if recording.fits else [recording], 1)
         whole = Chunk(0, 0, -1, recording.seconds)
         wav, _ = read_chunk(recording, whole, shortest)
