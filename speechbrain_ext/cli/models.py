@@ -41,8 +41,8 @@ def add_models(commands):
         "inputs",
         nargs="+",
         metavar="FOLDER_OR_FILE",
-        help="recordings (wav, flac, ogg, mp3), or parts as FILE:12.5-17.0, in seconds; "
-        "folders with all below them",
+        help="recordings, or parts of some as FILE:12.5-17.0, in seconds; folders with "
+        "all below them",
     )
     embed.add_argument("--out", required=True, help="file: .npz or .safetensors")
     embed.add_argument(
@@ -134,7 +134,12 @@ def run_embed(arguments):
     failed = f"{counts['failed']} failed"
     if counts["failures"]:
         failed += f", listed in {counts['failures']}"
-    print(f"{counts['embedded']} recordings embedded, {failed}", file=sys.stderr)
+    left_out = ", ".join(f"{n} {what}" for what, n in counts["left_out"].items())
+    print(
+        f"{counts['embedded']} recordings embedded, {failed}; "
+        f"left out: {left_out or 'nothing'}",
+        file=sys.stderr,
+    )
     if arguments.strict and counts["failed"]:
         raise InputError(f"--strict: {failed}, expected none")
 

@@ -1,10 +1,10 @@
 """Recordings as users have them: any rate, any number of channels, long, or bad.
 
 Of several channels one is taken, or their mean
-(:mod:`speechbrain_ext.inference.channels`), then the rate is converted by torchaudio's windowed sinc filter.
-The ratio of the rates is taken as a fraction with a denominator of at most 1000: exact
-for every rate in use, and within 0.05 %, a hundredth of a semitone, for odd ones such
-as 15,999 Hz, whose exact filter would fill gigabytes.
+(:mod:`speechbrain_ext.inference.channels`), then the rate is converted by torchaudio's
+windowed sinc filter. The ratio of the rates is taken as a fraction with a denominator
+of at most 1000: exact for every rate in use, and within 0.05 %, a hundredth of a
+semitone, for odd ones such as 15,999 Hz, whose exact filter would fill gigabytes.
 
 A recording of F samples, longer than the window of W samples, is cut at 0, H, 2H, …
 while a window fits, and a last window ends where the recording ends.
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torchaudio.transforms import Resample
 
-from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.data.audio import SAMPLE_RATE, warn_of_doubts
 from speechbrain_ext.inference.channels import (
     CHOICES,
     RULES,
@@ -110,6 +110,8 @@ class Recording(NamedTuple):
         Which is taken, the first being 1; ``mean``.
     figures : ChannelFigures or None
         Of several channels, growing while it is read.
+    doubt : Doubt or None
+        Where header and content of the file differ.
     """
 
     path: str
@@ -120,6 +122,7 @@ class Recording(NamedTuple):
     first: int | None = None
     channel: int | str = "mean"
     figures: ChannelFigures | None = None
+    doubt: object = None
 
     @property
     def seconds(self):
@@ -176,7 +179,10 @@ def chunks_of(row, recording, chunking, max_seconds=None):
 
 
 def inspect_files(sources, min_seconds, channel="mean"):
-    """Read the headers of N recordings → N times a Recording or InputError."""
+    """Read the headers of N recordings → N times a Recording or InputError.
+
+    One warning for each kind of file whose headers lie.
+    """
 
     def inspect(source):
         try:
@@ -185,8 +191,14 @@ def inspect_files(sources, min_seconds, channel="mean"):
             return error
 
     if len(sources) < FEW:
-        return [inspect(source) for source in sources]
-    return parallel_map(inspect, sources, HEADER_THREADS, "reading headers", "file")
+        found = [inspect(source) for source in sources]
+    else:
+        found = parallel_map(
+            inspect, sources, HEADER_THREADS, "reading headers", "file"
+        )
+    known = [recording for recording in found if isinstance(recording, Recording)]
+    warn_of_doubts([(r.path, r.doubt) for r in known if r.doubt is not None])
+    return found
 
 
 def inspect_file(source, min_seconds, channel="mean"):
@@ -213,11 +225,11 @@ def inspect_file(source, min_seconds, channel="mean"):
     else:
         name = str(source)
         sound = FileSound(name, name)
-    header = sound.header()
+    header, doubt = sound.header()
     first, frames = None, header.frames
     if isinstance(source, Source) and source.is_part:
         first, frames = place_of(source, header)
-    recording = Recording(name, frames, *header[1:], sound, first)
+    recording = Recording(name, frames, *header[1:], sound, first, doubt=doubt)
     if not LOWEST_RATE <= recording.sample_rate <= HIGHEST_RATE:
         raise InputError(
             f"{name}: {recording.sample_rate} Hz, expected {LOWEST_RATE} to "
@@ -293,7 +305,9 @@ def load_recording(sources, min_seconds, channel="mean"):
     """
     if len(sources) != 1:
         raise InputError(f"{len(sources)} recordings to load, expected one")
-    recording = inspect_file(sources[0], min_seconds, channel)
+    (recording,) = inspect_files(sources, min_seconds, channel)
+    if isinstance(recording, InputError):
+        raise recording
     whole = Chunk(0, 0, -1, recording.seconds)
     wav, _ = read_chunk(recording, whole, min_seconds)
     warn_of_conversions([] if recording.fits else [recording], 1)

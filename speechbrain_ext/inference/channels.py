@@ -166,7 +166,7 @@ class ChannelFigures:
 
     @property
     def lost_db(self):
-        """What the mean has lost, in dB, or None where it is no more than it must be."""
+        """What the mean has lost, in dB; None where it is no more than it must be."""
         if self._reference is None:
             return None
         channels = len(self._energies)

@@ -5,42 +5,43 @@
 
 The ID of a recording is its path below the folder that was given, without extension, as
 in the recipes: ``id1/session/1`` of ``FOLDER/id1/session/1.flac``; of a file that was
-given by itself, its name; of a part of a file, ``1:12.5-17`` of ``FOLDER/1.flac:12.5-17``.
+given by itself, its name; of a part of a file, ``1:12.5-17`` of ``1.flac:12.5-17``.
 
 A run that was stopped continues from its partial results, where model, settings and
 recordings are the same.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
+from speechbrain_ext.data.prepare.folders import check_same_file
 from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.inference.sources import split_segment
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
-from speechbrain_ext.scoring.trials import utterance_id
+from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import fingerprint
 
-# m4a cannot be read; it is listed so that it is among the failures, not passed over
-SUFFIXES = (*SOUND_FILES, NEEDS_CONVERSION)
-
 
 class Listing(NamedTuple):
-    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each; n ``ignored``."""
+    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each.
+
+    ``left_out``: how many of what else is there: "hidden files", "hidden folders", and
+    the suffix of files that are no recordings, ".txt".
+    """
 
     ids: list
     paths: list
     refused: list
-    ignored: int
+    left_out: dict
 
 
 def list_inputs(inputs):
@@ -61,12 +62,12 @@ def list_inputs(inputs):
     InputError
         An input that is not there, or holds no recordings; two files with one ID.
     """
-    paths, refused, ignored = {}, [], 0
+    paths, refused, left_out = {}, [], Counter()
     for source in map(Path, inputs):
         file, part = _parted(str(source))
         if source.is_dir():
             pairs, others = _in_folder(source)
-            ignored += others
+            left_out += others
         elif os.path.exists(file):
             pairs = [(utterance_id(os.path.basename(file)) + part, str(source))]
         else:
@@ -79,7 +80,7 @@ def list_inputs(inputs):
                 refused.append((path, f"{reason} in its name, expected none"))
             elif (first := paths.setdefault(name, path)) is not path:
                 check_same_file(name, _parted(first)[0], _parted(path)[0])
-    return Listing(list(paths), list(paths.values()), refused, ignored)
+    return Listing(list(paths), list(paths.values()), refused, dict(left_out))
 
 
 def _parted(path):
@@ -96,28 +97,32 @@ def _unfit(name):
 
 
 def _in_folder(root):
-    """[(ID, path)] of all recordings below a folder, and how many other files."""
-    pairs, ignored, seen = [], 0, set()
+    """[(ID, path)] of all recordings below a folder, and a Counter of what else."""
+    pairs, left_out, seen = [], Counter(), set()
     for folder, below, files in os.walk(root, followlinks=True, onerror=_stop):
         here = os.path.realpath(folder)
         if here in seen:  # a link to a folder above itself has no end
             below.clear()
             continue
         seen.add(here)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        seen_below = sorted(name for name in below if not name.startswith("."))
+        left_out["hidden folders"] += len(below) - len(seen_below)
+        below[:] = seen_below
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
+                left_out["hidden files"] += 1
+            elif name.lower().endswith(RECORDINGS):
                 path = os.path.join(folder, name)
                 inside = Path(path).relative_to(root).as_posix()
                 pairs.append((utterance_id(inside), path))
             else:
-                ignored += 1
+                left_out[Path(name).suffix.lower() or "without suffix"] += 1
     if not pairs:
         raise InputError(
             f"{root}: no recordings in it or below, expected "
-            f"{', '.join(f'*{suffix}' for suffix in SOUND_FILES)}"
+            f"{', '.join(f'*{suffix}' for suffix in RECORDINGS)}"
         )
-    return pairs, ignored
+    return pairs, +left_out
 
 
 def _stop(error):
@@ -152,7 +157,8 @@ def embed_inputs(
     -------
     dict
         ``out``, ``embedded``, ``failed``, ``failures`` (their list, or None),
-        ``ignored``, ``size`` of an embedding, ``model``, ``device``.
+        ``ignored`` and, by what they are, ``left_out``; ``size`` of an embedding,
+        ``model``, ``device``.
 
     Raises
     ------
@@ -184,7 +190,8 @@ def embed_inputs(
         "embedded": total - len(failures),
         "failed": len(failures),
         "failures": str(failures_file) if failures else None,
-        "ignored": listing.ignored,
+        "ignored": sum(listing.left_out.values()),
+        "left_out": listing.left_out,
         "size": verifier.embedding_size,
         "model": verifier.source,
         "device": str(verifier.device),

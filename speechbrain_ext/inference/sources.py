@@ -26,11 +26,11 @@ import torch
 from speechbrain_ext.data.audio import (
     SAMPLE_RATE,
     AudioHeader,
+    inspect,
     is_joined,
     parts_of,
     read_audio,
     read_channels,
-    read_header,
 )
 from speechbrain_ext.utils.errors import InputError
 
@@ -283,11 +283,11 @@ class FileSound(NamedTuple):
     content: object
 
     def header(self):
-        """Frames, rate and channels → AudioHeader."""
+        """What is in it → (AudioHeader, Doubt or None)."""
         if isinstance(self.content, str) and is_joined(self.content):
             frames = sum(frames for _, frames in parts_of(self.content))
-            return AudioHeader(frames, SAMPLE_RATE, 1)
-        return self._by(read_header)
+            return AudioHeader(frames, SAMPLE_RATE, 1), None
+        return self._by(inspect)
 
     def read(self, start=0, frames=-1):
         """(float32 [T] of one channel or [T, C] of several, rate)."""
@@ -333,9 +333,9 @@ class ArraySound:
         self.samples = _time_first(name, array)
 
     def header(self):
-        """Frames, rate and channels → AudioHeader."""
+        """What is in it → (AudioHeader, Doubt or None)."""
         channels = 1 if self.samples.ndim == 1 else self.samples.shape[1]
-        return AudioHeader(len(self.samples), self.rate, channels)
+        return AudioHeader(len(self.samples), self.rate, channels), None
 
     def read(self, start=0, frames=-1):
         """(float32 [T] of one channel or [T, C] of several, rate)."""

@@ -168,7 +168,7 @@ def test_of_equal_channels_the_first_is_the_best():
 def test_the_best_is_that_of_all_windows_and_of_long_recordings(
     verifier, tmp_path, rate
 ):
-    """The voice is in the last of 35 s alone, the other channel has noise throughout."""
+    """The voice is in the last of 35 s, the other channel has noise throughout."""
     voice = np.r_[1e-4 * noise(3, 33 * rate), speech(2.0, rate)]
     both = np.stack([noise(4, len(voice)) / 30, voice], 1)
     soundfile.write(tmp_path / "a.flac", both, rate)

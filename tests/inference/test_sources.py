@@ -76,7 +76,7 @@ def zipped(path):
 
 
 def temporary(path):
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115
     file.write(whole(path))
     return file
 
