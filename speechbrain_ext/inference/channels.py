@@ -128,10 +128,10 @@ class ChannelFigures:
         self._energies = self._peaks = self._weights = self._mean_energy = 0.0
 
     def add(self, wav, rate):
-        """Count [T, C] samples at ``rate`` Hz."""
-        wav = wav - wav.mean(axis=0)
-        products = (wav.T @ wav).astype(np.float64)
-        mean = wav @ np.full(wav.shape[1], 1 / wav.shape[1], dtype=np.float32)
+        """Count [C, T] samples at ``rate`` Hz."""
+        wav = wav - wav.mean(axis=1, keepdims=True)
+        products = (wav @ wav.T).astype(np.float64)
+        mean = wav.mean(axis=0)
         energies = products.diagonal()
         with self._lock:
             if self._reference is None and energies.any():
@@ -141,7 +141,7 @@ class ChannelFigures:
         peaks = np.abs(products[reference])  # at no lag; what follows cannot be less
         audible = energies >= AUDIBLE * energies[reference]
         for other in np.flatnonzero(audible & (peaks < DIFFERENT * weights)):
-            peaks[other] = weights[other] * _peak(wav[:, [reference, other]], rate)
+            peaks[other] = weights[other] * _peak(wav[[reference, other]], rate)
         with self._lock:
             self._energies = self._energies + energies
             self._mean_energy += float(mean @ mean)
@@ -178,15 +178,15 @@ class ChannelFigures:
 
 
 def _peak(pair, rate):
-    """[T, 2] → the highest correlation within some lag, in [0, 1]."""
+    """[2, T] → the highest correlation within some lag, in [0, 1]."""
     step = max(rate // LAG_RATE, 1)
-    count = len(pair) // step
-    pair = pair[: count * step].reshape(count, step, 2).mean(axis=1)
+    count = pair.shape[1] // step
+    pair = sum(pair[:, first : count * step : step] for first in range(step))
     lags = round(LAG_SECONDS * rate / step)
     size = scipy.fft.next_fast_len(count + lags, real=True)
-    spectra = scipy.fft.rfft(pair, size, axis=0)
-    products = scipy.fft.irfft(spectra[:, 0] * spectra[:, 1].conj(), size)
-    norms = np.sqrt(np.prod((pair.astype(np.float64) ** 2).sum(axis=0)))
+    spectra = scipy.fft.rfft(pair, size)
+    products = scipy.fft.irfft(spectra[0] * spectra[1].conj(), size)
+    norms = np.sqrt(np.prod((pair.astype(np.float64) ** 2).sum(axis=1)))
     peak = np.abs(np.r_[products[: lags + 1], products[-lags:]]).max()
     return float(peak / norms) if norms > 0 else 0.0
 

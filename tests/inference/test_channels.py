@@ -185,7 +185,7 @@ def test_the_best_is_that_of_all_windows_and_of_long_recordings(
 def figures(wav, rate=RATE, chunks=1):
     found = ChannelFigures()
     for part in np.array_split(wav.astype(np.float32), chunks):
-        found.add(part, rate)
+        found.add(part.T, rate)
     return found
 
 
