@@ -7,9 +7,14 @@ SpeechBrain's inference class with strict loading, any recordings, and batches. 
 score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
 has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.scoring.backend`). Thresholds come from the folder too
-(:mod:`speechbrain_ext.inference.thresholds`).
+(:mod:`speechbrain_ext.inference.thresholds`). Before a decision the speech is cut out of
+recordings (:mod:`speechbrain_ext.inference.speech`): a model scores noise and silence as
+if they were voices, and two of a kind as one voice.
 """
 
+import functools
+import logging
+import math
 import os
 from typing import NamedTuple
 
@@ -34,16 +39,19 @@ from speechbrain_ext.inference.decisions import (
 from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
+from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 from speechbrain_ext.utils.precision import autocast_type
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Comparison", "SpeakerModel", "SpeakerVerifier"]
 
 
 class SpeakerModel(NamedTuple):
-    """An enrolled speaker: ``embedding`` float32 [E], ``seconds`` of audio behind."""
+    """An enrolled speaker: ``embedding`` float32 [E], ``seconds`` of speech behind."""
 
     embedding: np.ndarray
     seconds: float
@@ -71,6 +79,8 @@ class SpeakerVerifier(SpeakerRecognition):
     ----------
     chunking : ChunkingConfig
         Shortest recording, windows.
+    speech : SpeechConfig
+        What counts as speech, and whether it is looked for before a decision.
     backend : Backend
         Cohort and calibrator, or None each.
     thresholds : dict of str to Thresholds
@@ -88,6 +98,7 @@ class SpeakerVerifier(SpeakerRecognition):
         super().__init__(modules, model.hparams, run_opts, freeze_params)
         self._half = autocast_type(self.precision)
         self.source, self.chunking = str(source), model.chunking
+        self.speech = model.speech
         self.backend, self.thresholds = model.backend, model.thresholds
         self.kinds = ["cosine"]
         self.kinds += ["as_norm"] * (self.backend.cohort is not None)
@@ -142,6 +153,11 @@ class SpeakerVerifier(SpeakerRecognition):
         """Width E of the embeddings."""
         return self.mods.speaker_encoder.embedding_size
 
+    @functools.cached_property
+    def detector(self):
+        """The SpeechDetector, on the model's device."""
+        return SpeechDetector(self.speech).to(self.device)
+
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] → embeddings [B, 1, E]."""
         return self.encode_batch(wavs, wav_lens)
@@ -189,6 +205,7 @@ class SpeakerVerifier(SpeakerRecognition):
         max_batch_seconds=None,
         window_seconds=None,
         hop_seconds=None,
+        speech_detection=False,
     ):
         """Embed files of any rate and number of channels, thousands of them.
 
@@ -205,6 +222,10 @@ class SpeakerVerifier(SpeakerRecognition):
             a CPU, where each core has a batch of its own, and 120 s on a GPU.
         window_seconds, hop_seconds : float or None
             None takes the model's; ``float("inf")`` embeds long recordings whole.
+        speech_detection : bool or None
+            Embed speech alone; None: as the model's folder says. Unless asked for, a
+            file is embedded as it is, as in trial lists and by SpeechBrain: decisions
+            are for ``compare``.
 
         Returns
         -------
@@ -218,7 +239,8 @@ class SpeakerVerifier(SpeakerRecognition):
         ------
         InputError
             One line that names the file which is missing, not sound, truncated, too
-            short, silent or not finite; a setting out of range.
+            short, silent or not finite; a setting out of range. With speech detection
+            NoSpeechError, a kind of it, of a file without speech, or with too little.
         """
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
@@ -226,11 +248,12 @@ class SpeakerVerifier(SpeakerRecognition):
         chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
-        result = self._embed(paths, chunking, collect=collect, **options)
+        options |= {"collect": collect}
+        result = self._embed(paths, chunking, speech_detection, **options)
         embeddings = torch.from_numpy(result.vectors)
         return (embeddings, result.failures) if collect else embeddings
 
-    def enrol(self, files):
+    def enrol(self, files, speech_detection=None):
         """A speaker from one or several recordings: the mean of their embeddings.
 
         The embeddings are averaged as they are, as in the trial lists of an
@@ -241,23 +264,36 @@ class SpeakerVerifier(SpeakerRecognition):
         ---------
         files : str, Path or list of them, or SpeakerModel
             A speaker who is enrolled already is returned.
+        speech_detection : bool or None
+            Embed speech alone; None: as the model's folder says.
 
         Returns
         -------
         SpeakerModel
+            Of the recordings with speech: there is a warning of each without.
 
         Raises
         ------
+        NoSpeechError
+            No speech in any of them, or too little in each.
         InputError
             As :meth:`encode_files`; no recording.
         """
         if isinstance(files, SpeakerModel):
             return files
-        result = self._embed(files, self.chunking)
+        options = {"collect": True}
+        result = self._embed(files, self.chunking, speech_detection, **options)
         if not len(result.vectors):
             raise InputError("no recordings to enrol from, expected at least one")
-        mean = result.vectors.mean(axis=0, dtype=np.float64)
-        return SpeakerModel(mean.astype(np.float32), float(result.seconds.sum()))
+        for error in result.errors:
+            if not isinstance(error, NoSpeechError):
+                raise error
+        if len(result.errors) == len(result.vectors):
+            raise result.errors[0]
+        for error in result.errors:
+            logger.warning("%s: left out of %d recordings", error, len(result.vectors))
+        mean = np.nanmean(result.vectors, axis=0, dtype=np.float64)
+        return SpeakerModel(mean.astype(np.float32), float(np.nansum(result.seconds)))
 
     def load_audio(self, path):
         """One local file as the model wants it → float32 [T] at 16 kHz.
@@ -284,6 +320,7 @@ class SpeakerVerifier(SpeakerRecognition):
         threshold=None,
         false_accept_rate=None,
         prior=0.5,
+        speech_detection=None,
     ):
         """Everything that the model can say about two voices.
 
@@ -301,10 +338,14 @@ class SpeakerVerifier(SpeakerRecognition):
             the threshold is where their errors were equally frequent.
         prior : float
             Share of same-speaker pairs, for ``probability``.
+        speech_detection : bool or None
+            As for :meth:`enrol`.
 
         Returns
         -------
         Comparison
+            Where a side has no speech, scores, probability and decision are None, and
+            there is a warning.
 
         Raises
         ------
@@ -314,18 +355,19 @@ class SpeakerVerifier(SpeakerRecognition):
         log_odds(prior)
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
-        voices = self.enrol(enrol), self.enrol(test)
-        scores = self._scores(*voices)
+        voices = [self._voice(side, speech_detection) for side in (enrol, test)]
+        heard = all(voice.seconds > 0 for voice in voices)
+        scores = self._scores(*voices) if heard else {}
         llr = scores.get("llr")
         return Comparison(
-            cosine=scores["cosine"],
+            cosine=scores.get("cosine"),
             as_norm=scores.get("as_norm"),
             llr=llr,
             probability=None if llr is None else probability(llr, prior),
             prior=float(prior),
             score=kind,
             threshold=point.threshold,
-            decision=scores[kind] >= point.threshold,
+            decision=scores[kind] >= point.threshold if heard else None,
             false_accept_rate=point.false_accept_rate,
             miss_rate=point.miss_rate,
             enrol_seconds=voices[0].seconds,
@@ -333,7 +375,13 @@ class SpeakerVerifier(SpeakerRecognition):
         )
 
     def verify_files(
-        self, path_x, path_y, threshold=None, false_accept_rate=None, score="cosine"
+        self,
+        path_x,
+        path_y,
+        threshold=None,
+        false_accept_rate=None,
+        score="cosine",
+        speech_detection=None,
     ):
         """Score and decision for two files, as SpeechBrain gives them.
 
@@ -341,24 +389,28 @@ class SpeakerVerifier(SpeakerRecognition):
         ---------
         path_x, path_y : str, Path or list of them
             Recordings of one voice each.
-        threshold, false_accept_rate, score
+        threshold, false_accept_rate, score, speech_detection
             As for :meth:`compare`.
 
         Returns
         -------
         score : torch.Tensor
-            float32 [1].
+            float32 [1]; NaN, with a warning, where a side has no speech.
         decision : torch.Tensor
-            bool [1], True for the same speaker.
+            bool [1], True for the same speaker; False where the score is NaN.
 
         Raises
         ------
         InputError
             As :meth:`compare`.
         """
-        result = self.compare(path_x, path_y, score, threshold, false_accept_rate)
-        value = torch.tensor([getattr(result, result.score)], dtype=torch.float32)
-        return value, torch.tensor([result.decision])
+        options = {"speech_detection": speech_detection}
+        result = self.compare(
+            path_x, path_y, score, threshold, false_accept_rate, **options
+        )
+        value = getattr(result, result.score)
+        value = torch.tensor([math.nan if value is None else value]).float()
+        return value, torch.tensor([bool(result.decision)])
 
     def verify_batch(
         self, wavs1, wavs2, wav1_lens=None, wav2_lens=None, threshold=None
@@ -397,12 +449,23 @@ class SpeakerVerifier(SpeakerRecognition):
         model = self.mods.speaker_encoder
         return encode(model, wavs, wav_lens, self.device, self._half)
 
-    def _embed(self, paths, chunking, **options):
+    def _voice(self, files, speech_detection):
+        """:meth:`enrol`; of 0 seconds, with a warning, where there is no speech."""
+        try:
+            return self.enrol(files, speech_detection)
+        except NoSpeechError as error:
+            logger.warning("%s: no decision", error)
+            return SpeakerModel(np.zeros(self.embedding_size, np.float32), 0.0)
+
+    def _embed(self, paths, chunking, speech_detection, **options):
+        if speech_detection is None:
+            speech_detection = self.speech.speech_detection
         return embed_files(
             torch.inference_mode()(self._encode),  # 8 % faster than no_grad
             *(self.embedding_size, _as_list(paths), chunking),
             on_cpu=self.device_type == "cpu",
             progress=not self.noprogressbar,
+            detector=self.detector if speech_detection else None,
             **options,
         )
 
