@@ -69,7 +69,7 @@ def measure(model, folder, arguments):
         size = path.stat().st_size
         sizes = [size / 2**20], [saved / 2**20]
         rows.append(summarise(f"{name}, file", "MiB", *sizes, **FILE))
-        encoder = OnnxSpeakerEncoder(path, arguments.threads)
+        encoder = graph_alone(path, arguments.threads)
         for seconds in TOY_SECONDS if arguments.toy else SECONDS:
             wav = speech_like(
                 seconds * encoder.sample_rate, encoder.sample_rate, seed=0

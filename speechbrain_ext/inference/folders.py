@@ -119,7 +119,9 @@ BLOCK = 256  # recordings; as much work may be lost, plus save_every
 FAILURES = ".failures.txt"
 
 
-def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
+def embed_inputs(
+    verifier, inputs, out, batch_seconds=None, save_every=60.0, speech_detection=None
+):
     """Embed folders and files into one file.
 
     Arguments
@@ -134,6 +136,9 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
         Of audio in one batch: bounds the memory. None takes what suits the device.
     save_every : float
         Seconds between two parts.
+    speech_detection : bool or None
+        Embed speech alone; None: as the model's folder says. A recording without any is
+        among the failures.
 
     Returns
     -------
@@ -153,8 +158,14 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
         raise InputError(f"{out}: a folder, expected the name of a file to write")
     listing = list_inputs(inputs)
     failures = list(listing.refused)
+    if speech_detection is None:
+        speech_detection = verifier.speech.speech_detection
     if listing.ids:
-        failures += _embed(verifier, listing, out, batch_seconds, save_every)
+        options = {
+            "max_batch_seconds": batch_seconds,
+            "speech_detection": speech_detection,
+        }
+        failures += _embed(verifier, listing, out, save_every, options)
     failures_file = out.with_name(out.name + FAILURES)
     _write_failures(failures_file, failures)
     total = len(listing.ids) + len(listing.refused)
@@ -186,10 +197,14 @@ def _write_failures(path, failures):
             file.write(f"{_printable(name)}\t{_printable(reason)}\n")
 
 
-def _embed(verifier, listing, out, batch_seconds, save_every):
-    """Write the embeddings of a listing → [(path, reason)] of those that failed."""
-    ids = np.array(listing.ids)
-    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
+def _embed(verifier, listing, out, save_every, options):
+    """Write the embeddings of a listing → [(path, reason)] of those that failed.
+
+    ``options`` are those of ``encode_files``.
+    """
+    ids, detection = np.array(listing.ids), options["speech_detection"]
+    run = _fingerprint(verifier, listing, detection)
+    parts = PartialResults(out, run, ids, save_every)
     if parts.finished() is not None:
         return []
     failures = []
@@ -202,7 +217,7 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
         ) as bar:
             for start in range(0, len(remaining), BLOCK):
                 rows = remaining[start : start + BLOCK]
-                failures += _embed_block(verifier, listing, rows, parts, batch_seconds)
+                failures += _embed_block(verifier, listing, rows, parts, options)
                 bar.update(len(rows))
     finally:
         parts.save()
@@ -215,12 +230,9 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
     return failures
 
 
-def _embed_block(verifier, listing, rows, parts, batch_seconds):
-    vectors, failures = verifier.encode_files(
-        [listing.paths[row] for row in rows],
-        on_error="collect",
-        max_batch_seconds=batch_seconds,
-    )
+def _embed_block(verifier, listing, rows, parts, options):
+    paths = [listing.paths[row] for row in rows]
+    vectors, failures = verifier.encode_files(paths, on_error="collect", **options)
     good = np.ones(len(rows), dtype=bool)
     good[[failure.row for failure in failures]] = False
     if good.any():
@@ -228,12 +240,14 @@ def _embed_block(verifier, listing, rows, parts, batch_seconds):
     return [(failure.path, failure.reason) for failure in failures]
 
 
-def _fingerprint(verifier, listing):
+def _fingerprint(verifier, listing, speech_detection):
     """Of model, settings and recordings, with their sizes in the place of durations."""
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
+    if speech_detection:
+        settings["speech"] = str(verifier.speech)
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 

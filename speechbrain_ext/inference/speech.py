@@ -35,7 +35,7 @@ from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError, NoSpeechError
 from speechbrain_ext.utils.weights import read_weights
 
-WEIGHTS = "data/silero_vad_16k.safetensors"
+WEIGHTS = "silero_vad_16k.safetensors"
 FFT, HOP = 256, 128
 FRAMES = VAD_WINDOW // HOP
 BLOCK_SECONDS = 32  # of a long recording, read at once: a whole number of windows
@@ -95,7 +95,7 @@ class SpeechDetector(torch.nn.Module):
     def __init__(self, config=None):
         super().__init__()
         self.config = config or SpeechConfig()
-        weights = read_weights(_weights_file())
+        weights = read_weights(silero_file(WEIGHTS))
         # the transform's first row is the cosine of 0, times the window
         self.register_buffer("window", weights["stft_conv.weight"][0, 0])
         n_frames, strides = FRAMES, (1, 2, 2, 1)
@@ -264,14 +264,15 @@ def check_speech(path, seconds, least):
         raise NoSpeechError(f"{path}: {lack_of_speech(seconds, least)}")
 
 
-def _weights_file():
+def silero_file(name):
+    """Path of a file in silero-vad's data; InputError where that is not installed."""
     found = importlib.util.find_spec("silero_vad")
     if found is None:
         raise InputError(
             "speech detection: the package silero-vad is missing, expected it "
             "installed: pip install silero-vad; or speech_detection=False"
         )
-    return Path(found.submodule_search_locations[0]) / WEIGHTS
+    return Path(found.submodule_search_locations[0]) / "data" / name
 
 
 def _as_matrix(kernel, n_frames, stride):

@@ -292,8 +292,10 @@ class SpeakerVerifier(SpeakerRecognition):
             raise result.errors[0]
         for error in result.errors:
             logger.warning("%s: left out of %d recordings", error, len(result.vectors))
-        mean = np.nanmean(result.vectors, axis=0, dtype=np.float64)
-        return SpeakerModel(mean.astype(np.float32), float(np.nansum(result.seconds)))
+        heard = np.isfinite(result.seconds)
+        mean = result.vectors[heard].mean(axis=0, dtype=np.float64)
+        seconds = float(result.seconds[heard].sum())
+        return SpeakerModel(mean.astype(np.float32), seconds)
 
     def load_audio(self, path):
         """One local file as the model wants it → float32 [T] at 16 kHz.
@@ -356,7 +358,7 @@ class SpeakerVerifier(SpeakerRecognition):
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
         voices = [self._voice(side, speech_detection) for side in (enrol, test)]
-        heard = all(voice.seconds > 0 for voice in voices)
+        heard = None not in voices
         scores = self._scores(*voices) if heard else {}
         llr = scores.get("llr")
         return Comparison(
@@ -370,8 +372,8 @@ class SpeakerVerifier(SpeakerRecognition):
             decision=scores[kind] >= point.threshold if heard else None,
             false_accept_rate=point.false_accept_rate,
             miss_rate=point.miss_rate,
-            enrol_seconds=voices[0].seconds,
-            test_seconds=voices[1].seconds,
+            enrol_seconds=voices[0].seconds if voices[0] else 0.0,
+            test_seconds=voices[1].seconds if voices[1] else 0.0,
         )
 
     def verify_files(
@@ -450,12 +452,12 @@ class SpeakerVerifier(SpeakerRecognition):
         return encode(model, wavs, wav_lens, self.device, self._half)
 
     def _voice(self, files, speech_detection):
-        """:meth:`enrol`; of 0 seconds, with a warning, where there is no speech."""
+        """:meth:`enrol`; None, with a warning, where there is no speech."""
         try:
             return self.enrol(files, speech_detection)
         except NoSpeechError as error:
             logger.warning("%s: no decision", error)
-            return SpeakerModel(np.zeros(self.embedding_size, np.float32), 0.0)
+            return None
 
     def _embed(self, paths, chunking, speech_detection, **options):
         if speech_detection is None:

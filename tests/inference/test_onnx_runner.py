@@ -18,7 +18,9 @@ RATE = 16000
 
 @pytest.fixture(scope="module")
 def encoder(onnx_models):
-    return OnnxSpeakerEncoder(onnx_models("pruned")[1], threads=1)
+    return OnnxSpeakerEncoder(
+        onnx_models("pruned")[1], threads=1, speech_detection=False
+    )
 
 
 def waveform(samples, seed=0):
@@ -118,7 +120,9 @@ ALONE = """
 import sys
 sys.modules["speechbrain_ext"] = None  # as if it were not installed
 import numpy as np, onnx_runner
-encoder = onnx_runner.OnnxSpeakerEncoder(sys.argv[1], threads=1)
+encoder = onnx_runner.OnnxSpeakerEncoder(
+    sys.argv[1], threads=1, speech_detection=False
+)
 np.save(sys.argv[2], encoder.embed(np.load(sys.argv[3])))
 assert not {"torch", "transformers", "speechbrain", "scipy"} & set(sys.modules)
 """
