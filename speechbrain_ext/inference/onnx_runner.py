@@ -13,6 +13,7 @@ service may copy it as it is.
 """
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ VAD_FILE = "silero_vad.onnx"
 # The detector's windows, in samples at 16 kHz; each is heard with those before it.
 VAD_WINDOW, VAD_CONTEXT = 512, 64
 VAD_BLOCK = 512  # windows of one call
+UNKNOWN_SIZE = 0x7FFF0000  # of a wav file that was written into a pipe
 HYSTERESIS = 0.15  # speech goes on down to so much below the threshold
 # Of files that were exported without them; in seconds, but the threshold.
 DEFAULTS = {
@@ -179,6 +181,7 @@ class OnnxSpeakerEncoder:
             raise InputError(f"{path}: {rate} Hz, expected {self.sample_rate} Hz")
         if len(wav) < frames:
             raise InputError(f"{path}: {len(wav)} samples decoded, expected {frames}")
+        _warn_of_missing_end(path)
         return self._checked(wav.mean(1), path)
 
     def speech(self, wav):
@@ -337,6 +340,19 @@ def cosine(one, other):
     """Similarity of embeddings, pair by pair: [..., E], [..., E] → [...]."""
     norms = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
     return (one * other).sum(-1) / norms
+
+
+def _warn_of_missing_end(path):
+    """A wav file of half its size is read without complaint, as half the speech."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        size = file.seek(0, os.SEEK_END)
+    said = int.from_bytes(start[4:], "little") + 8
+    if start[:4] == b"RIFF" and size < said - 1 and said < UNKNOWN_SIZE:
+        logger.warning(
+            "%s: %d bytes, its header says %d: what is there is embedded",
+            *(path, size, said),
+        )
 
 
 def _session(path, threads, providers):
