@@ -71,7 +71,9 @@ def _notes(length, rng, at_once=1, seconds=0.25):
     for start in range(0, length, size):
         for pitch in rng.choice(scale, at_once, replace=False):
             time = _time(RATE)
-            note = sum(np.sin(2 * np.pi * k * pitch * time) / k**1.5 for k in range(1, 6))
+            note = sum(
+                np.sin(2 * np.pi * k * pitch * time) / k**1.5 for k in range(1, 6)
+            )
             wav[start : start + RATE] += note * np.exp(-4 * time)
     return wav[:length]
 

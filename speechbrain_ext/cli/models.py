@@ -21,8 +21,8 @@ def add_models(commands):
         "verify",
         help=about,
         description=about,
-        epilog="Exit code: 0 whatever the decision, 1 where the input is wrong, 3 where "
-        'no speech was found on a side (then "same_speaker" is null).',
+        epilog="Exit code: 0 whatever the decision, 1 where the input is wrong, 3 "
+        'where no speech was found on a side (then "same_speaker" is null).',
         usage="%(prog)s ENROL TEST --source SOURCE [options]\n"
         "       %(prog)s --enrol FILE [FILE ...] --test FILE [FILE ...] "
         "--source SOURCE [options]",
@@ -80,8 +80,8 @@ def _add_model(parser):
         dest="speech_detection",
         action="store_const",
         const=False,
-        help="embed recordings as they are, with silence and noise (default: the speech "
-        "in them, where the model's folder does not say otherwise)",
+        help="embed recordings as they are, with silence and noise (default: the "
+        "speech in them, where the model's folder does not say otherwise)",
     )
 
 

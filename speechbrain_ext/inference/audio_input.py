@@ -116,8 +116,8 @@ class Chunk(NamedTuple):
     """A window, or the whole, of recording number ``row``.
 
     ``start`` and ``frames`` are samples at the recording's rate; -1 frames: all.
-    ``pieces``: what is read instead, one after the other: (start, stop) of each, samples
-    at 16 kHz.
+    ``pieces``: what is read instead, one after the other: (start, stop) of each, in
+    samples at 16 kHz.
     """
 
     row: int

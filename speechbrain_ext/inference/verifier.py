@@ -7,9 +7,9 @@ SpeechBrain's inference class with strict loading, any recordings, and batches. 
 score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
 has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.scoring.backend`). Thresholds come from the folder too
-(:mod:`speechbrain_ext.inference.thresholds`). Before a decision the speech is cut out of
-recordings (:mod:`speechbrain_ext.inference.speech`): a model scores noise and silence as
-if they were voices, and two of a kind as one voice.
+(:mod:`speechbrain_ext.inference.thresholds`). Before a decision the speech is cut out
+of recordings (:mod:`speechbrain_ext.inference.speech`): a model scores noise and
+silence as if they were voices, and two of a kind as one voice.
 """
 
 import functools

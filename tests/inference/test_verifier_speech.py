@@ -45,7 +45,8 @@ def files(tmp_path_factory):
     wavs = {
         "voice": voice,
         "padded": np.r_[voice, silence(27.0)],
-        "room": np.r_[silence(9.0), voice, silence(18.0)] + silence(27.0 + len(voice) / RATE, 3e-4),
+        "room": np.r_[silence(9.0), voice, silence(18.0)]
+        + silence(27.0 + len(voice) / RATE, 3e-4),
         "other": spoken("f2"),
         "noise": sounds(3.0, 1)["white0"],
         "music": sounds(3.0, 1)["chords0"],
@@ -86,7 +87,10 @@ def test_the_embedding_is_that_of_the_speech_alone(verifier, files):
         assert voice.seconds == len(speech) / RATE
     # of the silence nothing is left: the same samples
     np.testing.assert_array_equal(found[1], found[0])
-    assert verifier.enrol(files["padded"]).seconds == verifier.enrol(files["voice"]).seconds
+    assert (
+        verifier.enrol(files["padded"]).seconds
+        == verifier.enrol(files["voice"]).seconds
+    )
     assert abs(verifier.enrol(files["room"]).seconds - len(spoken("m1")) / RATE) < 0.6
 
 
@@ -114,7 +118,10 @@ def test_the_folder_s_key_decides_and_an_override_changes_it(model, files):
     off = load(model, overrides={"speech_detection": False})
     assert off.compare(files["voice"], files["noise"]).decision is not None
     assert off.enrol(files["padded"]).seconds > 27
-    assert off.compare(files["voice"], files["noise"], speech_detection=True).decision is None
+    assert (
+        off.compare(files["voice"], files["noise"], speech_detection=True).decision
+        is None
+    )
     wide = load(model, overrides={"speech_margin_seconds": 0.3})
     narrow = load(model, overrides={"speech_margin_seconds": 0.0})
     assert wide.enrol(files["room"]).seconds == pytest.approx(
@@ -157,7 +164,9 @@ def test_windows_are_cut_from_the_speech(verifier, tmp_path, window):
 def test_a_long_recording_at_another_rate_and_one_without_speech(verifier, tmp_path):
     wav = conversation(70.0)
     soundfile.write(tmp_path / "16.wav", wav, RATE, subtype="FLOAT")
-    soundfile.write(tmp_path / "48.wav", resample_poly(wav, 3, 1), 3 * RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "48.wav", resample_poly(wav, 3, 1), 3 * RATE, subtype="FLOAT"
+    )
     noise = np.tile(sounds(3.0, 1)["rain0"], 30)
     soundfile.write(tmp_path / "noise.wav", noise, RATE, subtype="FLOAT")
     names = ["16.wav", "48.wav", "noise.wav"]
@@ -229,7 +238,9 @@ def test_no_speech_is_an_answer_of_its_own(verifier, files, caplog):
 def test_too_little_speech_says_how_much(model, files):
     strict = load(model, overrides={"min_seconds": 8.0})
     path = files["padded"]  # 27 s, of which some 4 are speech
-    with pytest.raises(NoSpeechError, match=r"too little speech found: .* expected 8 s"):
+    with pytest.raises(
+        NoSpeechError, match=r"too little speech found: .* expected 8 s"
+    ):
         strict.enrol(path)
     assert strict.compare(path, path).decision is None
 
@@ -261,7 +272,9 @@ def test_files_without_speech_are_failures(verifier, files):
         verifier.encode_files(paths, speech_detection=True)
 
 
-def test_none_of_200_sounds_is_a_match_with_another_or_a_voice(verifier, tmp_path, files):
+def test_none_of_200_sounds_is_a_match_with_another_or_a_voice(
+    verifier, tmp_path, files
+):
     """Whatever the threshold: each of them alone is no voice."""
     paths = []
     for name, wav in sounds().items():
