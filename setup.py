@@ -41,6 +41,7 @@ setup(
         "pyarrow>=17",
         "scipy>=1.12",
         "soundfile>=0.12",
+        "silero-vad>=6.2.3,<7",  # its weights, which are inside
         "matplotlib>=3.7",
         "tqdm",
     ],

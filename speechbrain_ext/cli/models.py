@@ -1,6 +1,7 @@
 """``verify``, ``embed`` and ``app``: a model at work on recordings.
 
-Results are JSON on stdout, one object; all else goes to stderr.
+Results are JSON on stdout, one object; all else goes to stderr. ``verify`` exits with 3
+where a side has no speech: that is neither yes nor no, nor a mistake of the user's.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import sys
 
 from speechbrain_ext.utils.errors import InputError
 
+NO_SPEECH = 3  # exit code
+
 
 def add_models(commands):
     """Add ``verify``, ``embed``, ``app``."""
@@ -18,6 +21,8 @@ def add_models(commands):
         "verify",
         help=about,
         description=about,
+        epilog="Exit code: 0 whatever the decision, 1 where the input is wrong, 3 "
+        'where no speech was found on a side (then "same_speaker" is null).',
         usage="%(prog)s ENROL TEST --source SOURCE [options]\n"
         "       %(prog)s --enrol FILE [FILE ...] --test FILE [FILE ...] "
         "--source SOURCE [options]",
@@ -84,6 +89,14 @@ def _add_model(parser):
     )
     parser.add_argument("--savedir", help="where a model of the hub is kept")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there)")
+    parser.add_argument(
+        "--no_speech_detection",
+        dest="speech_detection",
+        action="store_const",
+        const=False,
+        help="embed recordings as they are, with silence and noise (default: the "
+        "speech in them, where the model's folder does not say otherwise)",
+    )
 
 
 def _add_decision(parser):
@@ -118,6 +131,8 @@ def run_verify(arguments):
             test_channel=arguments.test_channel,
         )
     _print_json(report)
+    if report["same_speaker"] is None:
+        raise SystemExit(NO_SPEECH)
 
 
 def run_embed(arguments):
@@ -128,6 +143,7 @@ def run_embed(arguments):
     with _logged_to_stderr():
         counts = embed_inputs(
             *(verifier, arguments.inputs, arguments.out, arguments.batch_seconds),
+            speech_detection=arguments.speech_detection,
             channel=arguments.channel,
         )
     _print_json(counts)
@@ -171,7 +187,7 @@ def _sides(recordings, enrol, test):
 
 
 def _decision(arguments):
-    names = ("score", "threshold", "false_accept_rate")
+    names = ("score", "threshold", "false_accept_rate", "speech_detection")
     return {name: getattr(arguments, name) for name in names}
 
 

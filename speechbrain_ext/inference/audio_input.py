@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 LOWEST_RATE, HIGHEST_RATE = 4000, 768_000
 HEADER_THREADS = 16
 SILENT = "silent, expected speech"
+NEAR_SECONDS = 2  # pieces of a recording so near are read at once
 FEW = 64  # files whose headers are read without threads and progress bar
 
 
@@ -152,12 +153,15 @@ class Chunk(NamedTuple):
     """A window, or the whole, of recording number ``row``.
 
     ``start`` and ``frames`` are samples at the recording's rate; -1 frames: all.
+    ``pieces``: what is read instead, one after the other: (start, stop) of each, in
+    samples at 16 kHz.
     """
 
     row: int
     start: int
     frames: int
     seconds: float
+    pieces: tuple = ()
 
 
 def chunks_of(row, recording, chunking, max_seconds=None):
@@ -172,10 +176,20 @@ def chunks_of(row, recording, chunking, max_seconds=None):
     if frames / rate <= chunking.window_seconds:
         whole = frames == recording.frames
         return [Chunk(row, first, -1 if whole else frames, frames / rate)]
+    return [
+        Chunk(row, first + start, stop - start, chunking.window_seconds)
+        for start, stop in windows_of(frames, chunking, rate)
+    ]
+
+
+def windows_of(frames, chunking, rate):
+    """First sample and the one after the last of each window of ``frames`` samples."""
+    if frames / rate <= chunking.window_seconds:
+        return [(0, frames)]
     window = round(chunking.window_seconds * rate)
     hop = max(1, round(chunking.hop_seconds * rate))
     starts = [*range(0, frames - window, hop), frames - window]
-    return [Chunk(row, first + s, window, chunking.window_seconds) for s in starts]
+    return [(start, start + window) for start in starts]
 
 
 def inspect_files(sources, min_seconds, channel="mean"):
@@ -277,15 +291,44 @@ def read_chunk(recording, chunk, min_seconds):
     start, frames, found = chunk.start, chunk.frames, recording
     if recording.sound is None:
         found = inspect_file(recording.path, min_seconds)
+    if chunk.pieces:
+        return _read_pieces(found, chunk.pieces), found
     if frames >= 0 and found.sample_rate != recording.sample_rate:
         ratio = Fraction(found.sample_rate, recording.sample_rate)
         start = int(start * ratio)
         frames = min(int(frames * ratio), found.frames - start)
-    wav, rate = found.read(start, frames)
-    if wav.ndim == 2:
-        wav = _one_channel(found, wav, rate)
-    wav = torch.from_numpy(np.ascontiguousarray(wav))
+    wav, rate = _read(found, start, frames)
     return (None if is_silent(wav) else resampled(wav, rate)), found
+
+
+def _read(recording, start, frames):
+    """One channel of a recording → tensor [T], and its rate."""
+    wav, rate = recording.read(start, frames)
+    if wav.ndim == 2:
+        wav = _one_channel(recording, wav, rate)
+    return torch.from_numpy(np.ascontiguousarray(wav)), rate
+
+
+def _read_pieces(recording, pieces):
+    """Pieces of a recording, (start, stop) at 16 kHz, one after the other → [T].
+
+    Those that are near each other are read at once: in some formats to seek is to
+    decode what lies before.
+    """
+    groups = []
+    for piece in pieces:
+        if groups and piece[0] - groups[-1][-1][1] < NEAR_SECONDS * SAMPLE_RATE:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    rate, parts = recording.sample_rate, []
+    for group in groups:
+        first, last = group[0][0], group[-1][1]
+        begin = first * rate // SAMPLE_RATE
+        end = min(-(-last * rate // SAMPLE_RATE), recording.frames)
+        wav = resampled(_read(recording, begin, end - begin)[0], rate)
+        parts += [wav[start - first : stop - first] for start, stop in group]
+    return torch.cat(parts)
 
 
 def load_recording(sources, min_seconds, channel="mean"):

@@ -27,6 +27,7 @@ from speechbrain_ext.inference.audio_input import (
 )
 from speechbrain_ext.inference.engine import Engine, encode, plan_jobs
 from speechbrain_ext.inference.partial_results import PartialResults
+from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.embeddings import check_ids, check_suffix
 from speechbrain_ext.utils.distributed import rank_and_world
 from speechbrain_ext.utils.errors import InputError
@@ -52,12 +53,15 @@ class Failure(NamedTuple):
 class Embedded(NamedTuple):
     """``vectors`` float32 [N, E], ``seconds`` float64 [N]; NaN where there is none.
 
-    ``failures`` is a list of Failure in the order of the recordings.
+    Seconds are those that were embedded: of speech alone, where a detector was given.
+    ``failures`` is a list of Failure in the order of the recordings, ``errors`` what
+    each of them was.
     """
 
     vectors: np.ndarray
     seconds: np.ndarray
     failures: list
+    errors: list
 
 
 def embed_files(
@@ -71,6 +75,7 @@ def embed_files(
     max_batch_seconds=None,
     collect=False,
     progress=True,
+    detector=None,
 ):
     """One embedding per recording, each different one being embedded once.
 
@@ -94,6 +99,8 @@ def embed_files(
         CPU and 120 s else.
     collect : bool
         Continue after a bad one, and list it; False raises its error.
+    detector : SpeechDetector or None
+        Where ``encode`` computes: speech alone is embedded. None embeds all.
 
     Returns
     -------
@@ -123,6 +130,7 @@ def embed_files(
     engine = Engine(
         *(encode, recordings.__getitem__, chunking, max_batch_seconds, batch_size),
         parallel=torch.get_num_threads() if on_cpu else 1,
+        detector=detector,
     )
     vectors = np.full((len(different), width), np.nan, dtype=np.float32)
     bar = _bar(seconds[good].sum(), hidden=None if progress else True)
@@ -132,14 +140,17 @@ def embed_files(
             for row, error in failed.items():
                 fail(row, error)
             bar.update(seconds[[*rows, *failed]].sum())
+    for row, spoken in engine.speech_seconds.items():
+        seconds[row] = spoken
     rows = [row_of[source.key] for source in sources]
     seconds[list(errors)] = np.nan
-    failures = []
+    failures, reasons = [], []
     for place, (source, row) in enumerate(zip(sources, rows)):
         if row in errors:
+            reasons.append(errors[row])
             reason = str(errors[row]).removeprefix(f"{different[row].name}: ")
             failures.append(Failure(place, source.name, reason))
-    return Embedded(vectors[rows], seconds[rows], failures)
+    return Embedded(vectors[rows], seconds[rows], failures, reasons)
 
 
 def extract_embeddings(
@@ -153,6 +164,7 @@ def extract_embeddings(
     progress=True,
     parts=None,
     chunking=None,
+    speech=None,
 ):
     """One embedding per recording of a manifest.
 
@@ -181,6 +193,8 @@ def extract_embeddings(
         Windows of long recordings; None: those of a model's folder without any. Its
         ``min_seconds`` is not used: a list decides what is in it, so the shortest
         recording is what the encoder takes.
+    speech : SpeechConfig or None
+        Embed speech alone, found so; None embeds recordings as they are.
 
     Returns
     -------
@@ -201,6 +215,10 @@ def extract_embeddings(
     number = isinstance(max_seconds, (int, float)) and max_seconds > 0
     if max_seconds is not None and not number:
         raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
+    if speech is not None and max_seconds is not None:
+        raise InputError(
+            f"max_seconds: {max_seconds} with speech_detection, expected one of the two"
+        )
     shortest = model.encoder.min_samples
     chunking = (chunking or ChunkingConfig())._replace(
         min_seconds=shortest / SAMPLE_RATE
@@ -217,6 +235,7 @@ def extract_embeddings(
         *(chunking, max_batch_seconds),
         max_seconds=max_seconds,
         readers=num_workers,
+        detector=None if speech is None else SpeechDetector(speech).to(device),
     )
     own, done = sum(seconds[job].sum() for job in jobs), seconds[store.done].sum()
     total = seconds.sum()
@@ -257,8 +276,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     save_every : float
         Seconds between two savings: as much work may be lost.
     **options
-        As for :func:`extract_embeddings`. ``max_seconds``, ``precision`` and
-        ``chunking`` must be those of the earlier run; everything else may change.
+        As for :func:`extract_embeddings`. ``max_seconds``, ``precision``, ``chunking``
+        and ``speech`` must be those of the earlier run; everything else may change.
 
     Returns
     -------
@@ -275,7 +294,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     run, vectors, main = None, None, if_main_process()
     if main:
         check_ids(path, manifest.ids.tolist())
-        settings = {name: options.get(name) for name in ("max_seconds", "precision")}
+        names = ("max_seconds", "precision", "speech")
+        settings = {name: options.get(name) for name in names}
         windows = (options.get("chunking") or ChunkingConfig())[1:]
         run = fingerprint(model, manifest, windows=windows, **settings)
     parts = PartialResults(path, ddp_broadcast(run), manifest.ids, save_every)

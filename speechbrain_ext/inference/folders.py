@@ -134,7 +134,13 @@ FAILURES = ".failures.txt"
 
 
 def embed_inputs(
-    verifier, inputs, out, batch_seconds=None, save_every=60.0, channel="mean"
+    verifier,
+    inputs,
+    out,
+    batch_seconds=None,
+    save_every=60.0,
+    speech_detection=None,
+    channel="mean",
 ):
     """Embed folders and files into one file.
 
@@ -150,6 +156,9 @@ def embed_inputs(
         Of audio in one batch: bounds the memory. None takes what suits the device.
     save_every : float
         Seconds between two parts.
+    speech_detection : bool or None
+        Embed speech alone; None: as the model's folder says. A recording without any is
+        among the failures.
     channel : str or int
         As for ``SpeakerVerifier.encode_files``.
 
@@ -173,9 +182,15 @@ def embed_inputs(
     channel = checked_channel(channel)
     listing = list_inputs(inputs)
     failures = list(listing.refused)
+    if speech_detection is None:
+        speech_detection = verifier.speech.speech_detection
     if listing.ids:
-        options = {"max_batch_seconds": batch_seconds, "channel": channel}
-        failures += _embed(verifier, listing, out, save_every, **options)
+        options = {
+            "max_batch_seconds": batch_seconds,
+            "speech_detection": speech_detection,
+            "channel": channel,
+        }
+        failures += _embed(verifier, listing, out, save_every, options)
     failures_file = out.with_name(out.name + FAILURES)
     _write_failures(failures_file, failures)
     total = len(listing.ids) + len(listing.refused)
@@ -208,10 +223,13 @@ def _write_failures(path, failures):
             file.write(f"{_printable(name)}\t{_printable(reason)}\n")
 
 
-def _embed(verifier, listing, out, save_every, **options):
-    """Write the embeddings of a listing → [(path, reason)] of those that failed."""
+def _embed(verifier, listing, out, save_every, options):
+    """Write the embeddings of a listing → [(path, reason)] of those that failed.
+
+    ``options`` are those of ``encode_files``.
+    """
     ids = np.array(listing.ids)
-    run = _fingerprint(verifier, listing, options["channel"])
+    run = _fingerprint(verifier, listing, options)
     parts = PartialResults(out, run, ids, save_every)
     if parts.finished() is not None:
         return []
@@ -248,13 +266,15 @@ def _embed_block(verifier, listing, rows, parts, options):
     return [(failure.path, failure.reason) for failure in failures]
 
 
-def _fingerprint(verifier, listing, channel):
+def _fingerprint(verifier, listing, options):
     """Of model, settings and recordings, with their sizes in the place of durations."""
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
-    settings["channel"] = channel
+    settings["channel"] = options["channel"]
+    if options["speech_detection"]:
+        settings["speech"] = str(verifier.speech)
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 
