@@ -1,6 +1,7 @@
 """``verify``, ``embed`` and ``app``: a model at work on recordings.
 
-Results are JSON on stdout, one object; all else goes to stderr.
+Results are JSON on stdout, one object; all else goes to stderr. ``verify`` exits with 3
+where a side has no speech: that is neither yes nor no, nor a mistake of the user's.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import sys
 
 from speechbrain_ext.utils.errors import InputError
 
+NO_SPEECH = 3  # exit code
+
 
 def add_models(commands):
     """Add ``verify``, ``embed``, ``app``."""
@@ -18,6 +21,8 @@ def add_models(commands):
         "verify",
         help=about,
         description=about,
+        epilog="Exit code: 0 whatever the decision, 1 where the input is wrong, 3 "
+        'where no speech was found on a side (then "same_speaker" is null).',
         usage="%(prog)s ENROL TEST --source SOURCE [options]\n"
         "       %(prog)s --enrol FILE [FILE ...] --test FILE [FILE ...] "
         "--source SOURCE [options]\n"
@@ -27,7 +32,8 @@ def add_models(commands):
         "recordings",
         nargs="*",
         metavar="FILE",
-        help="one recording of the known speaker and one to test",
+        help="one recording of the known speaker and one to test; a part of one as "
+        "FILE:12.5-17.0, in seconds, or FILE:12.5-",
     )
     verify.add_argument(
         "--enrol", nargs="+", metavar="FILE", help="several of the known speaker"
@@ -45,7 +51,8 @@ def add_models(commands):
         "inputs",
         nargs="+",
         metavar="FOLDER_OR_FILE",
-        help="recordings (wav, flac, ogg, mp3); folders with all below them",
+        help="recordings, or parts of some as FILE:12.5-17.0, in seconds; folders with "
+        "all below them",
     )
     embed.add_argument("--out", required=True, help="file: .npz or .safetensors")
     embed.add_argument(
@@ -62,11 +69,27 @@ def add_models(commands):
     app = commands.add_parser("app", help=about, description=about)
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network")
     app.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    for parser in (verify, embed):
+        _add_channel(parser)
+    verify.add_argument(
+        "--test_channel",
+        metavar="CHANNEL",
+        help="of the test side, where it is another",
+    )
     for parser, run in ((verify, run_verify), (embed, run_embed), (app, run_app)):
         _add_model(parser)
         parser.set_defaults(run=run)
     for parser in (verify, app):
         _add_decision(parser)
+
+
+def _add_channel(parser):
+    parser.add_argument(
+        "--channel",
+        default="mean",
+        help="of several: left, right, a number (the first is 1), mean, or best by an "
+        "estimate of the signal-to-noise ratio (default: mean)",
+    )
 
 
 def _add_model(parser):
@@ -75,6 +98,14 @@ def _add_model(parser):
     )
     parser.add_argument("--savedir", help="where a model of the hub is kept")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there)")
+    parser.add_argument(
+        "--no_speech_detection",
+        dest="speech_detection",
+        action="store_const",
+        const=False,
+        help="embed recordings as they are, with silence and noise (default: the "
+        "speech in them, where the model's folder does not say otherwise)",
+    )
 
 
 def _add_decision(parser, wrong="impostors let in"):
@@ -105,10 +136,17 @@ def run_verify(arguments):
     if enrol is None:
         enrol = Voices.load(arguments.voices, verifier)[arguments.voice]
     with _logged_to_stderr():
-        report = comparison_report(verifier, enrol, test, **_decision(arguments))
+        report = comparison_report(
+            *(verifier, enrol, test),
+            **_decision(arguments),
+            channel=arguments.channel,
+            test_channel=arguments.test_channel,
+        )
     if arguments.voice is not None:
         report["enrol"]["voice"] = arguments.voice
     _print_json(report)
+    if report["same_speaker"] is None:
+        raise SystemExit(NO_SPEECH)
 
 
 def run_embed(arguments):
@@ -118,13 +156,20 @@ def run_embed(arguments):
     verifier = _load(arguments, noprogressbar=True)  # one bar for all, instead
     with _logged_to_stderr():
         counts = embed_inputs(
-            verifier, arguments.inputs, arguments.out, arguments.batch_seconds
+            *(verifier, arguments.inputs, arguments.out, arguments.batch_seconds),
+            speech_detection=arguments.speech_detection,
+            channel=arguments.channel,
         )
     _print_json(counts)
     failed = f"{counts['failed']} failed"
     if counts["failures"]:
         failed += f", listed in {counts['failures']}"
-    print(f"{counts['embedded']} recordings embedded, {failed}", file=sys.stderr)
+    left_out = ", ".join(f"{n} {what}" for what, n in counts["left_out"].items())
+    print(
+        f"{counts['embedded']} recordings embedded, {failed}; "
+        f"left out: {left_out or 'nothing'}",
+        file=sys.stderr,
+    )
     if arguments.strict and counts["failed"]:
         raise InputError(f"--strict: {failed}, expected none")
 
@@ -169,7 +214,7 @@ def _sides(arguments):
 
 
 def _decision(arguments):
-    names = ("score", "threshold", "false_accept_rate")
+    names = ("score", "threshold", "false_accept_rate", "speech_detection")
     return {name: getattr(arguments, name) for name in names}
 
 

@@ -6,6 +6,8 @@ Results are JSON on stdout, one object; all else goes to stderr.
 import sys
 
 from speechbrain_ext.cli.models import (
+    NO_SPEECH,
+    _add_channel,
     _add_decision,
     _add_model,
     _decision,
@@ -14,8 +16,6 @@ from speechbrain_ext.cli.models import (
     _print_json,
 )
 from speechbrain_ext.utils.errors import InputError
-
-NO_SPEECH = 3  # the exit code where a recording leaves nothing to judge by
 
 
 def add_voices(commands):
@@ -49,6 +49,7 @@ def _add_enrol(commands):
         help="forget these voices' earlier recordings (default: add to them)",
     )
     _add_model(parser)
+    _add_channel(parser)
     parser.set_defaults(run=run_enrol)
 
 
@@ -56,6 +57,11 @@ def _add_store(parser, what):
     parser.add_argument(
         "--voices", required=True, metavar="FILE", help=f"enrolled voices, {what}"
     )
+
+
+def _reading(arguments):
+    """How recordings are read."""
+    return {name: getattr(arguments, name) for name in ("speech_detection", "channel")}
 
 
 def run_enrol(arguments):
@@ -74,6 +80,7 @@ def run_enrol(arguments):
         report = enrol_inputs(
             *(verifier, arguments.voices, recordings, arguments.replace),
             skip_bad=name is None,
+            **_reading(arguments),
         )
     _print_json(report)
 
@@ -92,6 +99,7 @@ def _add_identify(commands):
         "--top", type=int, default=5, help="candidates to list (default: %(default)s)"
     )
     _add_model(parser)
+    _add_channel(parser)
     _add_decision(parser, "unknown speakers taken for any of the voices")
     parser.set_defaults(run=run_identify)
 
@@ -106,7 +114,8 @@ def run_identify(arguments):
 
     verifier = _load(arguments)
     voices = Voices.load(arguments.voices, verifier)
-    options = {**_decision(arguments), "top": arguments.top}
+    reading, top = _reading(arguments), arguments.top
+    options = {**_decision(arguments), **reading, "top": top}
     with _logged_to_stderr():
         if arguments.each:
             _print_json(
@@ -175,6 +184,7 @@ def _add_thresholds(commands):
         "--seed", type=int, default=0, help="of what is drawn (default: %(default)s)"
     )
     _add_model(parser)
+    _add_channel(parser)
     parser.set_defaults(run=run_thresholds)
 
 
@@ -193,6 +203,7 @@ def run_thresholds(arguments):
             *(verifier, arguments.folder, model, output),
             max_trials=arguments.max_trials,
             seed=arguments.seed,
+            **_reading(arguments),
         )
     print(as_table(report), file=sys.stderr)
     _print_json(report)

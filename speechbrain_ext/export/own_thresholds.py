@@ -105,7 +105,9 @@ def _is_empty(folder):
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def measure_thresholds(verifier, folder, model, output, max_trials=200_000, seed=0):
+def measure_thresholds(
+    verifier, folder, model, output, max_trials=200_000, seed=0, **options
+):
     """Calibrate a model on recordings of one's own, and measure its thresholds.
 
     Arguments
@@ -120,6 +122,8 @@ def measure_thresholds(verifier, folder, model, output, max_trials=200_000, seed
         Pairs of recordings at most; drawn where there are more.
     seed : int
         Of that, and of the bootstrap.
+    **options
+        ``speech_detection`` and ``channel``, as for ``SpeakerVerifier.enrol``.
 
     Returns
     -------
@@ -140,7 +144,7 @@ def measure_thresholds(verifier, folder, model, output, max_trials=200_000, seed
         _check_number(folder, by_speaker)
         paths = [path for files in by_speaker.values() for path in files]
         speakers = np.repeat(list(by_speaker), list(map(len, by_speaker.values())))
-        found = embed_recordings(verifier, paths, collect=True)
+        found = embed_recordings(verifier, paths, **options)
         good = np.ones(len(paths), dtype=bool)
         good[[failure.row for failure in found.failures]] = False
         for failure in found.failures:

@@ -10,6 +10,7 @@ _MODULES = {
     "Comparison": "inference.verifier",
     "Identification": "inference.identification",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
     "Thresholds": "inference.thresholds",
     "Voices": "inference.voices",

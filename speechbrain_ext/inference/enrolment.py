@@ -64,7 +64,7 @@ def _preference(name, path):
     return name, not path.lower().endswith(LOSSLESS), path
 
 
-def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False):
+def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False, **options):
     """Enrol voices from files into a store.
 
     Everything is embedded before the store is locked, and the store is written once.
@@ -80,7 +80,9 @@ def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False):
         Forget what these voices were enrolled from; False adds to it.
     skip_bad : bool
         Leave out a bad recording, or a name that no voice can have, and list it; False
-        raises its error.
+        raises its error, unless a voice has other recordings than one without speech.
+    **options
+        ``speech_detection`` and ``channel``, as for ``SpeakerVerifier.enrol``.
 
     Returns
     -------
@@ -108,7 +110,9 @@ def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False):
             paths += files
             names += [name] * len(files)
     with _kept_warnings() as warnings:
-        found = embed_recordings(verifier, paths, skip_bad)
+        found = embed_recordings(verifier, paths, **options)
+        if not skip_bad:
+            found.with_speech()  # raises what is not for want of it
     good = np.ones(len(paths), dtype=bool)
     good[[failure.row for failure in found.failures]] = False
     failures += [(failure.path, failure.reason) for failure in found.failures]

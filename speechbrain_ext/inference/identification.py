@@ -343,7 +343,9 @@ def _origin(verifier, result, threshold, false_accept_rate):
     return "a guess that nobody measured: the model has no thresholds"
 
 
-def identify_each(verifier, files, voices, **options):
+def identify_each(
+    verifier, files, voices, speech_detection=None, channel="mean", **options
+):
     """Identify the speaker of every file, which are embedded together.
 
     Arguments
@@ -351,21 +353,21 @@ def identify_each(verifier, files, voices, **options):
     verifier : SpeakerVerifier
     files : list of str
     voices : Voices
-    **options
+    speech_detection, channel, **options
         As for :func:`identification_report`.
 
     Returns
     -------
     dict
         ``results``: for each file what :func:`identification_report` gives, or, of one
-        that cannot be read, ``test`` and ``error``.
+        that cannot be read or has no speech, ``test`` and ``error``.
 
     Raises
     ------
     InputError
         As ``identify``; no file can be read.
     """
-    found = embed_recordings(verifier, files, collect=True)
+    found = embed_recordings(verifier, files, speech_detection, channel)
     errors = {failure.row: failure.reason for failure in found.failures}
     if len(errors) == len(files):
         raise InputError(f"{files[0]}: {errors[0]} (no recording could be read)")

@@ -122,7 +122,7 @@ class Voices:
             for name, v in self._voices.items()
         ]
 
-    def add(self, name, recordings):
+    def add(self, name, recordings, **options):
         """Enrol a voice, or add recordings to one that is enrolled.
 
         A recording that is added twice counts twice.
@@ -132,15 +132,17 @@ class Voices:
         name : str
             Any printable text; kept in Unicode's composed form (NFC), without white
             space around it.
-        recordings : str, Path or list of them, or SpeakerModel
-            One or more, as for ``SpeakerVerifier.enrol``, whose result counts as one
-            recording.
+        recordings : a recording or a list of them, or SpeakerModel
+            As for ``SpeakerVerifier.enrol``, whose result counts as one recording.
+            Those without speech are left out, with a warning.
+        **options
+            ``speech_detection`` and ``channel``, as for ``enrol``.
 
         Raises
         ------
         InputError
-            As ``SpeakerVerifier.encode_files``; another kind of name; no recording; a
-            store without a verifier.
+            As ``SpeakerVerifier.enrol``; another kind of name; a store without a
+            verifier.
         """
         checked_name(name)  # before the work
         if isinstance(recordings, SpeakerModel):
@@ -149,8 +151,9 @@ class Voices:
             return
         if self._verifier is None:
             raise InputError("voices without a verifier, expected one to embed with")
-        found = embed_recordings(self._verifier, recordings)
+        found = embed_recordings(self._verifier, recordings, **options)
         with naming(name):
+            found = found.with_speech()
             self.add_embeddings(name, found.vectors, found.seconds)
 
     def add_embeddings(self, name, vectors, seconds):
@@ -329,13 +332,10 @@ def fingerprint_of(verifier):
     return _FINGERPRINTS[verifier]
 
 
-def embed_recordings(verifier, recordings, collect=False):
-    """Recordings, in batches → Embedded: vectors [K, E], seconds [K], failures.
-
-    With ``collect`` a bad one is among the failures and its embedding NaN, else its
-    InputError is raised.
-    """
-    return verifier._embed(recordings, verifier.chunking, collect=collect)
+def embed_recordings(verifier, recordings, speech_detection=None, channel="mean"):
+    """Recordings as they are embedded for a decision, in batches → Embedded."""
+    options = speech_detection, channel
+    return verifier._embed(recordings, verifier.chunking, *options, collect=True)
 
 
 def checked_name(name):

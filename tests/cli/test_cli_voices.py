@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from tiny_verifier import add_backend, load, make_folder, write_voice
 
 from speechbrain_ext.__main__ import main
-from speechbrain_ext.inference import SpeakerVerifier, Voices
+from speechbrain_ext.inference import Voices
 from speechbrain_ext.inference.voices import fingerprint_of
-from speechbrain_ext.utils.errors import NoSpeechError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,17 +179,33 @@ def test_unknown_is_an_answer(model, corpus, store, capsys):
     assert found["voice"] == found["candidates"][0]["voice"]
 
 
-def test_no_speech_has_an_exit_code_of_its_own(
-    model, corpus, store, capsys, monkeypatch
-):
-    def no_speech(self, recordings, **options):
-        raise NoSpeechError(f"{recordings[0]}: no speech")
-
-    monkeypatch.setattr(SpeakerVerifier, "enrol", no_speech)
-    words = ("--voices", store, "--source", model)
-    found = run(capsys, "identify", takes(corpus, "Zoë")[2], *words, code=3)
-    assert found["voice"] is None
+def test_no_speech_has_an_exit_code_of_its_own(model, corpus, tmp_path, capsys):
+    """The same weights, looking for speech; the recordings are tones."""
+    speech = make_folder(tmp_path / "model", inference={"speech_detection": True})
+    words = ("--voices", tmp_path / "v", "--source", speech)
+    files = takes(corpus, "Zoë")
+    refused(capsys, "no speech", "enrol", "Zoë", *files, *words)
+    assert not (tmp_path / "v").exists()
+    run(capsys, "enrol", "Zoë", *files, *words, "--no_speech_detection")
+    found = run(capsys, "identify", files[2], *words, code=3)
+    assert found["voice"] is found["score"] is None
     assert found["candidates"] == []
+    assert "no speech" in found["warnings"][-1]
+    found = run(capsys, "identify", files[2], *words, "--no_speech_detection")
+    assert found["voice"] == "Zoë"
+
+
+def test_a_channel_of_several(model, corpus, tmp_path, capsys):
+    """A speaker on the left, another one on the right."""
+    files = [takes(corpus, name)[2] for name in ("Anna", "Bo Li")]
+    both = np.stack([soundfile.read(file)[0] for file in files], axis=1)
+    soundfile.write(tmp_path / "call.wav", both, 16000)
+    words = ("--voices", tmp_path / "v", "--source", model)
+    for name, channel in (("left", "left"), ("right", "2")):
+        run(capsys, "enrol", name, tmp_path / "call.wav", *words, "--channel", channel)
+    for name, file in zip(("left", "right"), files):
+        decision = ("--score", "cosine", "--threshold", 0.99999)
+        assert run(capsys, "identify", file, *words, *decision)["voice"] == name
 
 
 def test_bad_questions(model, corpus, store, tmp_path, capsys):

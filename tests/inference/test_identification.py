@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_verifier import add_backend, load, make_folder, write_voice
 
-from speechbrain_ext.inference import SpeakerVerifier, Voices
+from speechbrain_ext.inference import Voices
 from speechbrain_ext.inference.decisions import Decider
 from speechbrain_ext.inference.identification import (
     DEFAULT_RATE,
@@ -298,17 +298,20 @@ def test_bad_questions(bare, wavs, tmp_path):
             bare.identify(**options)
 
 
-def test_a_recording_without_speech_is_nobodys(bare, wavs, monkeypatch):
-    voices = enrolled(bare, wavs[:2])
-
-    def no_speech(self, recordings):
-        raise NoSpeechError(f"{recordings}: no speech")
-
-    monkeypatch.setattr(SpeakerVerifier, "enrol", no_speech)
-    report = identification_report(bare, ["x.wav"], voices, threshold=-1.0)
+def test_a_recording_without_speech_is_nobodys(bare, wavs):
+    """A tone is no speech, however like an enrolled tone it is."""
+    voices, (tone, _) = enrolled(bare, wavs[:2]), wavs[0]
+    options = {"threshold": -1.0, "speech_detection": True}
+    report = identification_report(bare, [tone], voices, **options)
     assert report["voice"] is report["score"] is report["unknown_probability"] is None
     assert report["candidates"] == []
-    assert "no speech: nobody's voice" in report["warnings"][0]
+    assert report["test"] == {"files": [tone], "seconds": 0.0}
+    assert "no speech found: nobody's voice" in report["warnings"][0]
+    with pytest.raises(InputError, match="no recording could be read"):
+        identify_each(bare, [tone], voices, **options)
+    with pytest.raises(NoSpeechError, match=r"A: .*no speech"):
+        voices.add("A", tone, speech_detection=True)
+    assert len(voices) == 2
 
 
 def test_every_file_by_itself(whole, wavs, tmp_path):

@@ -63,6 +63,7 @@ def verify(
     window_seconds=None,
     hop_seconds=None,
     max_seconds=None,
+    speech_detection=False,
     max_batch_seconds=240.0,
     num_workers=2,
     eval_precision="fp32",
@@ -93,6 +94,9 @@ def verify(
         Longer recordings are embedded in windows; None: those of the model's folder.
     max_seconds : float, optional
         Longer recordings are cut to this much from their middle.
+    speech_detection : bool
+        Embed speech alone, as ``SpeakerVerifier`` does before a decision. Published
+        figures are without.
     max_batch_seconds : float
         Padded seconds of audio in a batch: bounds the memory.
     num_workers : int
@@ -131,6 +135,7 @@ def verify(
             *(pretrained_folder, run_opts, window_seconds, hop_seconds, eval_precision),
             max_batch_seconds=max_batch_seconds,
             max_seconds=max_seconds,
+            speech_detection=speech_detection,
             num_workers=num_workers,
         )
     check_sizes(plan, embed, given, embeddings)
