@@ -70,20 +70,20 @@ def add_models(commands):
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network")
     app.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     for parser in (verify, embed):
-        _add_channel(parser)
+        add_channel(parser)
     verify.add_argument(
         "--test_channel",
         metavar="CHANNEL",
         help="of the test side, where it is another",
     )
     for parser, run in ((verify, run_verify), (embed, run_embed), (app, run_app)):
-        _add_model(parser)
+        add_model(parser)
         parser.set_defaults(run=run)
     for parser in (verify, app):
-        _add_decision(parser)
+        add_decision(parser)
 
 
-def _add_channel(parser):
+def add_channel(parser):
     parser.add_argument(
         "--channel",
         default="mean",
@@ -92,7 +92,7 @@ def _add_channel(parser):
     )
 
 
-def _add_model(parser):
+def add_model(parser):
     parser.add_argument(
         "--source", required=True, help="model: a local folder, or an id on the hub"
     )
@@ -108,7 +108,7 @@ def _add_model(parser):
     )
 
 
-def _add_decision(parser, wrong="impostors let in"):
+def add_decision(parser, wrong="impostors let in"):
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold", type=float, help="same speaker at this score or above"
@@ -132,19 +132,19 @@ def run_verify(arguments):
     from speechbrain_ext.inference.voices import Voices
 
     enrol, test = _sides(arguments)
-    verifier = _load(arguments)
+    verifier = load_verifier(arguments)
     if enrol is None:
         enrol = Voices.load(arguments.voices, verifier)[arguments.voice]
-    with _logged_to_stderr():
+    with logged_to_stderr():
         report = comparison_report(
             *(verifier, enrol, test),
-            **_decision(arguments),
+            **decision_of(arguments),
             channel=arguments.channel,
             test_channel=arguments.test_channel,
         )
     if arguments.voice is not None:
         report["enrol"]["voice"] = arguments.voice
-    _print_json(report)
+    print_json(report)
     if report["same_speaker"] is None:
         raise SystemExit(NO_SPEECH)
 
@@ -153,14 +153,14 @@ def run_embed(arguments):
     """Write the embeddings of folders and files; print how many."""
     from speechbrain_ext.inference.folders import embed_inputs
 
-    verifier = _load(arguments, noprogressbar=True)  # one bar for all, instead
-    with _logged_to_stderr():
+    verifier = load_verifier(arguments, noprogressbar=True)  # one bar for all, instead
+    with logged_to_stderr():
         counts = embed_inputs(
             *(verifier, arguments.inputs, arguments.out, arguments.batch_seconds),
             speech_detection=arguments.speech_detection,
             channel=arguments.channel,
         )
-    _print_json(counts)
+    print_json(counts)
     failed = f"{counts['failed']} failed"
     if counts["failures"]:
         failed += f", listed in {counts['failures']}"
@@ -179,11 +179,11 @@ def run_app(arguments):
     from speechbrain_ext.app import import_gradio, launch
 
     import_gradio()  # before a model of gigabytes is loaded
-    verifier = _load(arguments)
-    with _logged_to_stderr():
+    verifier = load_verifier(arguments)
+    with logged_to_stderr():
         launch(
             *(verifier, arguments.source, arguments.host, arguments.port),
-            **_decision(arguments),
+            **decision_of(arguments),
         )
 
 
@@ -213,12 +213,12 @@ def _sides(arguments):
     )
 
 
-def _decision(arguments):
+def decision_of(arguments):
     names = ("score", "threshold", "false_accept_rate", "speech_detection")
     return {name: getattr(arguments, name) for name in names}
 
 
-def _load(arguments, **run_opts):
+def load_verifier(arguments, **run_opts):
     from speechbrain_ext.inference import SpeakerVerifier
 
     if arguments.device:
@@ -228,7 +228,7 @@ def _load(arguments, **run_opts):
     )
 
 
-def _print_json(values):
+def print_json(values):
     text = json.dumps(values, indent=1, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -238,7 +238,7 @@ def _print_json(values):
 
 
 @contextlib.contextmanager
-def _logged_to_stderr():
+def logged_to_stderr():
     """The package's log goes to stderr, a message of each kind once.
 
     Blocks of files, and comparison after comparison, repeat theirs with other values.

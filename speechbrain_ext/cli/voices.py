@@ -7,13 +7,13 @@ import sys
 
 from speechbrain_ext.cli.models import (
     NO_SPEECH,
-    _add_channel,
-    _add_decision,
-    _add_model,
-    _decision,
-    _load,
-    _logged_to_stderr,
-    _print_json,
+    add_channel,
+    add_decision,
+    add_model,
+    decision_of,
+    load_verifier,
+    logged_to_stderr,
+    print_json,
 )
 from speechbrain_ext.utils.errors import InputError
 
@@ -48,8 +48,8 @@ def _add_enrol(commands):
         action="store_true",
         help="forget these voices' earlier recordings (default: add to them)",
     )
-    _add_model(parser)
-    _add_channel(parser)
+    add_model(parser)
+    add_channel(parser)
     parser.set_defaults(run=run_enrol)
 
 
@@ -74,15 +74,15 @@ def run_enrol(arguments):
             f"{len(arguments.words)} words and {'no' * (not arguments.folder)} "
             "--folder, expected a name and its recordings, or --folder FOLDER"
         )
-    with _logged_to_stderr():
+    with logged_to_stderr():
         recordings = {name: files} if name else recordings_of_speakers(arguments.folder)
-        verifier = _load(arguments)
+        verifier = load_verifier(arguments)
         report = enrol_inputs(
             *(verifier, arguments.voices, recordings, arguments.replace),
             skip_bad=name is None,
             **_reading(arguments),
         )
-    _print_json(report)
+    print_json(report)
 
 
 def _add_identify(commands):
@@ -98,9 +98,9 @@ def _add_identify(commands):
     parser.add_argument(
         "--top", type=int, default=5, help="candidates to list (default: %(default)s)"
     )
-    _add_model(parser)
-    _add_channel(parser)
-    _add_decision(parser, "unknown speakers taken for any of the voices")
+    add_model(parser)
+    add_channel(parser)
+    add_decision(parser, "unknown speakers taken for any of the voices")
     parser.set_defaults(run=run_identify)
 
 
@@ -112,20 +112,18 @@ def run_identify(arguments):
     )
     from speechbrain_ext.inference.voices import Voices
 
-    verifier = _load(arguments)
+    verifier = load_verifier(arguments)
     voices = Voices.load(arguments.voices, verifier)
     reading, top = _reading(arguments), arguments.top
-    options = {**_decision(arguments), **reading, "top": top}
-    with _logged_to_stderr():
+    options = {**decision_of(arguments), **reading, "top": top}
+    with logged_to_stderr():
         if arguments.each:
-            _print_json(
-                identify_each(verifier, arguments.recordings, voices, **options)
-            )
+            print_json(identify_each(verifier, arguments.recordings, voices, **options))
             return
         report = identification_report(
             verifier, arguments.recordings, voices, **options
         )
-    _print_json(report)
+    print_json(report)
     if not report["candidates"]:
         sys.exit(NO_SPEECH)
 
@@ -155,7 +153,7 @@ def run_voices(arguments):
                 voices.remove(name)
     else:
         voices = Voices.load(path)
-    _print_json(
+    print_json(
         {
             "file": path,
             "model": voices.model,
@@ -183,8 +181,8 @@ def _add_thresholds(commands):
     parser.add_argument(
         "--seed", type=int, default=0, help="of what is drawn (default: %(default)s)"
     )
-    _add_model(parser)
-    _add_channel(parser)
+    add_model(parser)
+    add_channel(parser)
     parser.set_defaults(run=run_thresholds)
 
 
@@ -197,8 +195,8 @@ def run_thresholds(arguments):
     )
 
     model, output = place_of(arguments.source, arguments.savedir, arguments.output)
-    verifier = _load(arguments)
-    with _logged_to_stderr():
+    verifier = load_verifier(arguments)
+    with logged_to_stderr():
         report = measure_thresholds(
             *(verifier, arguments.folder, model, output),
             max_trials=arguments.max_trials,
@@ -206,4 +204,4 @@ def run_thresholds(arguments):
             **_reading(arguments),
         )
     print(as_table(report), file=sys.stderr)
-    _print_json(report)
+    print_json(report)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from speechbrain_ext.export.card import KINDS, RATES, with_thresholds
-from speechbrain_ext.inference.decisions import _kept_warnings
+from speechbrain_ext.inference.decisions import kept_warnings
 from speechbrain_ext.inference.enrolment import recordings_of_speakers
 from speechbrain_ext.inference.folder import CALIBRATION_FILE, find_folder
 from speechbrain_ext.inference.thresholds import (
@@ -139,7 +139,7 @@ def measure_thresholds(
         Fewer than two speakers, no two recordings of one; a setting out of range. The
         folders are then as they were.
     """
-    with _kept_warnings() as warnings:
+    with kept_warnings() as warnings:
         by_speaker = recordings_of_speakers(folder)
         _check_number(folder, by_speaker)
         paths = [path for files in by_speaker.values() for path in files]

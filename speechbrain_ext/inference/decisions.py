@@ -235,7 +235,7 @@ def comparison_report(
     InputError
         As ``compare``.
     """
-    with _kept_warnings() as warnings:
+    with kept_warnings() as warnings:
         result = verifier.compare(
             *(enrol, test, score, threshold, false_accept_rate),
             speech_detection=speech_detection,
@@ -283,7 +283,7 @@ def _origin(verifier, result, threshold, false_accept_rate):
 
 
 @contextlib.contextmanager
-def _kept_warnings():
+def kept_warnings():
     """A list that gets the package's warnings of the block; they are logged as well."""
     kept = []
     handler = logging.Handler(logging.WARNING)

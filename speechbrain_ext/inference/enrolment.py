@@ -9,7 +9,7 @@ import unicodedata
 
 import numpy as np
 
-from speechbrain_ext.inference.decisions import _kept_warnings
+from speechbrain_ext.inference.decisions import kept_warnings
 from speechbrain_ext.inference.folders import recordings_below
 from speechbrain_ext.inference.voices import Voices, checked_name, embed_recordings
 from speechbrain_ext.utils.errors import InputError
@@ -109,7 +109,7 @@ def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False, **o
         else:
             paths += files
             names += [name] * len(files)
-    with _kept_warnings() as warnings:
+    with kept_warnings() as warnings:
         found = embed_recordings(verifier, paths, **options)
         if not skip_bad:
             found.with_speech()  # raises what is not for want of it

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from speechbrain_ext.inference.decisions import _kept_warnings, files_of, log_odds
+from speechbrain_ext.inference.decisions import files_of, kept_warnings, log_odds
 from speechbrain_ext.inference.thresholds import checked_rate
 from speechbrain_ext.inference.verifier import SpeakerModel
 from speechbrain_ext.inference.voices import Voices, embed_recordings, fingerprint_of
@@ -302,7 +302,7 @@ def identification_report(
         As ``identify``.
     """
     decision = score, threshold, false_accept_rate
-    with _kept_warnings() as warnings:
+    with kept_warnings() as warnings:
         result = identify(verifier, recordings, voices, *decision, **options)
     best = result.candidates[:1]
     return {
