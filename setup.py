@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 GRADIO = "gradio>=6,<7"  # the page to try a model
+MEDIA = "av>=14"  # m4a, mp4, webm, …; ffmpeg on PATH does as well
 WEBDATASET = "webdataset>=1.0,<2"
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5", "torch>=2.8"]
 HERE = Path(__file__).parent
@@ -32,6 +33,7 @@ setup(
         "speechbrain>=1.1,<2",
         "transformers>=5.0,<6",
         "huggingface_hub",
+        "filelock>=3.12",  # a store of voices has one writer at a time
         "Jinja2>=3",  # the model card's template
         "safetensors>=0.4",
         "peft>=0.18",
@@ -41,6 +43,7 @@ setup(
         "pyarrow>=17",
         "scipy>=1.12",
         "soundfile>=0.12",
+        "silero-vad>=6.2.3,<7",  # its weights, which are inside
         "matplotlib>=3.7",
         "tqdm",
     ],
@@ -48,6 +51,7 @@ setup(
         # espeak-ng is GPL-3: only the demonstration corpus needs it
         "demo": ["espeakng-loader==0.2.4"],
         "app": [GRADIO],
+        "media": [MEDIA],
         "shards": [WEBDATASET],  # to make tar shards; training from them needs none
         "onnx": ONNX,  # to export; to run a file, onnxruntime alone
         # selenium drives Debian's chromium, where there is one
@@ -57,6 +61,7 @@ setup(
             "pytest-xdist",
             "ruff",
             GRADIO,
+            MEDIA,
             WEBDATASET,
             "selenium>=4.20",
             *ONNX,

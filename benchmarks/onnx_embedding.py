@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 from harness import argument_parser, compare, report, summarise
 
-from speechbrain_ext.export.onnx.check import speech_like
+from speechbrain_ext.export.onnx.check import graph_alone, speech_like
 from speechbrain_ext.export.onnx.export import export_onnx
-from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
@@ -69,7 +68,7 @@ def measure(model, folder, arguments):
         size = path.stat().st_size
         sizes = [size / 2**20], [saved / 2**20]
         rows.append(summarise(f"{name}, file", "MiB", *sizes, **FILE))
-        encoder = OnnxSpeakerEncoder(path, arguments.threads)
+        encoder = graph_alone(path, arguments.threads)
         for seconds in TOY_SECONDS if arguments.toy else SECONDS:
             wav = speech_like(
                 seconds * encoder.sample_rate, encoder.sample_rate, seed=0

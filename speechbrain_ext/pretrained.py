@@ -46,6 +46,11 @@ INFERENCE = {
     "min_seconds": 0.25,
     "window_seconds": 60.0,
     "hop_seconds": 60.0,
+    "speech_detection": True,
+    "speech_threshold": 0.5,
+    "min_speech_seconds": 0.25,
+    "max_pause_seconds": 0.5,
+    "speech_margin_seconds": 0.1,
     "as_norm_top_n": 300,
 }
 
@@ -62,6 +67,13 @@ sample_rate: {sample_rate} # Hz; recordings of other rates are converted
 min_seconds: {min_seconds} # shorter ones are refused
 window_seconds: {window_seconds} # longer ones are embedded in windows, and averaged
 hop_seconds: {hop_seconds} # from one window to the next
+
+# Before a decision, only speech is embedded
+speech_detection: {speech_detection}
+speech_threshold: {speech_threshold} # probability from which a moment is speech
+min_speech_seconds: {min_speech_seconds} # shorter sounds are none
+max_pause_seconds: {max_pause_seconds} # longer pauses are cut
+speech_margin_seconds: {speech_margin_seconds} # kept before and after speech
 
 as_norm_top_n: {as_norm_top_n} # cohort members that count, where there is a cohort.npz
 

@@ -26,10 +26,14 @@ def write_voice(path, number=0, seconds=1.0, seed=0, rate=16000, **options):
     return str(path)
 
 
-def make_folder(path, seed=0, **options):
-    """A folder without calibration, cohort and thresholds."""
+def make_folder(path, seed=0, inference=None, **options):
+    """A folder without calibration, cohort and thresholds.
+
+    Made-up voices are tones, which are no speech: they are embedded as they are.
+    """
     model = randomise(make_model(), seed)
-    return save_pretrained(path, model, **options)
+    inference = {"speech_detection": False, **(inference or {})}
+    return save_pretrained(path, model, inference=inference, **options)
 
 
 def load(folder, **options):

@@ -5,11 +5,12 @@ from speechbrain_ext.cli.profile import add_profile
 from speechbrain_ext.cli.scoring import add_scoring
 from speechbrain_ext.cli.shards import add_shards
 from speechbrain_ext.cli.share import add_share
+from speechbrain_ext.cli.voices import add_voices
 from speechbrain_ext.utils.command import Parser
 from speechbrain_ext.utils.errors import command_line
 
 # In the order of --help. Each module imports what runs only when it runs.
-GROUPS = (add_profile, add_shards, add_scoring, add_share, add_models)
+GROUPS = (add_profile, add_shards, add_scoring, add_share, add_models, add_voices)
 
 
 @command_line

@@ -1,6 +1,7 @@
 """``verify``, ``embed`` and ``app``: a model at work on recordings.
 
-Results are JSON on stdout, one object; all else goes to stderr.
+Results are JSON on stdout, one object; all else goes to stderr. ``verify`` exits with 3
+where a side has no speech: that is neither yes nor no, nor a mistake of the user's.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import sys
 
 from speechbrain_ext.utils.errors import InputError
 
+NO_SPEECH = 3  # exit code
+
 
 def add_models(commands):
     """Add ``verify``, ``embed``, ``app``."""
@@ -18,19 +21,27 @@ def add_models(commands):
         "verify",
         help=about,
         description=about,
+        epilog="Exit code: 0 whatever the decision, 1 where the input is wrong, 3 "
+        'where no speech was found on a side (then "same_speaker" is null).',
         usage="%(prog)s ENROL TEST --source SOURCE [options]\n"
         "       %(prog)s --enrol FILE [FILE ...] --test FILE [FILE ...] "
-        "--source SOURCE [options]",
+        "--source SOURCE [options]\n"
+        "       %(prog)s TEST --voice NAME --voices FILE --source SOURCE [options]",
     )
     verify.add_argument(
         "recordings",
         nargs="*",
         metavar="FILE",
-        help="one recording of the known speaker and one to test",
+        help="one recording of the known speaker and one to test; a part of one as "
+        "FILE:12.5-17.0, in seconds, or FILE:12.5-",
     )
     verify.add_argument(
         "--enrol", nargs="+", metavar="FILE", help="several of the known speaker"
     )
+    verify.add_argument(
+        "--voice", metavar="NAME", help="an enrolled voice, in place of ENROL"
+    )
+    verify.add_argument("--voices", metavar="FILE", help="written by enrol")
     verify.add_argument(
         "--test", nargs="+", metavar="FILE", help="one or several of one test speaker"
     )
@@ -40,7 +51,8 @@ def add_models(commands):
         "inputs",
         nargs="+",
         metavar="FOLDER_OR_FILE",
-        help="recordings (wav, flac, ogg, mp3); folders with all below them",
+        help="recordings, or parts of some as FILE:12.5-17.0, in seconds; folders with "
+        "all below them",
     )
     embed.add_argument("--out", required=True, help="file: .npz or .safetensors")
     embed.add_argument(
@@ -57,22 +69,46 @@ def add_models(commands):
     app = commands.add_parser("app", help=about, description=about)
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network")
     app.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    for parser in (verify, embed):
+        add_channel(parser)
+    verify.add_argument(
+        "--test_channel",
+        metavar="CHANNEL",
+        help="of the test side, where it is another",
+    )
     for parser, run in ((verify, run_verify), (embed, run_embed), (app, run_app)):
-        _add_model(parser)
+        add_model(parser)
         parser.set_defaults(run=run)
     for parser in (verify, app):
-        _add_decision(parser)
+        add_decision(parser)
 
 
-def _add_model(parser):
+def add_channel(parser):
+    parser.add_argument(
+        "--channel",
+        default="mean",
+        help="of several: left, right, a number (the first is 1), mean, or best by an "
+        "estimate of the signal-to-noise ratio (default: mean)",
+    )
+
+
+def add_model(parser):
     parser.add_argument(
         "--source", required=True, help="model: a local folder, or an id on the hub"
     )
     parser.add_argument("--savedir", help="where a model of the hub is kept")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there)")
+    parser.add_argument(
+        "--no_speech_detection",
+        dest="speech_detection",
+        action="store_const",
+        const=False,
+        help="embed recordings as they are, with silence and noise (default: the "
+        "speech in them, where the model's folder does not say otherwise)",
+    )
 
 
-def _add_decision(parser):
+def add_decision(parser, wrong="impostors let in"):
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold", type=float, help="same speaker at this score or above"
@@ -80,8 +116,8 @@ def _add_decision(parser):
     group.add_argument(
         "--false_accept_rate",
         type=float,
-        help="fraction of impostors let in: the threshold that the model's held-out "
-        "trials had for it",
+        help=f"fraction of {wrong}: the threshold that the model's held-out trials had "
+        "for it",
     )
     parser.add_argument(
         "--score",
@@ -93,28 +129,47 @@ def _add_decision(parser):
 def run_verify(arguments):
     """Print whether recordings are of one speaker."""
     from speechbrain_ext.inference.decisions import comparison_report
+    from speechbrain_ext.inference.voices import Voices
 
-    enrol, test = _sides(arguments.recordings, arguments.enrol, arguments.test)
-    verifier = _load(arguments)
-    with _logged_to_stderr():
-        report = comparison_report(verifier, enrol, test, **_decision(arguments))
-    _print_json(report)
+    enrol, test = _sides(arguments)
+    verifier = load_verifier(arguments)
+    if enrol is None:
+        enrol = Voices.load(arguments.voices, verifier)[arguments.voice]
+    with logged_to_stderr():
+        report = comparison_report(
+            *(verifier, enrol, test),
+            **decision_of(arguments),
+            channel=arguments.channel,
+            test_channel=arguments.test_channel,
+        )
+    if arguments.voice is not None:
+        report["enrol"]["voice"] = arguments.voice
+    print_json(report)
+    if report["same_speaker"] is None:
+        raise SystemExit(NO_SPEECH)
 
 
 def run_embed(arguments):
     """Write the embeddings of folders and files; print how many."""
     from speechbrain_ext.inference.folders import embed_inputs
 
-    verifier = _load(arguments, noprogressbar=True)  # one bar for all, instead
-    with _logged_to_stderr():
+    verifier = load_verifier(arguments, noprogressbar=True)  # one bar for all, instead
+    with logged_to_stderr():
         counts = embed_inputs(
-            verifier, arguments.inputs, arguments.out, arguments.batch_seconds
+            *(verifier, arguments.inputs, arguments.out, arguments.batch_seconds),
+            speech_detection=arguments.speech_detection,
+            channel=arguments.channel,
         )
-    _print_json(counts)
+    print_json(counts)
     failed = f"{counts['failed']} failed"
     if counts["failures"]:
         failed += f", listed in {counts['failures']}"
-    print(f"{counts['embedded']} recordings embedded, {failed}", file=sys.stderr)
+    left_out = ", ".join(f"{n} {what}" for what, n in counts["left_out"].items())
+    print(
+        f"{counts['embedded']} recordings embedded, {failed}; "
+        f"left out: {left_out or 'nothing'}",
+        file=sys.stderr,
+    )
     if arguments.strict and counts["failed"]:
         raise InputError(f"--strict: {failed}, expected none")
 
@@ -124,16 +179,29 @@ def run_app(arguments):
     from speechbrain_ext.app import import_gradio, launch
 
     import_gradio()  # before a model of gigabytes is loaded
-    verifier = _load(arguments)
-    with _logged_to_stderr():
+    verifier = load_verifier(arguments)
+    with logged_to_stderr():
         launch(
             *(verifier, arguments.source, arguments.host, arguments.port),
-            **_decision(arguments),
+            **decision_of(arguments),
         )
 
 
-def _sides(recordings, enrol, test):
-    """The recordings of the two sides of a trial, however they were given."""
+def _sides(arguments):
+    """The recordings of the two sides of a trial, however they were given.
+
+    Those of an enrolled voice are None.
+    """
+    recordings, enrol, test = arguments.recordings, arguments.enrol, arguments.test
+    if arguments.voice is not None or arguments.voices is not None:
+        if None in (arguments.voice, arguments.voices) or enrol:
+            raise InputError(
+                "--voice NAME and --voices FILE go together and take the place of the "
+                "enrolment's recordings"
+            )
+        if bool(recordings) == bool(test):
+            raise InputError("recordings to test with --voice, expected at least one")
+        return None, recordings or test
     if not recordings and enrol and test:
         return enrol, test
     if len(recordings) == 2 and not enrol and not test:
@@ -145,12 +213,12 @@ def _sides(recordings, enrol, test):
     )
 
 
-def _decision(arguments):
-    names = ("score", "threshold", "false_accept_rate")
+def decision_of(arguments):
+    names = ("score", "threshold", "false_accept_rate", "speech_detection")
     return {name: getattr(arguments, name) for name in names}
 
 
-def _load(arguments, **run_opts):
+def load_verifier(arguments, **run_opts):
     from speechbrain_ext.inference import SpeakerVerifier
 
     if arguments.device:
@@ -160,7 +228,7 @@ def _load(arguments, **run_opts):
     )
 
 
-def _print_json(values):
+def print_json(values):
     text = json.dumps(values, indent=1, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -170,7 +238,7 @@ def _print_json(values):
 
 
 @contextlib.contextmanager
-def _logged_to_stderr():
+def logged_to_stderr():
     """The package's log goes to stderr, a message of each kind once.
 
     Blocks of files, and comparison after comparison, repeat theirs with other values.

@@ -175,13 +175,15 @@ def _add_onnx(commands):
 def run_onnx(arguments):
     """Export, print the report as JSON."""
     from speechbrain_ext.export.onnx.export import export_onnx, require_extra
-    from speechbrain_ext.pretrained import load_pretrained
+    from speechbrain_ext.pretrained import INFERENCE, load_hyperparams
 
     require_extra()  # before the model takes its time to load
+    hparams = load_hyperparams(arguments.source)
     report = export_onnx(
-        load_pretrained(arguments.source),
+        hparams["speaker_encoder"],
         arguments.output,
         int8=arguments.int8,
         check_files=arguments.recordings,
+        inference={key: hparams[key] for key in INFERENCE if key in hparams},
     )
     print(json.dumps(report, indent=1))

@@ -1,7 +1,8 @@
 """Recordings: reading them, and what their headers say, with the checks all users need.
 
-Reading goes through soundfile (wav, flac, ogg, mp3), which can also read a part of
-a long file. VoxCeleb2's own m4a needs ffmpeg: the preparation converts it.
+Whatever a player plays is read (:mod:`speechbrain_ext.data.sound`), any part of it, and
+from a file object as from a path. Where a header says something else than what the file
+holds, there is a warning, one for each kind of file.
 
 A path of a manifest may stand for one recording inside a tar file
 (:mod:`speechbrain_ext.data.shards.index`), or for several, one after the other, with
@@ -18,14 +19,12 @@ of them sees all at once, and decides how many are few enough to be left out.
 """
 
 import logging
-import os
-import stat
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from speechbrain_ext.data.shards.members import is_member, open_member
+from speechbrain_ext.data.sound import is_path, name_of, open_sound, open_trusting
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.parallel import parallel_map
@@ -35,7 +34,7 @@ JOINT, LENGTH = "|", ":"
 
 def is_joined(path):
     """Whether a path of a manifest stands for several recordings."""
-    return JOINT in str(path)
+    return is_path(path) and JOINT in str(path)
 
 
 def joined_path(paths, frames):
@@ -86,9 +85,6 @@ def parts_between(path, start=0, frames=-1):
 
 
 SAMPLE_RATE = 16000
-SOUND_FILES = (".wav", ".flac", ".ogg", ".mp3")
-UNKNOWN_SIZE = 0x7FFF0000  # what programs write into a pipe, not knowing better
-UNKNOWN_FRAMES = 1 << 62  # from here on libsndfile says as much of other formats
 
 
 class AudioHeader(NamedTuple):
@@ -99,19 +95,58 @@ class AudioHeader(NamedTuple):
     channels: int
 
 
-def read_header(path):
-    """AudioHeader of one recording, which is not decoded.
+def read_header(source):
+    """How long a recording is, warning where its header says something else.
 
-    InputError: missing, empty, truncated, without a length, or not sound.
+    Arguments
+    ---------
+    source : str, Path or binary file
+        The recording; a file object is seekable, and read from its start.
+
+    Returns
+    -------
+    AudioHeader
+
+    Raises
+    ------
+    InputError
+        Where the file is missing, empty, truncated, or not sound.
     """
-    with _open(path) as file:
-        _check_whole(path)
-        if file.frames >= UNKNOWN_FRAMES:
-            raise InputError(
-                f"{path}: its header does not say how long it is, as of a stream; "
-                "expected a length: convert it once more, from file to file"
-            )
-        return AudioHeader(file.frames, file.samplerate, file.channels)
+    header, doubt = inspect(source)
+    if doubt is not None:
+        warn_of_doubts([(name_of(source), doubt)])
+    return header
+
+
+def inspect(source):
+    """:func:`read_header` that returns what it would warn of.
+
+    Returns
+    -------
+    header : AudioHeader
+    doubt : Doubt or None
+        For :func:`warn_of_doubts`.
+    """
+    with open_sound(source) as sound:
+        header = AudioHeader(sound.frames, sound.samplerate, sound.channels)
+        return header, sound.doubt
+
+
+def warn_of_doubts(doubts):
+    """One warning for each kind of file whose header and content differ.
+
+    Arguments
+    ---------
+    doubts : list of (str, Doubt)
+        Name and doubt of each recording.
+    """
+    kinds = {}
+    for name, doubt in doubts:
+        kinds.setdefault(doubt.kind, []).append((name, doubt.text))
+    for kind, found in kinds.items():
+        name, text = found[0]
+        more = f" (and {len(found) - 1} more {kind} files)" if len(found) > 1 else ""
+        logger.warning("%s: %s; what is there is read%s", name, text, more)
 
 
 def read_audio(path, start=0, frames=-1, check=True, average=False):
@@ -119,7 +154,7 @@ def read_audio(path, start=0, frames=-1, check=True, average=False):
 
     Arguments
     ---------
-    path : str or Path
+    path : str, Path or binary file
         The recording, or several that are joined.
     start : int
         First sample.
@@ -142,31 +177,30 @@ def read_audio(path, start=0, frames=-1, check=True, average=False):
     """
     if is_joined(path):
         return _read_joined(path, start, frames, check, average)
-    with _open(path) as file:
-        mono = file.channels == 1
-        if file.samplerate != SAMPLE_RATE or not (mono or average):
-            raise InputError(
-                f"{path}: {file.samplerate} Hz with {file.channels} channel(s), "
-                f"expected {SAMPLE_RATE} Hz mono"
-            )
-        wav = _decoded(file, path, start, frames, check)
-        return wav if mono else wav.mean(axis=1)
+    wav, rate = _read(path, start, frames, check, not average)
+    return wav if wav.ndim == 1 else wav.mean(axis=1)
 
 
-def read_mono(path, start=0, frames=-1):
-    """Read (a part of) one recording of any rate, its channels averaged.
+def read_mono(source, start=0, frames=-1):
+    """:func:`read_channels` with the channels averaged → (float32 [T], rate)."""
+    wav, rate = read_channels(source, start, frames)
+    return wav if wav.ndim == 1 else wav.mean(axis=1), rate
+
+
+def read_channels(source, start=0, frames=-1):
+    """Read (a part of) one recording of any rate and number of channels.
 
     Arguments
     ---------
-    path : str or Path
-        The recording.
+    source : str, Path or binary file
+        As for :func:`read_header`.
     start, frames : int
         As for :func:`read_audio`, at the recording's own rate.
 
     Returns
     -------
     wav : np.ndarray
-        float32, [T].
+        float32, [T] of one channel, [T, C] of several.
     sample_rate : int
         In Hz.
 
@@ -175,9 +209,7 @@ def read_mono(path, start=0, frames=-1):
     InputError
         Missing, corrupt, empty, truncated, NaN.
     """
-    with _open(path) as file:
-        wav = _decoded(file, path, start, frames, check=True)
-        return wav if wav.ndim == 1 else wav.mean(axis=1), file.samplerate
+    return _read(source, start, frames)
 
 
 def _read_joined(path, start, frames, check, average):
@@ -193,76 +225,47 @@ def _read_joined(path, start, frames, check, average):
     return wav
 
 
-def _decoded(file, path, start, frames, check):
-    """float32 [T], or [T, C] where there are several channels."""
-    try:
-        if start:
-            file.seek(start)
-        file.stays_there = frames >= 0
-        wav = file.read(frames, dtype="float32", always_2d=False)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from error
-    expected = file.frames - start if frames < 0 else frames
-    if len(wav) == 0:
-        raise InputError(f"{path}: no samples from {start} on, expected sound")
-    if len(wav) < expected:
+def _read(source, start, frames, check=True, as_wanted=False):
+    """(float32 [T], or [T, C] where there are several channels; rate).
+
+    A part is read where the header has it. Where it is not there, and where the whole
+    is wanted, the file is examined: its header may lie.
+    """
+    if frames >= 0 and (trusted := open_trusting(source)):
+        with trusted:
+            try:
+                return _samples(trusted, source, start, frames, check, as_wanted)
+            except _Short:
+                pass
+    with open_sound(source) as sound:
+        return _samples(sound, source, start, frames, check, as_wanted)
+
+
+class _Short(InputError):
+    """Fewer samples than expected."""
+
+
+def _samples(sound, source, start, frames, check, as_wanted):
+    name, rate = name_of(source), sound.samplerate
+    if as_wanted and (rate != SAMPLE_RATE or sound.channels != 1):
         raise InputError(
-            f"{path}: {len(wav)} samples decoded from {start} on, expected {expected}"
+            f"{name}: {rate} Hz with {sound.channels} channel(s), expected "
+            f"{SAMPLE_RATE} Hz mono"
+        )
+    expected = sound.frames - start if frames < 0 else frames
+    try:
+        wav = sound.read(start, max(0, expected))
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise _Short(f"{name}: cannot be decoded ({error})") from error
+    if len(wav) == 0:
+        raise _Short(f"{name}: no samples from {start} on, expected sound")
+    if len(wav) < expected:
+        raise _Short(
+            f"{name}: {len(wav)} samples decoded from {start} on, expected {expected}"
         )
     if check and not np.isfinite(wav).all():
-        raise InputError(f"{path}: NaN or infinite samples, expected finite ones")
-    return wav
-
-
-def _check_whole(path):
-    """A wav file of half its size is read without complaint, as half the speech."""
-    with open_member(path) if is_member(path) else open(path, "rb") as file:
-        start = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-    said = int.from_bytes(start[4:], "little") + 8
-    if start[:4] == b"RIFF" and said < UNKNOWN_SIZE and size < said - 1:  # a pad byte
-        raise InputError(f"{path}: {size} bytes, its header says {said}: truncated")
-
-
-class _Recording(soundfile.SoundFile):
-    """A sound file that is read once.
-
-    soundfile seeks three times around each read, to where the file is anyway; of a flac
-    file a block is decoded each time, a tenth of the time of a crop of 3 s. It does not
-    where a file says that it cannot.
-    """
-
-    stays_there = False
-
-    def seekable(self):
-        """As soundfile asks before it seeks."""
-        return not self.stays_there and super().seekable()
-
-
-def _open(path):
-    try:
-        return _Recording(_source(path))
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        reason = str(error).split(": ", 1)[-1].strip()
-        raise InputError(f"{path}: cannot be opened as sound ({reason})") from error
-
-
-def _source(path):
-    """What soundfile opens; OSError with the reason where it is no file to be read."""
-    if is_member(path):
-        return open_member(path)
-    # a name may be any bytes; libsndfile says "System error" of files that are missing
-    # and waits for ever for somebody to write into a pipe
-    name = str(path) if os.name == "nt" else os.fsencode(path)
-    try:
-        mode = os.stat(name).st_mode
-    except OSError as error:
-        raise OSError(error.strerror) from error
-    if not stat.S_ISREG(mode):
-        raise OSError("not a regular file")
-    if not os.access(name, os.R_OK):
-        raise OSError("permission denied")
-    return name
+        raise InputError(f"{name}: NaN or infinite samples, expected finite ones")
+    return wav, rate
 
 
 logger = logging.getLogger(__name__)
@@ -277,27 +280,31 @@ def read_durations(paths, num_workers=16):
     cannot be opened, is empty, or is not 16 kHz mono.
     """
     seconds = np.full(len(paths), np.nan)
-    bad = []
+    bad, doubts = [], []
     results = parallel_map(_duration, paths, num_workers, "reading headers", "file")
-    for row, (duration, reason) in enumerate(results):
+    for row, (duration, reason, doubt) in enumerate(results):
         if reason is None:
             seconds[row] = duration
         else:
             bad.append((paths[row], reason))
+        if doubt is not None:
+            doubts.append((paths[row], doubt))
+    warn_of_doubts(doubts)
     return seconds, bad
 
 
 def _duration(path):
+    """(seconds or None, why it is bad or None, Doubt or None)."""
     try:
-        header = read_header(path)
+        header, doubt = inspect(path)
     except InputError as error:
-        return None, str(error).removeprefix(f"{path}: ")
+        return None, str(error).removeprefix(f"{path}: "), None
     if header.sample_rate != SAMPLE_RATE or header.channels != 1:
         seen = f"{header.sample_rate} Hz with {header.channels} channel(s)"
-        return None, f"{seen}, expected {SAMPLE_RATE} Hz mono"
+        return None, f"{seen}, expected {SAMPLE_RATE} Hz mono", None
     if header.frames < 1:
-        return None, "0 samples, expected sound"
-    return header.frames / SAMPLE_RATE, None
+        return None, "0 samples, expected sound", None
+    return header.frames / SAMPLE_RATE, None, doubt
 
 
 def report_bad_files(bad, save_folder, max_bad_files, indispensable=frozenset()):

@@ -25,6 +25,7 @@ from speechbrain_ext.evaluation.score_lists import (
 )
 from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.inference.folder import load_encoder
+from speechbrain_ext.inference.speech import SpeechConfig
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import weights_file
 from speechbrain_ext.scoring.embeddings import select_vectors
@@ -32,7 +33,7 @@ from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.report import write_report
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.distributed import main_process_first
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import sha256
 from speechbrain_ext.utils.precision import autocast_type
 
@@ -157,7 +158,8 @@ def _checked_enrolments(enrolment):
 class Embedder:
     """The model of a folder, as a function (manifest, file) → embeddings [N, size].
 
-    Windows are those of the folder unless they are given; ``options`` go to
+    Windows are those of the folder unless they are given, and so is what counts as
+    speech, with ``speech_detection``; ``options`` go to
     :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
     """
 
@@ -168,6 +170,7 @@ class Embedder:
         window_seconds=None,
         hop_seconds=None,
         eval_precision="fp32",
+        speech_detection=False,
         **options,
     ):
         keep_freed_memory()
@@ -177,11 +180,18 @@ class Embedder:
         self.model = hparams["speaker_encoder"].to(device)
         self.size = self.model.embedding_size
         chunking = chunking.changed(window_seconds, hop_seconds)
+        if not isinstance(speech_detection, bool):
+            raise InputError(
+                f"speech_detection: {speech_detection!r}, expected True or False"
+            )
+        with naming(folder):
+            speech = SpeechConfig.of(hparams).checked()
         self.options = {
             **options,
             "device": device,
             "chunking": chunking.checked(self.model.encoder.min_samples),
             "precision": autocast_type(eval_precision),
+            "speech": speech if speech_detection else None,
             "progress": not run_opts.noprogressbar,
         }
         logger.info("%d parameters", count_parameters(self.model).total)

@@ -31,6 +31,7 @@ LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
 RATES = (0.05, 0.01, 0.001)  # false accepts whose thresholds the card shows
 KINDS = {"cosine": "cosine", "as_norm": "AS-norm", "llr": "log-likelihood ratio"}
+SECTION_OF_THRESHOLDS = re.compile(r"^## Thresholds\n.*?(?=^## |\Z)", re.M | re.S)
 FILES = {
     "README.md": "this card",
     "hyperparams.yaml": "the modules, for SpeechBrain",
@@ -157,6 +158,28 @@ def make_card(facts, template=None):
         raise InputError(f"{path}: {error} (a dollar sign is written $$)") from error
 
 
+def with_thresholds(text, thresholds, source):
+    """A card with the section on thresholds written anew, where it has one.
+
+    Arguments
+    ---------
+    text : str
+        README.md.
+    thresholds : dict of str to Thresholds
+    source : str
+        From which trials they are, in words.
+
+    Returns
+    -------
+    str
+    """
+    facts = CardFacts("", {}, thresholds=thresholds, threshold_source=source)
+    page = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+    context = page.new_context({"facts": facts, **_OF_THRESHOLDS})
+    section = "".join(page.blocks["thresholds"](context))
+    return SECTION_OF_THRESHOLDS.sub(lambda _: f"## Thresholds\n\n{section}\n\n", text)
+
+
 def _values(facts):
     """What the template shows, besides the facts themselves."""
     rows = max((len(result["systems"]) for result in facts.lists), default=0)
@@ -169,10 +192,7 @@ def _values(facts):
         "unshared": [KINDS[k] for k in facts.scores]
         if rows > len(facts.scores)
         else [],
-        "rates": RATES,
-        "kinds": KINDS,
-        "at_rate": _at_rate,
-        "rule_of_30": RULE_OF_30,
+        **_OF_THRESHOLDS,
         "training": list(_training(facts)),
         "origin": facts.training.get("converted_from") or {},
         "units": _units(facts.structure) if facts.structure else [],
@@ -219,6 +239,14 @@ def _at_rate(curve, rate):
     except InputError:  # too many of the non-targets share the highest score
         return "–"
     return f"{point.threshold:.3f} ({100 * point.miss_rate:.1f} %)"
+
+
+_OF_THRESHOLDS = {
+    "rates": RATES,
+    "kinds": KINDS,
+    "at_rate": _at_rate,
+    "rule_of_30": RULE_OF_30,
+}
 
 
 def _front_matter(facts):

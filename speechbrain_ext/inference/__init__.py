@@ -8,9 +8,12 @@ import importlib
 
 _MODULES = {
     "Comparison": "inference.verifier",
+    "Identification": "inference.identification",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
     "Thresholds": "inference.thresholds",
+    "Voices": "inference.voices",
     "convert_released": "export.published.convert",
     "export_onnx": "export.onnx.export",
     "load_thresholds": "inference.thresholds",

@@ -1,9 +1,10 @@
 """Recordings as users have them: any rate, any number of channels, long, or bad.
 
-Channels are averaged, then the rate is converted by torchaudio's windowed sinc filter.
-The ratio of the rates is taken as a fraction with a denominator of at most 1000: exact
-for every rate in use, and within 0.05 %, a hundredth of a semitone, for odd ones such
-as 15,999 Hz, whose exact filter would fill gigabytes.
+Of several channels one is taken, or their mean
+(:mod:`speechbrain_ext.inference.channels`), then the rate is converted by torchaudio's
+windowed sinc filter. The ratio of the rates is taken as a fraction with a denominator
+of at most 1000: exact for every rate in use, and within 0.05 %, a hundredth of a
+semitone, for odd ones such as 15,999 Hz, whose exact filter would fill gigabytes.
 
 A recording of F samples, longer than the window of W samples, is cut at 0, H, 2H, …
 while a window fits, and a last window ends where the recording ends.
@@ -19,14 +20,16 @@ import numpy as np
 import torch
 from torchaudio.transforms import Resample
 
-from speechbrain_ext.data.audio import (
-    SAMPLE_RATE,
-    is_joined,
-    parts_of,
-    read_audio,
-    read_header,
-    read_mono,
+from speechbrain_ext.data.audio import SAMPLE_RATE, warn_of_doubts
+from speechbrain_ext.inference.channels import (
+    CHOICES,
+    RULES,
+    ChannelFigures,
+    best_channel,
+    check_number,
+    warn_of_channels,
 )
+from speechbrain_ext.inference.sources import FileSound, Source, place_of
 from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 LOWEST_RATE, HIGHEST_RATE = 4000, 768_000
 HEADER_THREADS = 16
 SILENT = "silent, expected speech"
+NEAR_SECONDS = 2  # pieces of a recording so near are read at once
 FEW = 64  # files whose headers are read without threads and progress bar
 
 
@@ -93,12 +97,33 @@ class ChunkingConfig(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A file: ``frames`` samples per channel at ``sample_rate`` Hz."""
+    """A recording, or a part: ``frames`` samples per channel at ``sample_rate`` Hz.
+
+    Attributes
+    ----------
+    path : str
+        Of a file, or what it is called in messages.
+    sound : FileSound, ArraySound or None
+        What it is read from, once it was looked at; None: the file.
+    first : int or None
+        Where a part of ``sound`` begins; None: it is the whole.
+    channel : int or str
+        Which is taken, the first being 1; ``mean``.
+    figures : ChannelFigures or None
+        Of several channels, growing while it is read.
+    doubt : Doubt or None
+        Where header and content of the file differ.
+    """
 
     path: str
     frames: int
     sample_rate: int = SAMPLE_RATE
     channels: int = 1
+    sound: object = None
+    first: int | None = None
+    channel: int | str = "mean"
+    figures: ChannelFigures | None = None
+    doubt: object = None
 
     @property
     def seconds(self):
@@ -107,20 +132,36 @@ class Recording(NamedTuple):
 
     @property
     def fits(self):
-        """Whether it is as the model wants it."""
-        return self.sample_rate == SAMPLE_RATE and self.channels == 1
+        """Whether it is taken as the model wants it, and nothing is to be said."""
+        return not self.is_converted and self.figures is None
+
+    @property
+    def is_converted(self):
+        """Whether its rate is, or its channels are averaged without being asked to."""
+        averaged = self.channels > 1 and self.channel == "mean"
+        return self.sample_rate != SAMPLE_RATE or averaged
+
+    def read(self, start=0, frames=-1):
+        """(float32 [T] of one channel or [T, C] of several, rate)."""
+        if self.first is not None:
+            frames = self.frames - start if frames < 0 else frames
+            start += self.first
+        return self.sound.read(start, frames)
 
 
 class Chunk(NamedTuple):
     """A window, or the whole, of recording number ``row``.
 
     ``start`` and ``frames`` are samples at the recording's rate; -1 frames: all.
+    ``pieces``: what is read instead, one after the other: (start, stop) of each, in
+    samples at 16 kHz.
     """
 
     row: int
     start: int
     frames: int
     seconds: float
+    pieces: tuple = ()
 
 
 def chunks_of(row, recording, chunking, max_seconds=None):
@@ -135,67 +176,204 @@ def chunks_of(row, recording, chunking, max_seconds=None):
     if frames / rate <= chunking.window_seconds:
         whole = frames == recording.frames
         return [Chunk(row, first, -1 if whole else frames, frames / rate)]
+    return [
+        Chunk(row, first + start, stop - start, chunking.window_seconds)
+        for start, stop in windows_of(frames, chunking, rate)
+    ]
+
+
+def windows_of(frames, chunking, rate):
+    """First sample and the one after the last of each window of ``frames`` samples."""
+    if frames / rate <= chunking.window_seconds:
+        return [(0, frames)]
     window = round(chunking.window_seconds * rate)
     hop = max(1, round(chunking.hop_seconds * rate))
     starts = [*range(0, frames - window, hop), frames - window]
-    return [Chunk(row, first + s, window, chunking.window_seconds) for s in starts]
+    return [(start, start + window) for start in starts]
 
 
-def inspect_files(paths, min_seconds):
-    """Read the headers of N files → N times a Recording or InputError."""
+def inspect_files(sources, min_seconds, channel="mean"):
+    """Read the headers of N recordings → N times a Recording or InputError.
 
-    def inspect(path):
+    One warning for each kind of file whose headers lie.
+    """
+
+    def inspect(source):
         try:
-            return inspect_file(path, min_seconds)
+            return inspect_file(source, min_seconds, channel)
         except InputError as error:
             return error
 
-    if len(paths) < FEW:
-        return [inspect(path) for path in paths]
-    return parallel_map(inspect, paths, HEADER_THREADS, "reading headers", "file")
-
-
-def inspect_file(path, min_seconds):
-    """Read the header of one file, or of several that a manifest joins → Recording.
-
-    InputError: missing, empty, truncated or not sound; a rate out of range; too short.
-    """
-    if is_joined(path):
-        recording = Recording(path, sum(frames for _, frames in parts_of(path)))
+    if len(sources) < FEW:
+        found = [inspect(source) for source in sources]
     else:
-        recording = Recording(str(path), *read_header(path))
+        found = parallel_map(
+            inspect, sources, HEADER_THREADS, "reading headers", "file"
+        )
+    known = [recording for recording in found if isinstance(recording, Recording)]
+    warn_of_doubts([(r.path, r.doubt) for r in known if r.doubt is not None])
+    return found
+
+
+def inspect_file(source, min_seconds, channel="mean"):
+    """Read the header of one recording → Recording.
+
+    Arguments
+    ---------
+    source : Source, str or Path
+        A recording; a path is a file, or several that a manifest joins, never a part.
+    min_seconds : float
+        Shorter ones are refused.
+    channel : int or str
+        As :func:`~speechbrain_ext.inference.channels.checked_channel` gives it.
+
+    Raises
+    ------
+    InputError
+        Missing, empty, truncated or not sound; a rate out of range; too short; no such
+        part or channel.
+    """
+    if isinstance(source, Source):
+        source = source.located()
+        name, sound = source.name, source.opened()
+    else:
+        name = str(source)
+        sound = FileSound(name, name)
+    header, doubt = sound.header()
+    first, frames = None, header.frames
+    if isinstance(source, Source) and source.is_part:
+        first, frames = place_of(source, header)
+    recording = Recording(name, frames, *header[1:], sound, first, doubt=doubt)
     if not LOWEST_RATE <= recording.sample_rate <= HIGHEST_RATE:
         raise InputError(
-            f"{path}: {recording.sample_rate} Hz, expected {LOWEST_RATE} to "
+            f"{name}: {recording.sample_rate} Hz, expected {LOWEST_RATE} to "
             f"{HIGHEST_RATE} Hz"
         )
     if recording.seconds < min_seconds:
         raise InputError(
-            f"{path}: {recording.frames} samples, {recording.seconds:.4g} s, expected "
+            f"{name}: {recording.frames} samples, {recording.seconds:.4g} s, expected "
             f"at least {min_seconds:g} s of speech"
         )
-    return recording
+    check_number(channel, recording.channels, name)
+    if recording.channels == 1:
+        return recording
+    figures = ChannelFigures() if channel in RULES else None
+    if channel == "best":
+        channel, figures.ratios = best_channel(recording)
+    return recording._replace(channel=channel, figures=figures)
 
 
 def read_chunk(recording, chunk, min_seconds):
     """Samples of a Chunk of a recording, as the model wants them.
 
-    ``recording`` is as far as a manifest knows it: 16 kHz. → float32 [T] at 16 kHz,
-    None where there is no sound; the Recording as its header says, which is read here.
-    InputError as :func:`inspect_file`; corrupt, shorter than expected, NaN.
+    Arguments
+    ---------
+    recording : Recording
+        As :func:`inspect_file` found it; or as far as a manifest knows it, 16 kHz, and
+        then its header is read here.
+    chunk : Chunk
+        Of this recording.
+    min_seconds : float
+        As for :func:`inspect_file`.
+
+    Returns
+    -------
+    wav : torch.Tensor or None
+        float32 [T] at 16 kHz; None where there is no sound.
+    recording : Recording
+        As its header says.
+
+    Raises
+    ------
+    InputError
+        As :func:`inspect_file`; corrupt, shorter than expected, NaN.
     """
-    path, start, frames = recording.path, chunk.start, chunk.frames
-    found = inspect_file(path, min_seconds)
+    start, frames, found = chunk.start, chunk.frames, recording
+    if recording.sound is None:
+        found = inspect_file(recording.path, min_seconds)
+    if chunk.pieces:
+        return _read_pieces(found, chunk.pieces), found
     if frames >= 0 and found.sample_rate != recording.sample_rate:
         ratio = Fraction(found.sample_rate, recording.sample_rate)
         start = int(start * ratio)
         frames = min(int(frames * ratio), found.frames - start)
-    if is_joined(path):
-        wav, rate = read_audio(path, start, frames), SAMPLE_RATE
-    else:
-        wav, rate = read_mono(path, start, frames)
-    wav = torch.from_numpy(np.ascontiguousarray(wav))
+    wav, rate = _read(found, start, frames)
     return (None if is_silent(wav) else resampled(wav, rate)), found
+
+
+def _read(recording, start, frames):
+    """One channel of a recording → tensor [T], and its rate."""
+    wav, rate = recording.read(start, frames)
+    if wav.ndim == 2:
+        wav = _one_channel(recording, wav, rate)
+    return torch.from_numpy(np.ascontiguousarray(wav)), rate
+
+
+def _read_pieces(recording, pieces):
+    """Pieces of a recording, (start, stop) at 16 kHz, one after the other → [T].
+
+    Those that are near each other are read at once: in some formats to seek is to
+    decode what lies before.
+    """
+    groups = []
+    for piece in pieces:
+        if groups and piece[0] - groups[-1][-1][1] < NEAR_SECONDS * SAMPLE_RATE:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    rate, parts = recording.sample_rate, []
+    for group in groups:
+        first, last = group[0][0], group[-1][1]
+        begin = first * rate // SAMPLE_RATE
+        end = min(-(-last * rate // SAMPLE_RATE), recording.frames)
+        wav = resampled(_read(recording, begin, end - begin)[0], rate)
+        parts += [wav[start - first : stop - first] for start, stop in group]
+    return torch.cat(parts)
+
+
+def load_recording(sources, min_seconds, channel="mean"):
+    """One recording, whole, as the model wants it → float32 [T] at 16 kHz.
+
+    Arguments
+    ---------
+    sources : list of Source
+        Of one.
+    min_seconds, channel
+        As for :func:`inspect_file`.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_chunk`; silent; none or several recordings.
+    """
+    if len(sources) != 1:
+        raise InputError(f"{len(sources)} recordings to load, expected one")
+    (recording,) = inspect_files(sources, min_seconds, channel)
+    if isinstance(recording, InputError):
+        raise recording
+    whole = Chunk(0, 0, -1, recording.seconds)
+    wav, _ = read_chunk(recording, whole, min_seconds)
+    warn_of_conversions([] if recording.fits else [recording], 1)
+    if wav is None:
+        raise InputError(f"{recording.path}: {SILENT}")
+    return wav
+
+
+def _one_channel(recording, wav, rate):
+    """[T, C] → [T]: the channel that is taken, or the mean."""
+    if recording.figures is None:
+        return wav[:, recording.channel - 1]
+    wav = np.ascontiguousarray(wav.T)  # twice as fast from here on
+    recording.figures.add(wav, rate)
+    if recording.channel != "mean":
+        return wav[recording.channel - 1]
+    mean = wav.mean(axis=0)
+    if np.ptp(mean) == 0 and np.ptp(wav, axis=1).any():
+        raise InputError(
+            f"{recording.path}: {SILENT}: its {recording.channels} channels cancel in "
+            f"their mean; choose one by channel: {CHOICES}"
+        )
+    return mean
 
 
 def is_silent(wav):
@@ -222,7 +400,9 @@ def check_batch(wavs, wav_lens):
 
 
 def warn_of_conversions(recordings, total):
-    """One warning for the recordings that were converted, of ``total``."""
+    """One warning of each kind for recordings that do not fit, of ``total``."""
+    warn_of_channels(recordings, total)
+    recordings = [recording for recording in recordings if recording.is_converted]
     if not recordings:
         return
     kinds = Counter((r.sample_rate, r.channels) for r in recordings)

@@ -27,11 +27,11 @@ UNMEASURED_COSINE = 0.5
 
 
 class Comparison(NamedTuple):
-    """Two voices compared.
+    """Two voices compared; scores, probability and decision are None without speech.
 
     Attributes
     ----------
-    cosine : float
+    cosine : float or None
         Of the embeddings, in [-1, 1].
     as_norm : float or None
         After normalisation by the model's cohort.
@@ -45,26 +45,48 @@ class Comparison(NamedTuple):
         Which of the three decided: ``cosine``, ``as_norm`` or ``llr``.
     threshold : float
         What that score was held against.
-    decision : bool
-        Whether they are taken for one speaker.
+    decision : bool or None
+        Whether they are taken for one speaker; None where a side has no speech.
     false_accept_rate, miss_rate : float or None
         What the threshold promises, fractions measured on the model's held-out trials.
     enrol_seconds, test_seconds : float
-        Of audio behind either side.
+        Of speech on either side; of audio, without speech detection.
     """
 
-    cosine: float
+    cosine: float | None
     as_norm: float | None
     llr: float | None
     probability: float | None
     prior: float
     score: str
     threshold: float
-    decision: bool
+    decision: bool | None
     false_accept_rate: float | None
     miss_rate: float | None
     enrol_seconds: float
     test_seconds: float
+
+
+def comparison_of(scores, kind, point, prior, enrol_seconds, test_seconds):
+    """The Comparison of two voices by their score ``kind`` at an operating point.
+
+    ``scores`` {kind: float} are empty where a side has no speech.
+    """
+    llr = scores.get("llr")
+    return Comparison(
+        cosine=scores.get("cosine"),
+        as_norm=scores.get("as_norm"),
+        llr=llr,
+        probability=None if llr is None else probability(llr, prior),
+        prior=float(prior),
+        score=kind,
+        threshold=point.threshold,
+        decision=scores[kind] >= point.threshold if scores else None,
+        false_accept_rate=point.false_accept_rate,
+        miss_rate=point.miss_rate,
+        enrol_seconds=enrol_seconds,
+        test_seconds=test_seconds,
+    )
 
 
 class Decider:
@@ -176,39 +198,52 @@ def _checked_threshold(threshold):
 
 
 def comparison_report(
-    verifier, enrol, test, score=None, threshold=None, false_accept_rate=None
+    verifier,
+    enrol,
+    test,
+    score=None,
+    threshold=None,
+    false_accept_rate=None,
+    speech_detection=None,
+    **options,
 ):
     """Compare two voices, in plain values: for JSON, and for the page.
 
     The warnings of a comparison (a rate that was converted, a threshold that nobody
-    measured) belong to its answer: a program that reads the JSON does not see the log.
+    measured, a recording without speech) belong to its answer: a program that reads the
+    JSON does not see the log.
 
     Arguments
     ---------
     verifier : SpeakerVerifier
-    enrol, test : list of str
-        Recordings of one voice each.
-    score, threshold, false_accept_rate
+    enrol, test : list of str, or SpeakerModel
+        Recordings of one voice each; a voice that is enrolled has no files.
+    score, threshold, false_accept_rate, speech_detection, **options
         As for :meth:`~speechbrain_ext.inference.verifier.SpeakerVerifier.compare`.
 
     Returns
     -------
     dict
-        ``same_speaker``, ``score``, ``score_kind``, ``threshold``, ``threshold_from``,
-        ``false_accept_rate`` and ``miss_rate`` (fractions measured there, or None),
-        ``scores`` of every kind, ``probability`` and its ``prior``, ``enrol`` and
-        ``test`` (files, seconds), ``model``, ``device``, ``warnings``.
+        ``same_speaker`` (None where a side has no speech), ``score``, ``score_kind``,
+        ``threshold``, ``threshold_from``, ``false_accept_rate`` and ``miss_rate``
+        (fractions measured there, or None), ``scores`` of every kind, ``probability``
+        and its ``prior``, ``enrol`` and ``test`` (files, seconds of speech), ``model``,
+        ``device``, ``warnings``.
 
     Raises
     ------
     InputError
         As ``compare``.
     """
-    with _kept_warnings() as warnings:
-        result = verifier.compare(enrol, test, score, threshold, false_accept_rate)
+    with kept_warnings() as warnings:
+        result = verifier.compare(
+            *(enrol, test, score, threshold, false_accept_rate),
+            speech_detection=speech_detection,
+            **options,
+        )
     kinds = ("cosine", "as_norm", "llr")
     return {
-        "same_speaker": bool(result.decision),
+        "same_speaker": result.decision,
         "score": getattr(result, result.score),
         "score_kind": result.score,
         "threshold": result.threshold,
@@ -218,12 +253,17 @@ def comparison_report(
         "scores": {kind: getattr(result, kind) for kind in kinds},
         "probability": result.probability,
         "prior": result.prior,
-        "enrol": {"files": [str(f) for f in enrol], "seconds": result.enrol_seconds},
-        "test": {"files": [str(f) for f in test], "seconds": result.test_seconds},
+        "enrol": {"files": files_of(enrol), "seconds": result.enrol_seconds},
+        "test": {"files": files_of(test), "seconds": result.test_seconds},
         "model": verifier.source,
         "device": str(verifier.device),
         "warnings": warnings,
     }
+
+
+def files_of(side):
+    """Names of recordings; of a SpeakerModel none."""
+    return [] if hasattr(side, "embedding") else [str(file) for file in side]
 
 
 def _origin(verifier, result, threshold, false_accept_rate):
@@ -243,7 +283,7 @@ def _origin(verifier, result, threshold, false_accept_rate):
 
 
 @contextlib.contextmanager
-def _kept_warnings():
+def kept_warnings():
     """A list that gets the package's warnings of the block; they are logged as well."""
     kept = []
     handler = logging.Handler(logging.WARNING)

@@ -12,6 +12,10 @@ tells how sure the model is, as a rule: a window of little speech counts less, a
 mean keeps a magnitude that the calibration knows. Enrolment averages recordings in the
 same way (:func:`~speechbrain_ext.scoring.enrolment.average_enrolment`). Windows without
 any sound are left out. A recording of one window or less is embedded whole.
+
+With speech detection (:mod:`speechbrain_ext.inference.speech`) "recording" means its
+speech: one of a window or less is read once, then its speech is cut out; in a longer
+one the speech is found first, and the windows are cut from that.
 """
 
 import contextlib
@@ -24,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.data.dataset import length_batches
 from speechbrain_ext.inference.audio_input import (
     SILENT,
@@ -31,7 +36,9 @@ from speechbrain_ext.inference.audio_input import (
     read_chunk,
     warn_of_conversions,
 )
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.inference.onnx_runner import lack_of_speech
+from speechbrain_ext.inference.speech import check_speech
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 
 AHEAD = 2  # batches that are read while others are computed
 
@@ -70,13 +77,15 @@ class _ReadBatch(NamedTuple):
     """What was read of a batch.
 
     ``rows`` and ``wavs`` [T] of its chunks that have sound; ``errors`` {row: error};
-    ``converted`` {row: Recording} of those of another rate or several channels.
+    ``converted`` {row: Recording} of those of another rate or several channels;
+    ``is_speech``: whether there is nothing else in ``wavs``.
     """
 
     rows: list
     wavs: list
     errors: dict
     converted: dict
+    is_speech: bool
 
 
 class Engine:
@@ -98,6 +107,13 @@ class Engine:
         more read; 1 computes in the caller's thread.
     readers : int
         Threads that read ahead where ``parallel`` is 1; 0 reads between batches.
+    detector : SpeechDetector or None
+        On the model's device; None embeds recordings as they are.
+
+    Attributes
+    ----------
+    speech_seconds : dict of int to float
+        Row → seconds of speech; with a detector only.
     """
 
     def __init__(
@@ -110,10 +126,12 @@ class Engine:
         max_seconds=None,
         parallel=1,
         readers=AHEAD,
+        detector=None,
     ):
         self.encode, self.recording_of, self.chunking = encode, recording_of, chunking
         self.max_batch_seconds, self.batch_size = max_batch_seconds, batch_size
         self.max_seconds, self.parallel, self.readers = max_seconds, parallel, readers
+        self.detector, self.speech_seconds, self._refused = detector, {}, {}
 
     def run(self, jobs):
         """Yield (rows [n], vectors [n, E], {row: InputError}) of each job, in order.
@@ -140,19 +158,33 @@ class Engine:
         for job in jobs:
             chunks = []
             for row in job.tolist():
-                recording = self.recording_of(row)
-                chunks += chunks_of(row, recording, self.chunking, self.max_seconds)
-            longest = max(chunk.seconds for chunk in chunks)
+                chunks += self._chunks(row)
+            longest = max((chunk.seconds for chunk in chunks), default=1.0)
             size = max(int(min(self.max_batch_seconds / longest, self.batch_size)), 1)
-            for start in range(0, len(chunks), size):
+            for start in range(0, max(len(chunks), 1), size):
                 yield job, start + size >= len(chunks), chunks[start : start + size]
+
+    def _chunks(self, row):
+        """What is read of a recording; nothing where its speech was not found."""
+        recording = self.recording_of(row)
+        if self.detector is None or recording.seconds <= self.chunking.window_seconds:
+            return chunks_of(row, recording, self.chunking, self.max_seconds)
+        try:
+            found = self.detector.windows_of_speech(row, recording, self.chunking)
+        except InputError as error:
+            self._refused[row] = error
+            return []
+        chunks, self.speech_seconds[row] = found
+        return chunks
 
     def _finish(self, job, windows, errors):
         """The mean of the windows of each recording, and what is wrong with others."""
         means = {}
         for row in job.tolist():
-            if row not in windows:
-                errors.setdefault(row, self._error(row, SILENT))
+            if row in self._refused:
+                errors[row] = self._refused.pop(row)
+            elif row not in windows:
+                errors.setdefault(row, self._silence(row))
             elif not np.isfinite(windows[row]).all():
                 errors.setdefault(row, self._error(row, "its embedding is not finite"))
             if row not in errors:
@@ -164,6 +196,12 @@ class Engine:
             vectors.reshape(len(means), -1 if means else 1),
             errors,
         )
+
+    def _silence(self, row):
+        """The error of a recording without any sound."""
+        if self.detector is None:
+            return self._error(row, SILENT)
+        return NoSpeechError(f"{self.recording_of(row).path}: {lack_of_speech(0)}")
 
     def _error(self, row, text):
         return InputError(f"{self.recording_of(row).path}: {text}")
@@ -208,7 +246,7 @@ class Engine:
                 torch.set_num_threads(threads)  # of threads that begin later
 
     def _read(self, chunks):
-        batch = _ReadBatch([], [], {}, {})
+        batch = _ReadBatch([], [], {}, {}, any(chunk.pieces for chunk in chunks))
         for chunk in chunks:
             if chunk.row in batch.errors:
                 continue
@@ -227,9 +265,26 @@ class Engine:
 
     def _compute(self, batch):
         """Waveforms [T] → embeddings [B, E] on the CPU."""
+        if self.detector is not None and batch.wavs and not batch.is_speech:
+            batch = self._cut_to_speech(batch)
         if not batch.wavs:
             return batch, ()
         lengths = torch.tensor([len(wav) for wav in batch.wavs])
         padded = torch.nn.utils.rnn.pad_sequence(batch.wavs, batch_first=True)
         vectors = self.encode(padded, lengths / padded.shape[1])
         return batch, vectors.squeeze(1).float().cpu().numpy()
+
+    def _cut_to_speech(self, batch):
+        """Whole recordings → their speech, where they have enough."""
+        rows, wavs = [], []
+        for row, wav in zip(batch.rows, self.detector.trimmed(batch.wavs)):
+            seconds, path = len(wav) / SAMPLE_RATE, self.recording_of(row).path
+            try:
+                check_speech(path, seconds, self.chunking.min_seconds)
+            except NoSpeechError as error:
+                batch.errors[row] = error
+            else:
+                self.speech_seconds[row] = seconds
+                rows.append(row)
+                wavs.append(wav)
+        return batch._replace(rows=rows, wavs=wavs)

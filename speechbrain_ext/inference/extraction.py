@@ -9,6 +9,7 @@ or GPU, versions of libraries and number of threads. Elsewhere embeddings agree 
 1e-5 of their size.
 """
 
+import logging
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,13 @@ from speechbrain_ext.inference.audio_input import (
 )
 from speechbrain_ext.inference.engine import Engine, encode, plan_jobs
 from speechbrain_ext.inference.partial_results import PartialResults
+from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.embeddings import check_ids, check_suffix
 from speechbrain_ext.utils.distributed import rank_and_world
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 from speechbrain_ext.utils.jobs import fingerprint
+
+logger = logging.getLogger(__name__)
 
 # Padded seconds of a batch. For a second of audio the small encoder takes 10.6 ms of a
 # core where recordings of 1 s come alone, 5.8 ms for four in a batch; of 3 s 6.0 and
@@ -39,7 +43,10 @@ CPU_BATCH_SECONDS, BATCH_SECONDS = 12.0, 120.0
 
 
 class Failure(NamedTuple):
-    """A file that was not embedded: its place in the list, its path, and why."""
+    """A recording that was not embedded: its place in the list, its path, and why.
+
+    Of one in memory ``path`` is what messages call it: ``recording 2 (array)``.
+    """
 
     row: int
     path: str
@@ -49,26 +56,49 @@ class Failure(NamedTuple):
 class Embedded(NamedTuple):
     """``vectors`` float32 [N, E], ``seconds`` float64 [N]; NaN where there is none.
 
-    ``failures`` is a list of Failure in the order of the files.
+    Seconds are those that were embedded: of speech alone, where a detector was given.
+    ``failures`` is a list of Failure in the order of the recordings, ``errors`` what
+    each of them was.
     """
 
     vectors: np.ndarray
     seconds: np.ndarray
     failures: list
+    errors: list
+
+    def with_speech(self):
+        """The same without recordings that hold no speech; a warning of each.
+
+        Raises the first error of another kind; NoSpeechError where nothing is left;
+        InputError where there was nothing.
+        """
+        if not len(self.vectors):
+            raise InputError("no recordings to enrol from, expected at least one")
+        for error in self.errors:
+            if not isinstance(error, NoSpeechError):
+                raise error
+        if len(self.errors) == len(self.vectors):
+            raise self.errors[0]
+        for error in self.errors:
+            logger.warning("%s: left out of %d recordings", error, len(self.vectors))
+        heard = np.isfinite(self.seconds)
+        return Embedded(self.vectors[heard], self.seconds[heard], [], [])
 
 
 def embed_files(
     encode,
     width,
-    paths,
+    sources,
     chunking,
+    channel="mean",
     on_cpu=True,
     batch_size=64,
     max_batch_seconds=None,
     collect=False,
     progress=True,
+    detector=None,
 ):
-    """One embedding per file, each different file being embedded once.
+    """One embedding per recording, each different one being embedded once.
 
     On a CPU each of torch's threads has a batch of its own: long recordings gain
     nothing from a batch there, since the attention scores of one fill the cache and
@@ -78,8 +108,10 @@ def embed_files(
     ---------
     encode : callable
         (wavs [B, T], wav_lens [B]) → tensor [B, 1, ``width``].
-    paths : list of str
-        N files.
+    sources : list of Source
+        N recordings.
+    channel : int or str
+        As for :func:`~speechbrain_ext.inference.audio_input.inspect_file`.
     on_cpu : bool
         Whether ``encode`` computes there.
     batch_size, max_batch_seconds
@@ -87,14 +119,19 @@ def embed_files(
         has threads, and two more, are held on a CPU, three else. None takes 12 s on a
         CPU and 120 s else.
     collect : bool
-        Continue after a bad file, and list it; False raises its error.
+        Continue after a bad one, and list it; False raises its error.
+    detector : SpeechDetector or None
+        Where ``encode`` computes: speech alone is embedded. None embeds all.
 
     Returns
     -------
     Embedded
     """
-    different = list(dict.fromkeys(paths))
-    recordings = inspect_files(different, chunking.min_seconds)
+    row_of, different = {}, []
+    for source in sources:
+        if row_of.setdefault(source.key, len(different)) == len(different):
+            different.append(source)
+    recordings = inspect_files(different, chunking.min_seconds, channel)
     errors = {}
 
     def fail(row, error):
@@ -114,6 +151,7 @@ def embed_files(
     engine = Engine(
         *(encode, recordings.__getitem__, chunking, max_batch_seconds, batch_size),
         parallel=torch.get_num_threads() if on_cpu else 1,
+        detector=detector,
     )
     vectors = np.full((len(different), width), np.nan, dtype=np.float32)
     bar = _bar(seconds[good].sum(), hidden=None if progress else True)
@@ -123,15 +161,17 @@ def embed_files(
             for row, error in failed.items():
                 fail(row, error)
             bar.update(seconds[[*rows, *failed]].sum())
-    row_of = {path: row for row, path in enumerate(different)}
-    rows = [row_of[path] for path in paths]
+    for row, spoken in engine.speech_seconds.items():
+        seconds[row] = spoken
+    rows = [row_of[source.key] for source in sources]
     seconds[list(errors)] = np.nan
-    failures = [
-        Failure(place, path, str(errors[row]).removeprefix(f"{path}: "))
-        for place, (path, row) in enumerate(zip(paths, rows))
-        if row in errors
-    ]
-    return Embedded(vectors[rows], seconds[rows], failures)
+    failures, reasons = [], []
+    for place, (source, row) in enumerate(zip(sources, rows)):
+        if row in errors:
+            reasons.append(errors[row])
+            reason = str(errors[row]).removeprefix(f"{different[row].name}: ")
+            failures.append(Failure(place, source.name, reason))
+    return Embedded(vectors[rows], seconds[rows], failures, reasons)
 
 
 def extract_embeddings(
@@ -145,6 +185,7 @@ def extract_embeddings(
     progress=True,
     parts=None,
     chunking=None,
+    speech=None,
 ):
     """One embedding per recording of a manifest.
 
@@ -173,6 +214,8 @@ def extract_embeddings(
         Windows of long recordings; None: those of a model's folder without any. Its
         ``min_seconds`` is not used: a list decides what is in it, so the shortest
         recording is what the encoder takes.
+    speech : SpeechConfig or None
+        Embed speech alone, found so; None embeds recordings as they are.
 
     Returns
     -------
@@ -193,6 +236,10 @@ def extract_embeddings(
     number = isinstance(max_seconds, (int, float)) and max_seconds > 0
     if max_seconds is not None and not number:
         raise InputError(f"max_seconds: {max_seconds}, expected a positive number")
+    if speech is not None and max_seconds is not None:
+        raise InputError(
+            f"max_seconds: {max_seconds} with speech_detection, expected one of the two"
+        )
     shortest = model.encoder.min_samples
     chunking = (chunking or ChunkingConfig())._replace(
         min_seconds=shortest / SAMPLE_RATE
@@ -209,6 +256,7 @@ def extract_embeddings(
         *(chunking, max_batch_seconds),
         max_seconds=max_seconds,
         readers=num_workers,
+        detector=None if speech is None else SpeechDetector(speech).to(device),
     )
     own, done = sum(seconds[job].sum() for job in jobs), seconds[store.done].sum()
     total = seconds.sum()
@@ -249,8 +297,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     save_every : float
         Seconds between two savings: as much work may be lost.
     **options
-        As for :func:`extract_embeddings`. ``max_seconds``, ``precision`` and
-        ``chunking`` must be those of the earlier run; everything else may change.
+        As for :func:`extract_embeddings`. ``max_seconds``, ``precision``, ``chunking``
+        and ``speech`` must be those of the earlier run; everything else may change.
 
     Returns
     -------
@@ -267,7 +315,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     run, vectors, main = None, None, if_main_process()
     if main:
         check_ids(path, manifest.ids.tolist())
-        settings = {name: options.get(name) for name in ("max_seconds", "precision")}
+        names = ("max_seconds", "precision", "speech")
+        settings = {name: options.get(name) for name in names}
         windows = (options.get("chunking") or ChunkingConfig())[1:]
         run = fingerprint(model, manifest, windows=windows, **settings)
     parts = PartialResults(path, ddp_broadcast(run), manifest.ids, save_every)

@@ -23,6 +23,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.inference.audio_input import ChunkingConfig
+from speechbrain_ext.inference.speech import SpeechConfig
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, load_thresholds
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
@@ -91,13 +92,15 @@ def checked_run_opts(run_opts):
 class Model(NamedTuple):
     """What is in a folder.
 
-    ``hparams`` dict, ``chunking``, ``backend``, ``thresholds`` dict by kind of score.
+    ``hparams`` dict, ``chunking``, ``speech``, ``backend``, ``thresholds`` dict by kind
+    of score.
     """
 
     hparams: dict
     chunking: ChunkingConfig
     backend: Backend
     thresholds: dict
+    speech: SpeechConfig
 
 
 def find_folder(source, savedir=None, fetch_config=None):
@@ -132,11 +135,12 @@ def load_model(folder, overrides=None):
     top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
     with naming(folder / HYPERPARAMS):
         check_top_n(top_n, "as_norm_top_n", "null")
+        speech = SpeechConfig.of(hparams).checked()
     width = hparams["speaker_encoder"].embedding_size
     backend = _load_backend(folder, width, top_n)
     path = folder / THRESHOLDS_FILE
     thresholds = load_thresholds(path) if _is_there(path) else {}
-    return Model(hparams, chunking, backend, thresholds)
+    return Model(hparams, chunking, backend, thresholds, speech)
 
 
 def load_encoder(folder, overrides=None):

@@ -5,55 +5,59 @@
 
 The ID of a recording is its path below the folder that was given, without extension, as
 in the recipes: ``id1/session/1`` of ``FOLDER/id1/session/1.flac``; of a file that was
-given by itself, its name.
+given by itself, its name; of a part of a file, ``1:12.5-17`` of ``1.flac:12.5-17``.
 
 A run that was stopped continues from its partial results, where model, settings and
 recordings are the same.
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from speechbrain_ext.data.audio import SOUND_FILES
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import NEEDS_CONVERSION, check_same_file
+from speechbrain_ext.data.prepare.folders import check_same_file
+from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
+from speechbrain_ext.inference.sources import split_segment
 from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
-from speechbrain_ext.scoring.trials import utterance_id
+from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.jobs import fingerprint
 
-# m4a cannot be read; it is listed so that it is among the failures, not passed over
-SUFFIXES = (*SOUND_FILES, NEEDS_CONVERSION)
-
 
 class Listing(NamedTuple):
-    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each; n ``ignored``."""
+    """``ids``, ``paths`` [N]; ``refused``: (path, reason) of each.
+
+    ``left_out``: how many of what else is there: "hidden files", "hidden folders", and
+    the suffix of files that are no recordings, ".txt".
+    """
 
     ids: list
     paths: list
     refused: list
-    ignored: int
+    left_out: dict
 
 
 def list_inputs(inputs):
-    """Find the recordings of folders, all below them, and files → Listing.
+    """Find the recordings of folders, all below them, of files, and parts of files.
 
     Hidden files and folders are ignored. Links are followed. InputError: an input that
     is not there, or holds no recordings; two files with one ID.
     """
-    paths, refused, ignored = {}, [], 0
+    paths, refused, left_out = {}, [], Counter()
     for source in map(Path, inputs):
+        file, part = _parted(str(source))
         if source.is_dir():
-            pairs, others = _in_folder(source)
-            ignored += others
-        elif source.exists():
-            pairs = [(utterance_id(source.name), str(source))]
+            pairs, others = recordings_below(source)
+            left_out += others
+        elif os.path.exists(file):
+            pairs = [(utterance_id(os.path.basename(file)) + part, str(source))]
         else:
             raise InputError(
                 f"{source}: no such file or folder, expected recordings or folders of "
@@ -63,8 +67,14 @@ def list_inputs(inputs):
             if reason := _unfit(name):
                 refused.append((path, f"{reason} in its name, expected none"))
             elif (first := paths.setdefault(name, path)) is not path:
-                check_same_file(name, first, path)
-    return Listing(list(paths), list(paths.values()), refused, ignored)
+                check_same_file(name, _parted(first)[0], _parted(path)[0])
+    return Listing(list(paths), list(paths.values()), refused, dict(left_out))
+
+
+def _parted(path):
+    """``a.wav:12.5-17`` → ("a.wav", ":12.5-17"); a file alone → (file, "")."""
+    file = split_segment(path)[0]
+    return file, path[len(file) :]
 
 
 def _unfit(name):
@@ -74,29 +84,33 @@ def _unfit(name):
     return None if name.isprintable() else "characters that cannot be printed"
 
 
-def _in_folder(root):
-    """[(ID, path)] of all recordings below a folder, and how many other files."""
-    pairs, ignored, seen = [], 0, set()
+def recordings_below(root):
+    """[(ID, path)] of all recordings below a folder, and a Counter of what else."""
+    pairs, left_out, seen = [], Counter(), set()
     for folder, below, files in os.walk(root, followlinks=True, onerror=_stop):
         here = os.path.realpath(folder)
         if here in seen:  # a link to a folder above itself has no end
             below.clear()
             continue
         seen.add(here)
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        seen_below = sorted(name for name in below if not name.startswith("."))
+        left_out["hidden folders"] += len(below) - len(seen_below)
+        below[:] = seen_below
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if name.startswith("."):
+                left_out["hidden files"] += 1
+            elif name.lower().endswith(RECORDINGS):
                 path = os.path.join(folder, name)
                 inside = Path(path).relative_to(root).as_posix()
                 pairs.append((utterance_id(inside), path))
             else:
-                ignored += 1
+                left_out[Path(name).suffix.lower() or "without suffix"] += 1
     if not pairs:
         raise InputError(
             f"{root}: no recordings in it or below, expected "
-            f"{', '.join(f'*{suffix}' for suffix in SOUND_FILES)}"
+            f"{', '.join(f'*{suffix}' for suffix in RECORDINGS)}"
         )
-    return pairs, ignored
+    return pairs, +left_out
 
 
 def _stop(error):
@@ -107,24 +121,64 @@ BLOCK = 256  # recordings; as much work may be lost, plus save_every
 FAILURES = ".failures.txt"
 
 
-def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
-    """Embed folders and files, as for :func:`list_inputs`, into one file.
+def embed_inputs(
+    verifier,
+    inputs,
+    out,
+    batch_seconds=None,
+    save_every=60.0,
+    speech_detection=None,
+    channel="mean",
+):
+    """Embed folders and files into one file.
 
-    ``out`` is ``.npz`` or ``.safetensors``, and replaced. ``batch_seconds`` of audio
-    are in one batch, which bounds the memory; None takes what suits the device.
-    ``save_every`` seconds a part is kept. → dict of ``out``, ``embedded``, ``failed``,
-    ``failures`` (their list, or None), ``ignored``, ``size`` of an embedding,
-    ``model``, ``device``. InputError as ``list_inputs``; another suffix; no recording
-    could be embedded, then the list of failures is there and nothing else.
+    Arguments
+    ---------
+    verifier : SpeakerVerifier
+    inputs : list of str or Path
+        As for :func:`~speechbrain_ext.inference.folders.list_inputs`.
+    out : str or Path
+        ``.npz`` or ``.safetensors``, for
+        :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`; replaced.
+    batch_seconds : float or None
+        Of audio in one batch: bounds the memory. None takes what suits the device.
+    save_every : float
+        Seconds between two parts.
+    speech_detection : bool or None
+        Embed speech alone; None: as the model's folder says. A recording without any is
+        among the failures.
+    channel : str or int
+        As for ``SpeakerVerifier.encode_files``.
+
+    Returns
+    -------
+    dict
+        ``out``, ``embedded``, ``failed``, ``failures`` (their list, or None),
+        ``ignored`` and, by what they are, ``left_out``; ``size`` of an embedding,
+        ``model``, ``device``.
+
+    Raises
+    ------
+    InputError
+        As ``list_inputs``; another suffix; no recording could be embedded, then the
+        list of failures is there and nothing else.
     """
     out = Path(out)
     check_suffix(out)
     if out.is_dir():
         raise InputError(f"{out}: a folder, expected the name of a file to write")
+    channel = checked_channel(channel)
     listing = list_inputs(inputs)
     failures = list(listing.refused)
+    if speech_detection is None:
+        speech_detection = verifier.speech.speech_detection
     if listing.ids:
-        failures += _embed(verifier, listing, out, batch_seconds, save_every)
+        options = {
+            "max_batch_seconds": batch_seconds,
+            "speech_detection": speech_detection,
+            "channel": channel,
+        }
+        failures += _embed(verifier, listing, out, save_every, options)
     failures_file = out.with_name(out.name + FAILURES)
     _write_failures(failures_file, failures)
     total = len(listing.ids) + len(listing.refused)
@@ -139,7 +193,8 @@ def embed_inputs(verifier, inputs, out, batch_seconds=None, save_every=60.0):
         "embedded": total - len(failures),
         "failed": len(failures),
         "failures": str(failures_file) if failures else None,
-        "ignored": listing.ignored,
+        "ignored": sum(listing.left_out.values()),
+        "left_out": listing.left_out,
         "size": verifier.embedding_size,
         "model": verifier.source,
         "device": str(verifier.device),
@@ -156,10 +211,14 @@ def _write_failures(path, failures):
             file.write(f"{_printable(name)}\t{_printable(reason)}\n")
 
 
-def _embed(verifier, listing, out, batch_seconds, save_every):
-    """Write the embeddings of a listing → [(path, reason)] of those that failed."""
+def _embed(verifier, listing, out, save_every, options):
+    """Write the embeddings of a listing → [(path, reason)] of those that failed.
+
+    ``options`` are those of ``encode_files``.
+    """
     ids = np.array(listing.ids)
-    parts = PartialResults(out, _fingerprint(verifier, listing), ids, save_every)
+    run = _fingerprint(verifier, listing, options)
+    parts = PartialResults(out, run, ids, save_every)
     if parts.finished() is not None:
         return []
     failures = []
@@ -172,7 +231,7 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
         ) as bar:
             for start in range(0, len(remaining), BLOCK):
                 rows = remaining[start : start + BLOCK]
-                failures += _embed_block(verifier, listing, rows, parts, batch_seconds)
+                failures += _embed_block(verifier, listing, rows, parts, options)
                 bar.update(len(rows))
     finally:
         parts.save()
@@ -185,12 +244,9 @@ def _embed(verifier, listing, out, batch_seconds, save_every):
     return failures
 
 
-def _embed_block(verifier, listing, rows, parts, batch_seconds):
-    vectors, failures = verifier.encode_files(
-        [listing.paths[row] for row in rows],
-        on_error="collect",
-        max_batch_seconds=batch_seconds,
-    )
+def _embed_block(verifier, listing, rows, parts, options):
+    paths = [listing.paths[row] for row in rows]
+    vectors, failures = verifier.encode_files(paths, on_error="collect", **options)
     good = np.ones(len(rows), dtype=bool)
     good[[failure.row for failure in failures]] = False
     if good.any():
@@ -198,19 +254,22 @@ def _embed_block(verifier, listing, rows, parts, batch_seconds):
     return [(failure.path, failure.reason) for failure in failures]
 
 
-def _fingerprint(verifier, listing):
+def _fingerprint(verifier, listing, options):
     """Of model, settings and recordings, with their sizes in the place of durations."""
     sizes = [_size(path) for path in listing.paths]
     paths = [os.path.abspath(path) for path in listing.paths]
     manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
+    settings["channel"] = options["channel"]
+    if options["speech_detection"]:
+        settings["speech"] = str(verifier.speech)
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
 
 
 def _size(path):
     """Bytes; -1 of what cannot be looked at, which is among the failures later."""
     try:
-        return float(os.path.getsize(path))
+        return float(os.path.getsize(_parted(path)[0]))
     except OSError:
         return -1.0
 

@@ -109,7 +109,7 @@ class Thresholds:
         lower. InputError: out of range; lower than 1 / ``n_nontarget``; or no threshold
         is so strict, where too many non-targets share the highest score.
         """
-        wanted = _checked_rate(false_accept_rate)
+        wanted = checked_rate(false_accept_rate)
         expected = wanted * self.n_nontarget
         if expected < 1 - 1e-9:
             raise InputError(
@@ -249,7 +249,8 @@ def _last_within(counts):
     return rows[rows >= 0]
 
 
-def _checked_rate(rate):
+def checked_rate(rate):
+    """A false-accept rate in (0, 1) as a float, or InputError."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
         raise InputError(f"false_accept_rate is {rate!r}, expected a number")
     if not 0 < rate < 1:

@@ -3,47 +3,53 @@
     verifier = SpeakerVerifier.from_hparams(source="results/stage3_lmft/final")
     score, same = verifier.verify_files("a.wav", "b.flac")
 
-SpeechBrain's inference class with strict loading, any recordings, and batches. The
+SpeechBrain's inference class with strict loading, any recordings, and batches. A
+recording is a path, a part of one (``a.wav:12.5-17``), an array or tensor with its rate
+or at 16 kHz, or the bytes or file object of a sound file
+(:mod:`speechbrain_ext.inference.sources`); ``channel`` chooses of several
+(:mod:`speechbrain_ext.inference.channels`). The
 score is the cosine of both embeddings, a·b / (|a| |b|), or what the model's folder
 has beyond it: AS-norm with a cohort, log-likelihood ratios with a calibration
 (:mod:`speechbrain_ext.scoring.backend`). Thresholds come from the folder too
-(:mod:`speechbrain_ext.inference.thresholds`).
+(:mod:`speechbrain_ext.inference.thresholds`). Before a decision the speech is cut out
+of recordings (:mod:`speechbrain_ext.inference.speech`): a model scores noise and
+silence as if they were voices, and two of a kind as one voice.
 """
 
-import os
+import functools
+import logging
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
-from speechbrain_ext.inference.audio_input import (
-    SILENT,
-    Chunk,
-    check_batch,
-    inspect_file,
-    read_chunk,
-    warn_of_conversions,
-)
+from speechbrain_ext.inference.audio_input import check_batch, load_recording
+from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.decisions import (
     Comparison,
     Decider,
+    comparison_of,
     log_odds,
-    probability,
 )
 from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
+from speechbrain_ext.inference.sources import sources_of
+from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 from speechbrain_ext.utils.precision import autocast_type
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Comparison", "SpeakerModel", "SpeakerVerifier"]
 
 
 class SpeakerModel(NamedTuple):
-    """An enrolled speaker: ``embedding`` float32 [E], ``seconds`` of audio behind."""
+    """An enrolled speaker: ``embedding`` float32 [E], ``seconds`` of speech behind."""
 
     embedding: np.ndarray
     seconds: float
@@ -71,6 +77,8 @@ class SpeakerVerifier(SpeakerRecognition):
     ----------
     chunking : ChunkingConfig
         Shortest recording, windows.
+    speech : SpeechConfig
+        What counts as speech, and whether it is looked for before a decision.
     backend : Backend
         Cohort and calibrator, or None each.
     thresholds : dict of str to Thresholds
@@ -88,6 +96,7 @@ class SpeakerVerifier(SpeakerRecognition):
         super().__init__(modules, model.hparams, run_opts, freeze_params)
         self._half = autocast_type(self.precision)
         self.source, self.chunking = str(source), model.chunking
+        self.speech = model.speech
         self.backend, self.thresholds = model.backend, model.thresholds
         self.kinds = ["cosine"]
         self.kinds += ["as_norm"] * (self.backend.cohort is not None)
@@ -142,6 +151,11 @@ class SpeakerVerifier(SpeakerRecognition):
         """Width E of the embeddings."""
         return self.mods.speaker_encoder.embedding_size
 
+    @functools.cached_property
+    def detector(self):
+        """The SpeechDetector, on the model's device."""
+        return SpeechDetector(self.speech).to(self.device)
+
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] → embeddings [B, 1, E]."""
         return self.encode_batch(wavs, wav_lens)
@@ -189,13 +203,17 @@ class SpeakerVerifier(SpeakerRecognition):
         max_batch_seconds=None,
         window_seconds=None,
         hop_seconds=None,
+        speech_detection=False,
+        channel="mean",
     ):
-        """Embed files of any rate and number of channels, thousands of them.
+        """Embed recordings of any rate and number of channels, thousands of them.
 
         Arguments
         ---------
-        paths : list of str or Path
-            N files: wav, flac, ogg or mp3.
+        paths : list of recordings
+            N files (wav, flac, ogg or mp3) or what is in memory: an array or tensor, a
+            tuple (array, rate), bytes or a file object of a sound file. An array of two
+            dimensions is one recording of several channels.
         batch_size : int
             Recordings in one batch, at most.
         on_error : str
@@ -205,6 +223,13 @@ class SpeakerVerifier(SpeakerRecognition):
             a CPU, where each core has a batch of its own, and 120 s on a GPU.
         window_seconds, hop_seconds : float or None
             None takes the model's; ``float("inf")`` embeds long recordings whole.
+        speech_detection : bool or None
+            Embed speech alone; None: as the model's folder says. Unless asked for, a
+            file is embedded as it is, as in trial lists and by SpeechBrain: decisions
+            are for ``compare``.
+        channel : str or int
+            Of several: ``left``, ``right``, a number (the first is 1), their ``mean``,
+            or the ``best`` by an estimate of the signal-to-noise ratio.
 
         Returns
         -------
@@ -217,8 +242,10 @@ class SpeakerVerifier(SpeakerRecognition):
         Raises
         ------
         InputError
-            One line that names the file which is missing, not sound, truncated, too
-            short, silent or not finite; a setting out of range.
+            One line that names the recording which is missing, not sound, truncated,
+            too short, silent or not finite, or has no such channel; a setting out of
+            range. With speech detection NoSpeechError, a kind of it, of one without
+            speech, or with too little.
         """
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
@@ -226,11 +253,12 @@ class SpeakerVerifier(SpeakerRecognition):
         chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
-        result = self._embed(paths, chunking, collect=collect, **options)
+        options |= {"collect": collect}
+        result = self._embed(paths, chunking, speech_detection, channel, **options)
         embeddings = torch.from_numpy(result.vectors)
         return (embeddings, result.failures) if collect else embeddings
 
-    def enrol(self, files):
+    def enrol(self, files, speech_detection=None, channel="mean"):
         """A speaker from one or several recordings: the mean of their embeddings.
 
         The embeddings are averaged as they are, as in the trial lists of an
@@ -239,42 +267,48 @@ class SpeakerVerifier(SpeakerRecognition):
 
         Arguments
         ---------
-        files : str, Path or list of them, or SpeakerModel
-            A speaker who is enrolled already is returned.
+        files : a recording or a list of them, or SpeakerModel
+            As for :meth:`encode_files`; a speaker who is enrolled already is returned.
+        speech_detection : bool or None
+            Embed speech alone; None: as the model's folder says.
+        channel : str or int
+            As for :meth:`encode_files`.
 
         Returns
         -------
         SpeakerModel
+            Of the recordings with speech: there is a warning of each without.
 
         Raises
         ------
+        NoSpeechError
+            No speech in any of them, or too little in each.
         InputError
             As :meth:`encode_files`; no recording.
         """
         if isinstance(files, SpeakerModel):
             return files
-        result = self._embed(files, self.chunking)
-        if not len(result.vectors):
-            raise InputError("no recordings to enrol from, expected at least one")
-        mean = result.vectors.mean(axis=0, dtype=np.float64)
-        return SpeakerModel(mean.astype(np.float32), float(result.seconds.sum()))
+        options = speech_detection, channel
+        found = self._embed(files, self.chunking, *options, collect=True).with_speech()
+        mean = found.vectors.mean(axis=0, dtype=np.float64)
+        return SpeakerModel(mean.astype(np.float32), float(found.seconds.sum()))
 
-    def load_audio(self, path):
-        """One local file as the model wants it → float32 [T] at 16 kHz.
+    def load_audio(self, path, channel="mean"):
+        """One recording as the model wants it → float32 [T] at 16 kHz.
+
+        Arguments
+        ---------
+        path, channel
+            As for :meth:`encode_files`; files are local ones.
 
         Raises
         ------
         InputError
             As :meth:`encode_files`.
         """
-        shortest = self.chunking.min_seconds
-        recording = inspect_file(path, shortest)
-        warn_of_conversions([] if recording.fits else [recording], 1)
-        whole = Chunk(0, 0, -1, recording.seconds)
-        wav, _ = read_chunk(recording, whole, shortest)
-        if wav is None:
-            raise InputError(f"{path}: {SILENT}")
-        return wav.to(self.device)
+        return load_recording(
+            *(sources_of(path), self.chunking.min_seconds, checked_channel(channel))
+        ).to(self.device)
 
     def compare(
         self,
@@ -284,13 +318,16 @@ class SpeakerVerifier(SpeakerRecognition):
         threshold=None,
         false_accept_rate=None,
         prior=0.5,
+        speech_detection=None,
+        channel="mean",
+        test_channel=None,
     ):
         """Everything that the model can say about two voices.
 
         Arguments
         ---------
-        enrol, test : str, Path, list of them, or SpeakerModel
-            Recordings of one voice each; several are averaged.
+        enrol, test : a recording or a list of them, or SpeakerModel
+            As for :meth:`encode_files`, of one voice each; several are averaged.
         score : str or None
             Which decides: ``cosine``, ``as_norm`` or ``llr``; None takes the best one
             that the model has a threshold of.
@@ -301,10 +338,16 @@ class SpeakerVerifier(SpeakerRecognition):
             the threshold is where their errors were equally frequent.
         prior : float
             Share of same-speaker pairs, for ``probability``.
+        speech_detection, channel
+            As for :meth:`enrol`.
+        test_channel : str or int or None
+            The channel of ``test``, where it is another.
 
         Returns
         -------
         Comparison
+            Where a side has no speech, scores, probability and decision are None, and
+            there is a warning.
 
         Raises
         ------
@@ -314,51 +357,59 @@ class SpeakerVerifier(SpeakerRecognition):
         log_odds(prior)
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
-        voices = self.enrol(enrol), self.enrol(test)
-        scores = self._scores(*voices)
-        llr = scores.get("llr")
-        return Comparison(
-            cosine=scores["cosine"],
-            as_norm=scores.get("as_norm"),
-            llr=llr,
-            probability=None if llr is None else probability(llr, prior),
-            prior=float(prior),
-            score=kind,
-            threshold=point.threshold,
-            decision=scores[kind] >= point.threshold,
-            false_accept_rate=point.false_accept_rate,
-            miss_rate=point.miss_rate,
-            enrol_seconds=voices[0].seconds,
-            test_seconds=voices[1].seconds,
-        )
+        if test_channel is None:
+            test_channel = channel
+        voices = [
+            self._voice(enrol, "enrol", speech_detection, channel),
+            self._voice(test, "test", speech_detection, test_channel),
+        ]
+        heard = None not in voices
+        scores = self._scores(*voices) if heard else {}
+        seconds = [voice.seconds if voice else 0.0 for voice in voices]
+        return comparison_of(scores, kind, point, prior, *seconds)
+
+    def identify(self, recordings, voices, *decision, **options):
+        """As :func:`speechbrain_ext.inference.identification.identify`."""
+        from speechbrain_ext.inference.identification import identify
+
+        return identify(self, recordings, voices, *decision, **options)
 
     def verify_files(
-        self, path_x, path_y, threshold=None, false_accept_rate=None, score="cosine"
+        self,
+        path_x,
+        path_y,
+        threshold=None,
+        false_accept_rate=None,
+        score="cosine",
+        **options,
     ):
-        """Score and decision for two files, as SpeechBrain gives them.
+        """Score and decision for two recordings, as SpeechBrain gives them.
 
         Arguments
         ---------
-        path_x, path_y : str, Path or list of them
-            Recordings of one voice each.
-        threshold, false_accept_rate, score
+        path_x, path_y : a recording or a list of them, or SpeakerModel
+            Of one voice each.
+        threshold, false_accept_rate, score, **options
             As for :meth:`compare`.
 
         Returns
         -------
         score : torch.Tensor
-            float32 [1].
+            float32 [1]; NaN, with a warning, where a side has no speech.
         decision : torch.Tensor
-            bool [1], True for the same speaker.
+            bool [1], True for the same speaker; False where the score is NaN.
 
         Raises
         ------
         InputError
             As :meth:`compare`.
         """
-        result = self.compare(path_x, path_y, score, threshold, false_accept_rate)
-        value = torch.tensor([getattr(result, result.score)], dtype=torch.float32)
-        return value, torch.tensor([result.decision])
+        result = self.compare(
+            path_x, path_y, score, threshold, false_accept_rate, **options
+        )
+        value = getattr(result, result.score)
+        value = torch.tensor([math.nan if value is None else value]).float()
+        return value, torch.tensor([bool(result.decision)])
 
     def verify_batch(
         self, wavs1, wavs2, wav1_lens=None, wav2_lens=None, threshold=None
@@ -397,12 +448,26 @@ class SpeakerVerifier(SpeakerRecognition):
         model = self.mods.speaker_encoder
         return encode(model, wavs, wav_lens, self.device, self._half)
 
-    def _embed(self, paths, chunking, **options):
+    def _voice(self, files, side, *options):
+        """:meth:`enrol`; None, with a warning, where there is no speech."""
+        try:
+            if not isinstance(files, SpeakerModel):
+                files = sources_of(files, side)
+            return self.enrol(files, *options)
+        except NoSpeechError as error:
+            logger.warning("%s: no decision", error)
+            return None
+
+    def _embed(self, recordings, chunking, speech_detection, channel, **options):
+        if speech_detection is None:
+            speech_detection = self.speech.speech_detection
+        sources, channel = sources_of(recordings), checked_channel(channel)
         return embed_files(
             torch.inference_mode()(self._encode),  # 8 % faster than no_grad
-            *(self.embedding_size, _as_list(paths), chunking),
+            *(self.embedding_size, sources, chunking, channel),
             on_cpu=self.device_type == "cpu",
             progress=not self.noprogressbar,
+            detector=self.detector if speech_detection else None,
             **options,
         )
 
@@ -420,13 +485,3 @@ class SpeakerVerifier(SpeakerRecognition):
         # S-norm is AS-norm by the whole cohort
         names = {"s_norm": "as_norm"}
         return {names.get(kind, kind): float(s[0]) for kind, s in scores.items()}
-
-
-def _as_list(paths):
-    """One path or several → list of str."""
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    try:
-        return [os.fspath(path) for path in paths]
-    except TypeError as error:
-        raise InputError(f"{paths!r}, expected paths of recordings") from error

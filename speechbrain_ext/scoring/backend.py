@@ -25,9 +25,14 @@ from speechbrain_ext.scoring.calibration.quality import (
     quality_features,
 )
 from speechbrain_ext.scoring.cohort import Cohort
-from speechbrain_ext.scoring.embeddings import cosine_scores, euclidean_norms
+from speechbrain_ext.scoring.embeddings import (
+    cosine_scores,
+    euclidean_norms,
+    unit_vectors,
+)
 from speechbrain_ext.scoring.normalization import (
     MEMORY_MIB,
+    CohortStatistics,
     cohort_statistics,
     rows_in_memory,
     symmetric_norm,
@@ -53,6 +58,27 @@ class TrialSide(NamedTuple):
     vectors: np.ndarray
     durations: np.ndarray | None = None
     own: np.ndarray | None = None
+
+
+class Prepared(NamedTuple):
+    """What one side of trials gives by itself, made once for many trials.
+
+    Attributes
+    ----------
+    units : np.ndarray
+        float64 [N, E], embeddings of length 1.
+    centred : np.ndarray or None
+        float64 [N, E], the same less the cohort's mean.
+    statistics : CohortStatistics or None
+        [N], of the cohort scores.
+    measures : dict
+        Quality → [N].
+    """
+
+    units: np.ndarray
+    centred: np.ndarray | None
+    statistics: CohortStatistics | None
+    measures: dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,19 +168,70 @@ class Backend:
             was fitted on other inputs, or wants durations that are not given.
         """
         if self.calibrator is not None:
-            self._check_inputs(enrol, test)
+            self._check_inputs(_have_durations(enrol, test))
         scores, measures = self._normalised(enrol, test, trials)
         if self.calibrator is not None:
             last = list(scores.values())[-1]
             scores["llr"] = self._calibrated(last, measures, trials)
         return scores
 
+    def prepare(self, side):
+        """Do for a TrialSide what :meth:`scores_of_all` needs, once → Prepared."""
+        self.check_width(side.vectors.shape[1], "trials")
+        measures = {}
+        if side.durations is not None:
+            measures["duration"] = side.durations
+        measures["magnitude"] = euclidean_norms(side.vectors)
+        units = _units(side.vectors, measures["magnitude"])
+        if self.cohort is None:
+            return Prepared(units, None, None, measures)
+        centred = side.vectors - self.cohort.mean
+        statistics = self._statistics(centred, side.own, np.arange(len(centred)))
+        measures["cohort_mean"] = statistics.mean
+        centred = _units(centred, euclidean_norms(centred))
+        return Prepared(units, centred, statistics, measures)
+
+    def scores_of_all(self, enrol, test):
+        """As :meth:`scores`, of every pair: a matrix product in place of trials.
+
+        Arguments
+        ---------
+        enrol, test : Prepared
+            N and M embeddings, of :meth:`prepare`.
+
+        Returns
+        -------
+        dict
+            Kind of score → float [N, M]. A pair's score is that of :meth:`scores` but
+            for rounding.
+
+        Raises
+        ------
+        InputError
+            As :meth:`scores`.
+        """
+        shape = len(enrol.units), len(test.units)
+        pairs = np.indices(shape).reshape(2, -1).T
+        if self.calibrator is not None:
+            self._check_inputs("duration" in enrol.measures.keys() & test.measures)
+        scores = {"cosine": _products(enrol.units, test.units)}
+        if self.cohort is not None:
+            scores[self.normalisation] = symmetric_norm(
+                _products(enrol.centred, test.centred),
+                *(pairs, enrol.statistics, test.statistics),
+            )
+        if self.calibrator is not None:
+            measures = {k: (v, test.measures[k]) for k, v in enrol.measures.items()}
+            last = list(scores.values())[-1]
+            scores["llr"] = self._calibrated(last, measures, pairs)
+        return {kind: values.reshape(shape) for kind, values in scores.items()}
+
     def features(self, enrol, test, trials):
         """QualityFeatures to fit the calibrator on, named by :func:`input_names`."""
         scores, measures = self._normalised(enrol, test, trials)
         last = list(scores.values())[-1]
         values = quality_features(last, _of_trials(measures, trials)).values
-        return QualityFeatures(self._input_names(enrol, test), values)
+        return QualityFeatures(self._input_names(_have_durations(enrol, test)), values)
 
     def _normalised(self, enrol, test, trials):
         """Scores before calibration; {measure: (enrol [N], test [M])}."""
@@ -193,8 +270,8 @@ class Backend:
             ratios[part] = self.calibrator.log_likelihood_ratio(inputs.values)
         return ratios
 
-    def _check_inputs(self, enrol, test):
-        names = self._input_names(enrol, test)
+    def _check_inputs(self, with_durations):
+        names = self._input_names(with_durations)
         if self.calibrator.names != names:
             raise InputError(
                 f"the calibrator takes {', '.join(self.calibrator.names)}; here are "
@@ -202,8 +279,7 @@ class Backend:
                 "durations or none"
             )
 
-    def _input_names(self, enrol, test):
-        with_durations = _have_durations(enrol, test)
+    def _input_names(self, with_durations):
         return input_names(with_durations, self.cohort is not None, self.top_n)
 
 
@@ -277,6 +353,21 @@ def of_speakers(side, speakers, backend):
 
 def _have_durations(*sides):
     return all(side.durations is not None for side in sides)
+
+
+def _units(vectors, norms):
+    """Embeddings scaled to length 1, float64 [N, E]."""
+    rows = np.arange(len(vectors))
+    return unit_vectors("embedding", vectors, norms, rows).astype(np.float64)
+
+
+def _products(enrol, test):
+    """Cosines of every pair of unit vectors, float32 [N · M].
+
+    A product in float64, so that equal embeddings have equal scores: BLAS may round two
+    equal rows differently.
+    """
+    return np.clip(enrol @ test.T, -1, 1).astype(np.float32).ravel()
 
 
 def _both(of_sides):

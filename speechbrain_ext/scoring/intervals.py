@@ -94,6 +94,64 @@ def bootstrap_intervals(
     }
 
 
+def rate_intervals(
+    scores,
+    labels,
+    enrol_speakers,
+    test_speakers,
+    thresholds,
+    n_resamples=200,
+    seed=0,
+    level=0.95,
+):
+    """Intervals of false-accept and miss rates at fixed thresholds.
+
+    Of no error at all the interval is 0 to 0, which is no proof: of T independent
+    trials without any, the rate may well be 3 / T.
+
+    Arguments
+    ---------
+    thresholds : array_like
+        float [P]; a trial is accepted at or above.
+    others
+        As for :func:`bootstrap_intervals`.
+
+    Returns
+    -------
+    false_accept, miss : np.ndarray
+        float64 [P, 2], low and high.
+
+    Raises
+    ------
+    InputError
+        As :func:`bootstrap_intervals`.
+    """
+    scores, labels = checked_scores(scores, labels)
+    enrol, test = _speakers(labels, enrol_speakers, test_speakers)
+    names, both = np.unique(np.concatenate((enrol, test)), return_inverse=True)
+    if len(names) < FEWEST_SPEAKERS:
+        raise InputError(
+            f"{len(names)} speakers, expected at least {FEWEST_SPEAKERS} to resample"
+        )
+    enrol, test = both[: len(scores)], both[len(scores) :]
+    accepted = scores[:, None] >= np.asarray(thresholds, dtype=np.float64)  # [T, P]
+    wrong = [(enrol[~labels], test[~labels], accepted[~labels])]
+    wrong.append((enrol[labels], None, ~accepted[labels]))
+    random, values = np.random.default_rng(seed), []
+    while len(values) < n_resamples:
+        drawn = random.integers(0, len(names), len(names))
+        counts = np.bincount(drawn, minlength=len(names))
+        weights = [
+            counts[first] * (1 if second is None else counts[second])
+            for first, second, _ in wrong
+        ]
+        if all(w.any() for w in weights):
+            values.append([w @ e / w.sum() for w, (*_, e) in zip(weights, wrong)])
+    tails = (1 - level) / 2, (1 + level) / 2
+    false_accept, miss = np.quantile(values, tails, axis=0).transpose(1, 2, 0)
+    return false_accept, miss
+
+
 class WeightedMetrics:
     """The metrics of a trial list whose speakers count several times or not at all."""
 

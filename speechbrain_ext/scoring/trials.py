@@ -35,8 +35,19 @@ LINES = 8192  # that are split at a time
 LABELS = {"0": 0, "1": 1, "nontarget": 0, "target": 1}
 LABEL_COLUMNS = {"first": 0, "last": 2}
 _FORMATS = {"first": "'label enrol test'", "last": "'enrol test label'"}
+# What is read: by libsndfile, and where PyAV or ffmpeg is there. Their first bytes tell
+# what files hold; their suffixes, which files of a folder are recordings.
+SOUND_FILES = (
+    *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".aifc"),
+    *(".au", ".caf", ".w64", ".sph"),
+)
+MEDIA_FILES = (
+    *(".m4a", ".mp4", ".webm", ".aac", ".amr", ".mkv", ".mka", ".mov", ".3gp", ".m4b"),
+    *(".wma", ".weba", ".avi"),
+)
+RECORDINGS = (*SOUND_FILES, *MEDIA_FILES)
 # The look-behind keeps a name that is nothing but an extension as it is.
-_EXTENSION = re.compile(r"(?<=[^/])\.(?:wav|flac|m4a|ogg|mp3)$", re.IGNORECASE)
+_EXTENSION = re.compile(rf"(?<=[^/])(?:{'|'.join(map(re.escape, RECORDINGS))})$", re.I)
 
 
 @dataclass(frozen=True, eq=False)

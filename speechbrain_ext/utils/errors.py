@@ -29,13 +29,17 @@ class InputError(Exception):
     """The user's input is wrong. The message is one line: culprit, seen, expected."""
 
 
+class NoSpeechError(InputError):
+    """A recording holds no speech, or too little: an answer of its own, no mistake."""
+
+
 @contextlib.contextmanager
 def naming(culprit):
     """Begin the message of an InputError inside the block with ``culprit``."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{culprit}: {error}") from error
+        raise type(error)(f"{culprit}: {error}") from error
 
 
 def check_at_least(name, value, minimum, whole=True):

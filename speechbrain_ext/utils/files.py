@@ -113,14 +113,23 @@ def read_json(path, schema, others=True, what="JSON"):
     3
     """
     try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{describe_os_error(error)}, expected {what}") from error
+    return parse_json(content, path, schema, others, what)
+
+
+def parse_json(content, path, schema, others=True, what="JSON"):
+    """As :func:`read_json`, of bytes or text that were found in the file ``path``."""
+    try:
+        if isinstance(content, bytes):
+            content = content.decode()
         values = json.loads(
-            Path(path).read_text(encoding="utf-8"),
+            content,
             object_pairs_hook=_without_duplicates,
             parse_constant=_finite,
             parse_float=_finite,
         )
-    except OSError as error:
-        raise InputError(f"{describe_os_error(error)}, expected {what}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as {what} ({error})") from error
     _check_json(f"{path}: ", "", values, schema, others, what)

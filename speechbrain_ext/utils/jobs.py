@@ -3,6 +3,7 @@
     Marker        of a finished job: what it was made from and what it made
     Part          one file of a long job, with a record of what it was made from
     fingerprint   names an extraction: the same model, settings and recordings, or not
+    model_fingerprint   names a model alone
 
 A marker, ``prepare.json``, is written last. It holds the SHA-256 of every argument that
 shapes the result, of the size and time of every list that was read, and of the version
@@ -164,13 +165,7 @@ def fingerprint(model, manifest, **settings):
     _add(digest, __version__, sorted(settings.items()))
     for name, module in model.named_modules():
         _add(digest, name, type(module).__qualname__, _plain_attributes(module))
-    for name, tensor in itertools.chain(
-        model.named_parameters(), model.named_buffers()
-    ):
-        _add(digest, name, tensor.dtype, list(tensor.shape))
-        # as bytes, since numpy has no bfloat16
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(values.numpy())
+    _add_tensors(digest, model)
     _add(digest, len(manifest))
     for start in range(0, len(manifest), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
@@ -178,6 +173,28 @@ def fingerprint(model, manifest, **settings):
             digest.update("\0".join(column[part].tolist()).encode())
         digest.update(manifest.durations[part].tobytes())
     return digest.hexdigest()
+
+
+def model_fingerprint(model, **settings):
+    """Hash a model by its weights, and ``settings``, whatever version computes it.
+
+    For files that outlive a version of this package. 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    _add(digest, sorted(settings.items()))
+    _add_tensors(digest, model)
+    return digest.hexdigest()
+
+
+def _add_tensors(digest, model):
+    """Every parameter and every buffer: name, type, shape, values."""
+    for name, tensor in itertools.chain(
+        model.named_parameters(), model.named_buffers()
+    ):
+        _add(digest, name, tensor.dtype, list(tensor.shape))
+        # as bytes, since numpy has no bfloat16
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy())
 
 
 def _add(digest, *values):

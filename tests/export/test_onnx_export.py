@@ -154,10 +154,13 @@ def test_inputs_and_output_are_named_and_free_in_size(onnx_models):
     assert (embeddings.name, embeddings.shape) == ("embeddings", ["batch", 7])
 
 
-def test_the_command_leaves_file_and_report_alone(onnx_models):
+def test_the_command_leaves_file_report_and_speech_detector_alone(onnx_models):
     _, file, _ = onnx_models("pruned")
     names = sorted(path.name for path in file.parent.iterdir())
-    assert names == ["model", "model.json", "model.onnx"]
+    detector = ["silero_vad.LICENSE.txt", "silero_vad.onnx"]
+    assert names == ["model", "model.json", "model.onnx", *detector]
+    assert "MIT License" in file.with_name(detector[0]).read_text()
+    onnx.checker.check_model(str(file.with_name(detector[1])))
 
 
 def test_the_graph_shares_weights_and_leaves_the_model_as_it_is():

@@ -90,7 +90,7 @@ def test_a_chunk_is_a_part_of_the_file(tmp_path):
     path = tmp_path / "a.wav"
     expected = noise(path, channels=3)
     recording = inspect_file(path, 0.25)
-    assert recording == (str(path), 8000, 16000, 3)
+    assert recording[:4] == (str(path), 8000, 16000, 3)
     assert recording.seconds == 0.5
     for start, frames in ((0, -1), (1000, 50)):
         wav, found = read_chunk(recording, Chunk(0, start, frames, 0.5), 0.25)

@@ -8,17 +8,21 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+from tiny_speech import silence, spoken
 
-from speechbrain_ext.inference import onnx_runner
+from speechbrain_ext.inference import SpeakerVerifier, onnx_runner
 from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder, cosine
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.pretrained import INFERENCE
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 
 RATE = 16000
 
 
 @pytest.fixture(scope="module")
 def encoder(onnx_models):
-    return OnnxSpeakerEncoder(onnx_models("pruned")[1], threads=1)
+    return OnnxSpeakerEncoder(
+        onnx_models("pruned")[1], threads=1, speech_detection=False
+    )
 
 
 def waveform(samples, seed=0):
@@ -108,6 +112,91 @@ def test_files_that_are_no_models_are_refused(onnx_models, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+# ---- as SpeakerVerifier --------------------------------------------------------------
+
+
+def speech_files(folder):
+    """Speech: alone, before 9 s of silence, in noise with long pauses."""
+    room = [silence(2.0), spoken("m1"), silence(3.0), spoken("f2"), silence(0.2)]
+    room = np.concatenate(room) + silence(5.2, 1e-3).repeat(4)[: sum(map(len, room))]
+    wavs = [spoken("m3"), np.r_[spoken("f4"), silence(9.0)], room]
+    for number, wav in enumerate(wavs):
+        soundfile.write(folder / f"{number}.wav", wav, RATE, subtype="FLOAT")
+    return [folder / f"{number}.wav" for number in range(len(wavs))]
+
+
+@pytest.mark.parametrize("speech_detection", [True, False])
+@pytest.mark.parametrize("window", [60.0, 1.5])
+def test_embeddings_are_those_of_the_verifier(
+    onnx_models, tmp_path, window, speech_detection
+):
+    _, file, _ = onnx_models("pruned")
+    paths = speech_files(tmp_path)
+    verifier = SpeakerVerifier.from_hparams(
+        file.parent / "model", run_opts={"device": "cpu"}
+    )
+    encoder = OnnxSpeakerEncoder(file, 1, speech_detection=speech_detection)
+    encoder.settings |= {"window_seconds": window, "hop_seconds": window}
+    expected = verifier.encode_files(
+        paths, speech_detection=speech_detection, window_seconds=window
+    ).numpy()
+    for size in (1, 8):
+        found = encoder.embed_files(paths, batch_size=size)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    if speech_detection:
+        for path in paths:
+            wav = encoder.read(path)
+            segments = verifier.detector.segments(wav)
+            np.testing.assert_array_equal(encoder.speech(wav), segments)
+
+
+def test_settings_are_those_of_the_model_s_folder(onnx_models):
+    _, file, _ = onnx_models("pruned")
+    encoder = OnnxSpeakerEncoder(file, 1)
+    assert encoder.speech_detection
+    assert encoder.settings == {key: INFERENCE[key] for key in onnx_runner.DEFAULTS}
+    assert encoder.metadata["speech_detection"] == "True"
+
+
+def test_no_speech_is_an_error_of_its_own(onnx_models, encoder, tmp_path):
+    with_detector = OnnxSpeakerEncoder(onnx_models("pruned")[1], 1)
+    for wav in (waveform(RATE), np.zeros(RATE, np.float32)):
+        with pytest.raises(NoSpeechError, match="recording 1: no speech found"):
+            with_detector.embed([spoken("m1"), wav])
+    with pytest.raises(InputError, match="recording 1: silent, expected speech"):
+        encoder.embed([waveform(RATE), np.full(RATE, 0.1, np.float32)])
+    with pytest.raises(InputError, match="recording 0: its embedding is not finite"):
+        encoder.embed([1e30 * waveform(RATE)])
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, waveform(RATE), RATE)
+    with pytest.raises(NoSpeechError, match=r"noise\.wav: no speech found"):
+        with_detector.embed_files([path])
+
+
+def test_a_file_without_its_end_is_told(encoder, tmp_path, caplog):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, waveform(2 * RATE), RATE)
+    path.write_bytes(path.read_bytes()[:RATE])
+    found = encoder.embed_files([path])
+    wav = encoder.read(path)
+    assert len(wav) == (RATE - 44) // 2
+    np.testing.assert_allclose(found[0], encoder.embed(wav), atol=1e-6)
+    assert "a.wav: 16000 bytes, its header says 64044" in caplog.text
+
+
+def test_without_a_detector_it_says_so(onnx_models, tmp_path, caplog):
+    _, file, _ = onnx_models("pruned")
+    shutil.copy(file, tmp_path)
+    alone = OnnxSpeakerEncoder(tmp_path / file.name, 1)
+    assert not alone.speech_detection
+    assert "silero_vad.onnx: no such file, so there is no speech detection" in (
+        caplog.text
+    )
+    assert np.isfinite(alone.embed(waveform(RATE))).all()
+    with pytest.raises(InputError, match=r"silero_vad\.onnx: no such file"):
+        OnnxSpeakerEncoder(tmp_path / file.name, 1, speech_detection=True)
+
+
 def test_cosine_by_hand():
     one, other = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[4.0, 3.0], [0.0, 2.0]])
     np.testing.assert_allclose(cosine(one, other), [0.96, 0.0])
@@ -118,7 +207,9 @@ ALONE = """
 import sys
 sys.modules["speechbrain_ext"] = None  # as if it were not installed
 import numpy as np, onnx_runner
-encoder = onnx_runner.OnnxSpeakerEncoder(sys.argv[1], threads=1)
+encoder = onnx_runner.OnnxSpeakerEncoder(
+    sys.argv[1], threads=1, speech_detection=False
+)
 np.save(sys.argv[2], encoder.embed(np.load(sys.argv[3])))
 assert not {"torch", "transformers", "speechbrain", "scipy"} & set(sys.modules)
 """

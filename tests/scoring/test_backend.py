@@ -365,3 +365,44 @@ def test_an_embedding_without_direction_is_named_by_its_row(sides):
     vectors[trials[0, 0]] = 0
     with pytest.raises(InputError, match=f"enrolment embedding in row {trials[0, 0]} "):
         Backend().scores(TrialSide(vectors), test, trials)
+
+
+@pytest.mark.parametrize("with_cohort", [False, True])
+@pytest.mark.parametrize("with_durations", [False, True])
+def test_scores_of_all_are_those_of_every_pair(with_cohort, with_durations):
+    """The matrix product against trials, all N · M of them."""
+    side, speakers = voices(0)
+    enrol, test = voices(1, 5)[0], voices(2, 3)[0]
+    cohort = speaker_means(voices(3)[0].vectors, voices(3)[1]) if with_cohort else None
+    backend = Backend(cohort, top_n=TOP_N)
+    if not with_durations:
+        side, enrol, test = (s._replace(durations=None) for s in (side, enrol, test))
+    durations = voices(0)[0].durations
+    trials = draw_calibration_trials(speakers, durations, 300)
+    backend = fit_calibrator(backend, side, speakers, trials, l2=0.1)
+    found = backend.scores_of_all(backend.prepare(enrol), backend.prepare(test))
+    shape = len(enrol.vectors), len(test.vectors)
+    pairs = np.indices(shape).reshape(2, -1).T
+    expected = backend.scores(enrol, test, pairs)
+    assert list(found) == list(expected)
+    for name, values in found.items():
+        assert values.shape == shape
+        scale = 10 if name == "llr" else 1  # weights of the calibration
+        np.testing.assert_allclose(
+            values.ravel(),
+            expected[name],
+            rtol=1e-5,
+            atol=scale * AS_NORM,
+            err_msg=name,
+        )
+
+
+def test_scores_of_all_want_the_inputs_of_the_calibrator():
+    side, speakers = voices(0)
+    trials = draw_calibration_trials(speakers, side.durations, 300)
+    backend = fit_calibrator(Backend(), side, speakers, trials, l2=0.1)
+    bare = backend.prepare(side._replace(durations=None))
+    with pytest.raises(InputError, match="durations or none"):
+        backend.scores_of_all(backend.prepare(side), bare)
+    with pytest.raises(InputError, match="embedding in row 2 has norm 0"):
+        backend.prepare(TrialSide(side.vectors * (np.arange(72) != 2)[:, None]))

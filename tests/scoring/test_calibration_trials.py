@@ -9,6 +9,7 @@ from speechbrain_ext.scoring.calibration.trials import (
     KINDS,
     _unrank_pair,
     draw_calibration_trials,
+    draw_pairs,
 )
 from speechbrain_ext.utils.errors import InputError
 
@@ -220,3 +221,56 @@ def test_pairs_are_counted_without_a_gap():
     a, b = _unrank_pair(np.array([n * (n - 1) // 2 - 1, n * (n - 1) // 2]))
     assert a.tolist() == [n - 2, 0]
     assert b.tolist() == [n - 1, n]
+
+
+def test_all_pairs_where_there_is_room():
+    speakers = np.array(list("aabbbcd"))
+    trials = draw_pairs(speakers, 1000)
+    pairs = {
+        frozenset(pair) for pair in zip(trials.enrol.tolist(), trials.test.tolist())
+    }
+    assert len(pairs) == len(trials.labels) == 21
+    assert np.array_equal(
+        speakers[trials.enrol] == speakers[trials.test], trials.labels
+    )
+    assert trials.labels.tolist() == [1] * 4 + [0] * 17
+
+
+@pytest.mark.parametrize(
+    ("n_trials", "targets", "nontargets"),
+    [(10, 4, 6), (6, 3, 3), (18, 4, 14), (2, 1, 1)],
+)
+def test_as_many_pairs_as_asked_for(n_trials, targets, nontargets):
+    speakers = np.array(list("aabbbcd"))
+    trials = draw_pairs(speakers, n_trials, seed=3)
+    assert (np.sum(trials.labels), np.sum(trials.labels == 0)) == (targets, nontargets)
+    assert np.array_equal(
+        speakers[trials.enrol] == speakers[trials.test], trials.labels
+    )
+    pairs = {
+        frozenset(pair) for pair in zip(trials.enrol.tolist(), trials.test.tolist())
+    }
+    assert len(pairs) == n_trials
+    again = draw_pairs(speakers, n_trials, seed=3)
+    assert all(np.array_equal(a, b) for a, b in zip(trials, again))
+
+
+def test_few_nontargets_leave_room_for_targets():
+    """Five recordings of one and one of another: 10 pairs and 5."""
+    trials = draw_pairs(list("aaaaab"), 14)
+    assert (np.sum(trials.labels), np.sum(trials.labels == 0)) == (9, 5)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "options", "message"),
+    [
+        ("abc", {}, "3 recordings of 3 speakers, expected two speakers"),
+        ("aaa", {}, "3 recordings of 1 speakers"),
+        ("", {}, "0 recordings"),
+        ("aab", {"n_trials": 1}, "n_trials is 1"),
+        ("aab", {"seed": -1}, "seed -1"),
+    ],
+)
+def test_pairs_that_cannot_be_drawn(speakers, options, message):
+    with pytest.raises(InputError, match=message):
+        draw_pairs(list(speakers), **{"n_trials": 10, **options})

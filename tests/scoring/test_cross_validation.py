@@ -8,6 +8,7 @@ from speechbrain_ext.scoring.calibration.cross_validation import (
     GRID,
     choose_l2,
     deal_trials,
+    held_out_ratios,
     make_calibrator,
 )
 from speechbrain_ext.scoring.metrics import cllr
@@ -164,3 +165,19 @@ def test_the_seed_deals_and_names_are_as_good_as_numbers():
 def test_too_few(speakers, labels, message):
     with pytest.raises(InputError, match=message):
         choose_l2(np.zeros((len(labels), 2)), np.array(labels), np.array(speakers))
+
+
+def test_held_out_ratios_are_of_calibrators_without_the_speaker():
+    """Each trial by hand: the mean over the folds of its two speakers."""
+    features, labels, speakers = trials_of(9, 4)
+    found = held_out_ratios(features, labels, speakers, 0.01)
+    folds = deal_trials(labels, speakers)
+    for trial in range(0, len(labels), 7):
+        ratios = []
+        for inside in folds:
+            if inside[trial]:
+                calibrator = make_calibrator(0.01)
+                calibrator.fit(features[~inside], labels[~inside])
+                ratios += calibrator.log_likelihood_ratio(features[[trial]]).tolist()
+        assert len(ratios) in (1, 2)
+        assert found[trial] == pytest.approx(np.mean(ratios), rel=1e-9)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from speechbrain_ext.scoring.intervals import WeightedMetrics, bootstrap_intervals
+from speechbrain_ext.scoring.intervals import (
+    WeightedMetrics,
+    bootstrap_intervals,
+    rate_intervals,
+)
 from speechbrain_ext.scoring.metrics import cllr, equal_error_rate, min_dcf
 from speechbrain_ext.utils.errors import InputError
 
@@ -176,3 +180,37 @@ def test_refused(change, message):
     data = [given.pop(key) for key in ("scores", "labels", "enrol", "test")]
     with pytest.raises(InputError, match=message):
         bootstrap_intervals(*data, **given)
+
+
+def test_intervals_of_rates_by_repeated_trials():
+    """Every resample by hand, a trial as often as its speakers were drawn."""
+    scores, labels, enrol, test = random_trials(300, 12, 0)
+    thresholds = [0.5, 1.5]
+    found = rate_intervals(scores, labels, enrol, test, thresholds, n_resamples=50)
+    random, rates = np.random.default_rng(0), []
+    for _ in range(50):
+        counts = np.bincount(random.integers(0, 12, 12), minlength=12)
+        times = np.where(labels, counts[enrol], counts[enrol] * counts[test])
+        many, same = np.repeat(scores, times), np.repeat(labels, times) == 1
+        rates.append(
+            [
+                [np.mean(many[~same] >= t) for t in thresholds],
+                [np.mean(many[same] < t) for t in thresholds],
+            ]
+        )
+    expected = np.quantile(rates, [0.025, 0.975], axis=0)  # [2, kind, P]
+    for kind in range(2):
+        np.testing.assert_allclose(found[kind], expected[:, kind].T, atol=1e-12)
+        plain = np.mean(
+            scores[labels == 0, None] >= thresholds
+            if kind == 0
+            else scores[labels == 1, None] < thresholds,
+            axis=0,
+        )
+        assert (found[kind][:, 0] <= plain).all()
+        assert (plain <= found[kind][:, 1]).all()
+
+
+def test_rates_of_two_speakers_have_no_interval():
+    with pytest.raises(InputError, match="2 speakers, expected at least 3"):
+        rate_intervals([0.0, 1.0], [0, 1], [0, 1], [1, 1], [0.5])

@@ -65,6 +65,7 @@ def verify(
     window_seconds: PositiveFloat | None = None,
     hop_seconds: PositiveFloat | None = None,
     max_seconds: PositiveFloat | None = None,
+    speech_detection: bool = False,
     max_batch_seconds: PositiveFloat = 240.0,
     num_workers: NonNegativeInt = 2,
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -95,6 +96,9 @@ def verify(
         Longer recordings are embedded in windows; None: those of the model's folder.
     max_seconds : float, optional
         Longer recordings are cut to this much from their middle.
+    speech_detection : bool
+        Embed speech alone, as ``SpeakerVerifier`` does before a decision. Published
+        figures are without.
     max_batch_seconds : float
         Padded seconds of audio in a batch: bounds the memory.
     num_workers : int
@@ -133,6 +137,7 @@ def verify(
             *(pretrained_folder, run_opts, window_seconds, hop_seconds, eval_precision),
             max_batch_seconds=max_batch_seconds,
             max_seconds=max_seconds,
+            speech_detection=speech_detection,
             num_workers=num_workers,
         )
     check_sizes(plan, embed, given, embeddings)

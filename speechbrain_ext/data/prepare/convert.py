@@ -1,8 +1,9 @@
-"""m4a → flac through ffmpeg, many at a time, resumable.
+"""m4a → flac through ffmpeg or PyAV, many at a time, resumable.
 
-VoxCeleb2 comes as AAC in m4a files, which soundfile cannot read. Each is converted
-once to 16 kHz mono 16 bit flac: lossless, and half the size of wav. A copy appears by a
-rename, so a copy that exists is whole, and a run that was stopped continues.
+VoxCeleb2 comes as AAC in m4a files, which cannot be read from their middle. Each is
+converted once to 16 kHz mono 16 bit flac: lossless, half the size of wav, and a crop of
+it costs no more than its own length. A copy appears by a rename, so a copy that exists
+is whole, and a run that was stopped continues.
 """
 
 import contextlib
@@ -13,33 +14,54 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import soundfile
+
+from speechbrain_ext.data import media
 from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.scoring.trials import MEDIA_FILES
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
 
-NEEDS_CONVERSION = ".m4a"
-
 
 def convert_where_needed(paths, convert_folder, num_workers=16):
-    """Convert the m4a files, which soundfile cannot read, by ffmpeg.
+    """Convert those recordings that crops cannot be read from.
 
-    In ``paths``, utterance ID → recording, they are replaced by
-    ``convert_folder/ID.flac``. → [(recording, reason)] of those that ffmpeg could not
-    convert, which are taken out of ``paths``. InputError: there are some, but no ffmpeg
-    or no ``convert_folder``; OSError: the disk is full.
+    Arguments
+    ---------
+    paths : dict of str to str
+        Utterance ID → recording; those of
+        ``MEDIA_FILES`` (m4a, mp4, …) are replaced by their copies in place.
+    convert_folder : Path or None
+        Where the copies go, ``convert_folder/ID.flac``.
+    num_workers : int
+        How many files are converted at a time.
+
+    Returns
+    -------
+    list of (str, str)
+        Recording and reason of each that could not be converted; these are taken
+        out of ``paths``.
+
+    Raises
+    ------
+    InputError
+        There are such files, but neither ffmpeg nor PyAV, or no ``convert_folder``.
+    OSError
+        The disk is full.
     """
     wanted = [
         (utterance, path)
         for utterance, path in paths.items()
-        if path.lower().endswith(NEEDS_CONVERSION)
+        if path.lower().endswith(MEDIA_FILES)
     ]
     if not wanted:
         return []
+    kinds = _kinds([path for _, path in wanted])
+    if not media.is_available() or convert_folder is None:
+        _refuse([path for _, path in wanted], kinds)
     ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None or convert_folder is None:
-        _refuse([path for _, path in wanted], ffmpeg)
 
     def convert(item):
         utterance, path = item
@@ -47,7 +69,7 @@ def convert_where_needed(paths, convert_folder, num_workers=16):
 
     bad, n_new = [], 0
     results = parallel_map(
-        convert, wanted, num_workers, "converting m4a", "file", chunk=8
+        convert, wanted, num_workers, f"converting {kinds}", "file", chunk=8
     )
     for (utterance, path), (copy, reason, is_new) in zip(wanted, results):
         n_new += is_new
@@ -57,8 +79,9 @@ def convert_where_needed(paths, convert_folder, num_workers=16):
             del paths[utterance]
             bad.append((path, reason))
     logger.info(
-        "%d m4a files: %d converted to %s, %d there already, %d failed",
+        "%d %s files: %d converted to %s, %d there already, %d failed",
         len(wanted),
+        kinds,
         n_new,
         convert_folder,
         len(wanted) - n_new - len(bad),
@@ -67,13 +90,18 @@ def convert_where_needed(paths, convert_folder, num_workers=16):
     return bad
 
 
-def _refuse(paths, ffmpeg):
-    seen = "on PATH" if ffmpeg else "not on PATH"
+def _kinds(paths):
+    return ", ".join(sorted({Path(path).suffix[1:].lower() for path in paths}))
+
+
+def _refuse(paths, kinds):
+    seen = "one is there" if media.is_available() else "neither is there"
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     raise InputError(
-        f"{root}: {len(paths)} m4a files, which cannot be read as they are; expected "
-        f"ffmpeg (now {seen}) and --convert_folder to convert them, or {SAMPLE_RATE} "
-        "Hz mono wav or flac that you made of them yourself"
+        f"{root}: {len(paths)} {kinds} files, of which no crops can be read; expected "
+        f"ffmpeg on PATH or PyAV, pip install av (now {seen}), and --convert_folder to "
+        f"convert them, or {SAMPLE_RATE} Hz mono wav or flac that you made of them "
+        "yourself"
     )
 
 
@@ -84,6 +112,8 @@ def _convert(ffmpeg, source, copy):
             return copy, None, False
     copy.parent.mkdir(parents=True, exist_ok=True)
     beside = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
+    if ffmpeg is None:
+        return _convert_with_pyav(source, copy, beside)
     # Without -xerror a damaged file becomes a shorter one, and ffmpeg is content.
     command = [ffmpeg, "-nostdin", "-v", "error", "-xerror", "-y", "-threads", "1"]
     command += ["-i", f"file:{source}", "-map", "0:a:0", "-map_metadata", "-1"]
@@ -102,3 +132,22 @@ def _convert(ffmpeg, source, copy):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(copy))
     last = message.splitlines()[-1] if message else f"exit code {done.returncode}"
     return copy, f"ffmpeg cannot convert it ({last})", False
+
+
+def _convert_with_pyav(source, copy, beside):
+    """As :func:`_convert`."""
+    try:
+        with (
+            open(source, "rb") as file,
+            soundfile.SoundFile(
+                *(beside, "w", SAMPLE_RATE, 1, "PCM_16"), format="FLAC"
+            ) as target,
+        ):
+            for wav in media.mono_blocks(file, SAMPLE_RATE):
+                target.write(wav)
+        os.replace(beside, copy)
+        return copy, None, True
+    except InputError as error:
+        return copy, f"PyAV cannot convert it ({error})", False
+    finally:
+        beside.unlink(missing_ok=True)

@@ -20,17 +20,14 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain_ext.data.audio import SOUND_FILES
-from speechbrain_ext.data.prepare.convert import NEEDS_CONVERSION
 from speechbrain_ext.data.prepare.pipeline import Row
 from speechbrain_ext.scoring.enrolment import speaker_of
-from speechbrain_ext.scoring.trials import utterance_id
+from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
 
-_RECORDINGS = (*SOUND_FILES, NEEDS_CONVERSION)
 _SEARCH_DEPTH = 2
 # Users keep these beside their speech; pointsource_noises/*.wav would pass for speech.
 _NOISE_CORPORA = ("musan", "rirs_noises")
@@ -51,7 +48,7 @@ class Layout(NamedTuple):
         """The accepted layouts in words, for messages."""
         names = "|".join(self.folder_names)
         inside = "SPEAKER/" + "SESSION/" * (self.levels - 1) + "FILE"
-        files = ", ".join(f"*{extension}" for extension in _RECORDINGS)
+        files = ", ".join(f"*{extension}" for extension in RECORDINGS)
         return (
             f"FOLDER/{inside}, FOLDER/{names}/{inside} or FOLDER/ANY/{names}/{inside}, "
             f"FILE being one of {files}"
@@ -271,7 +268,7 @@ def list_recordings(folder, prefix, levels=0):
                 below, more = list_recordings(entry.path, inside, levels - 1)
                 found += below
                 ignored += more
-            elif os.path.splitext(entry.name)[1].lower() in _RECORDINGS:
+            elif os.path.splitext(entry.name)[1].lower() in RECORDINGS:
                 utterance = prefix + utterance_id(entry.name)
                 _check_name(utterance, entry.path)
                 found.append((utterance, entry.path))

@@ -34,11 +34,11 @@ from speechbrain_ext.data.audio import (
     JOINT,
     LENGTH,
     SAMPLE_RATE,
-    SOUND_FILES,
     read_header,
 )
 from speechbrain_ext.data.manifest import TextColumn
 from speechbrain_ext.data.shards.members import TarMember, forget_open_shards
+from speechbrain_ext.scoring.trials import RECORDINGS
 from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
@@ -50,7 +50,7 @@ INDEX, COMMENT = "index.arrow", "__shard__"
 _COLUMNS = ("key", "shard", "offset", "size", "frames")
 _ROWS_AT_ONCE = 100_000
 _NAME = re.compile(r"(?:\./)?(?P<key>(?:.*/)?[^./]+)\.(?P<field>[^/]+)")
-_SOUND = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(s[1:] for s in SOUND_FILES)})")
+_SOUND = re.compile(rf"(?:(\d+)\.)?(?:{'|'.join(s[1:] for s in RECORDINGS)})")
 
 
 class ShardIndex:

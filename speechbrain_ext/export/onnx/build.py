@@ -70,8 +70,12 @@ def graph_halves(model):
     return FrontEnd(encoder).eval(), Embedding(encoder, model.head.graph_form()).eval()
 
 
-def build(model):
-    """SpeakerEncoder → onnx_ir.Model whose tensors are the model's own memory."""
+def build(model, inference=None):
+    """SpeakerEncoder → onnx_ir.Model whose tensors are the model's own memory.
+
+    ``inference``: how recordings are treated, values for keys of
+    :data:`~speechbrain_ext.pretrained.INFERENCE`, kept in the metadata.
+    """
     front, back = graph_halves(model)
     metadata = describe(model)
     shortest = metadata["min_samples"]
@@ -93,6 +97,7 @@ def build(model):
             ["embeddings"],
         ),
     )
+    metadata = {**(inference or {}), **metadata}
     joined.metadata_props.update({k: str(v) for k, v in metadata.items()})
     return joined
 

@@ -144,7 +144,7 @@ def check_against_torch(model, path):
     import torch
 
     onnx.checker.check_model(str(path))
-    encoder = OnnxSpeakerEncoder(path, threads=torch.get_num_threads())
+    encoder = graph_alone(path, threads=torch.get_num_threads())
     wavs = recordings(encoder.sample_rate, encoder.min_samples)
     with torch.inference_mode():
         expected = np.concatenate(
@@ -164,6 +164,13 @@ def check_against_torch(model, path):
     }
 
 
+def graph_alone(path, threads=None):
+    """The runner of a file, for recordings as they are: all of them, in one window."""
+    encoder = OnnxSpeakerEncoder(path, threads, speech_detection=False)
+    encoder.settings["window_seconds"] = float("inf")
+    return encoder
+
+
 def compare_embeddings(exact, rounded, wavs):
     """Least cosine and largest change of a score (0 without a pair) of two encoders."""
     one, other = exact.embed(wavs, BATCH), rounded.embed(wavs, BATCH)
@@ -180,7 +187,7 @@ def read_all(path, files):
     """Recordings for the model at ``path`` → list of [T]; None where there are none."""
     if not files:
         return None
-    encoder = OnnxSpeakerEncoder(path)
+    encoder = graph_alone(path)
     return [encoder.read(file) for file in files]
 
 

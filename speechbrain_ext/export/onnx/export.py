@@ -4,28 +4,35 @@
                             wav_lens [B] float32, relative to T; may be left out
                    output   embeddings [B, E] float32
     model.json     sizes, seconds, largest difference from torch; for int8 the cosines
+    silero_vad.onnx    of the package silero-vad, for OnnxSpeakerEncoder to find speech
+                       by, with its licence (MIT) in silero_vad.LICENSE.txt
 
 Any batch size and length; a padded batch gives what its single recordings give. Before
 the file takes its name it is loaded into onnxruntime and compared with the model on
 recordings of several lengths: a difference above 1e-4 is an error, and nothing is
 left behind. What a service needs to know is in the file's ``metadata_props``: sample
-rate, embedding size, fewest samples, version.
+rate, embedding size, fewest samples, windows, what counts as speech, version.
 
 Models of 2 GB and more keep their weights in a second file beside, which the first one
 names.
 """
 
 import importlib
+import importlib.metadata
 import time
 from pathlib import Path
 
+from speechbrain_ext.inference.onnx_runner import VAD_FILE
+from speechbrain_ext.inference.speech import silero_file
+from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import write_json
+from speechbrain_ext.utils.files import write_atomically, write_json
 
 EXTRA = "pip install 'speechbrain_ext[onnx]'"
+SILERO = "silero_vad_16k_sequence.onnx"  # in that package: many windows in a call
 
 
-def export_onnx(model, output, int8=False, check_files=()):
+def export_onnx(model, output, int8=False, check_files=(), inference=None):
     """Write a speaker encoder as ONNX, checked against torch.
 
     Arguments
@@ -39,6 +46,10 @@ def export_onnx(model, output, int8=False, check_files=()):
     check_files : sequence of str or Path
         Recordings (16 kHz) to compare the 8-bit model with the exact one on; none:
         made-up ones.
+    inference : dict, optional
+        How recordings are treated: keys of
+        :data:`~speechbrain_ext.pretrained.INFERENCE`, as in the model's folder; absent
+        ones have their values there.
 
     Returns
     -------
@@ -65,7 +76,9 @@ def export_onnx(model, output, int8=False, check_files=()):
     model = model.eval()
     with onnx_files.folder_beside(output) as folder:
         start = time.perf_counter()
-        path = onnx_files.save(build(model), folder / "fp32.onnx")
+        treated = {**INFERENCE, **(inference or {})}
+        del treated["as_norm_top_n"]  # of scores, which the file has none of
+        path = onnx_files.save(build(model, treated), folder / "fp32.onnx")
         report = {
             **describe(model),
             "export_seconds": round(time.perf_counter() - start, 2),
@@ -76,8 +89,20 @@ def export_onnx(model, output, int8=False, check_files=()):
             path, figures = quantise(path, read_all(path, check_files))
             report.update(figures)
         onnx_files.put_in_place(path, output)
+    _write_detector(output)
     write_json(output.with_suffix(".json"), report)
     return report
+
+
+def _write_detector(output):
+    """Silero's speech detector, and its licence, beside a model."""
+    licence = importlib.metadata.distribution("silero-vad").read_text(
+        "licenses/LICENSE"
+    )
+    with write_atomically(output.with_name("silero_vad.LICENSE.txt")) as file:
+        file.write(licence)
+    with write_atomically(output.with_name(VAD_FILE), "wb") as file:
+        file.write(silero_file(SILERO).read_bytes())
 
 
 def require_extra():

@@ -42,6 +42,31 @@ def choose_l2(features, labels, speakers, objective="cllr", seed=0):
     return max(l2 for l2 in GRID if costs[l2] <= limit), costs
 
 
+def held_out_ratios(features, labels, speakers, l2, objective="cllr", seed=0):
+    """Likelihood ratios of trials by calibrators that did not know their speakers.
+
+    Arguments as for :func:`choose_l2`, and its λ. A trial is scored by the calibrator
+    that was fitted without the fold of its speaker; a non-target trial between two
+    folds by both, of which each knows one of its speakers: their mean is taken.
+
+    Returns
+    -------
+    np.ndarray
+        float64 [T], natural logarithm.
+
+    Raises
+    ------
+    InputError
+        As :func:`choose_l2`.
+    """
+    folds = deal_trials(labels, speakers, seed)
+    total = np.zeros(len(labels))
+    parts = _try(features, np.asarray(labels), folds, objective, l2)
+    for inside, (ratios, _) in zip(folds, parts):
+        total[inside] += ratios
+    return total / np.sum(folds, axis=0)
+
+
 def make_calibrator(l2, names=None, objective="cllr"):
     """A calibrator of a score and its qualities with this λ, not yet fitted."""
     return QualityCalibrator(names, objective, l2=l2, l2_quality=STIFFNESS * l2)

@@ -131,6 +131,58 @@ def draw_calibration_trials(
     return trials
 
 
+def draw_pairs(speakers, n_trials, seed=0):
+    """All pairs of utterances, or so many of them, whatever their durations.
+
+    Where there are more, at most half of the drawn are target trials, spread evenly
+    over speakers, and the rest non-target trials, spread over pairs of speakers.
+
+    Arguments
+    ---------
+    speakers : sequence of str
+        Speaker of each utterance [N].
+    n_trials : int
+        At most, 2 or more.
+    seed : int
+        The same input and seed give the same trials.
+
+    Returns
+    -------
+    CalibrationTrials
+        Targets before non-targets; ``kind`` is -1.
+
+    Raises
+    ------
+    InputError
+        An option out of range; no target or no non-target trial.
+    """
+    if n_trials < 2 or seed < 0:
+        raise InputError(
+            f"n_trials is {n_trials} and seed {seed}, expected at least 2 and 0"
+        )
+    codes = np.unique(np.asarray(speakers), return_inverse=True)[1]
+    all_of_them = _by_speaker(codes, np.ones(len(codes), dtype=bool))
+    both, random = (all_of_them, all_of_them), np.random.default_rng(seed)
+    size = all_of_them.size
+    n_target = int((size * (size - 1) // 2).sum())
+    n_nontarget = len(codes) * (len(codes) - 1) // 2 - n_target
+    if not n_target or not n_nontarget:
+        raise InputError(
+            f"{len(codes)} recordings of {len(size)} speakers, expected two speakers "
+            "and two recordings of one of them"
+        )
+    few = max(n_trials // 2, n_trials - n_nontarget)  # as many as there is room for
+    targets = _draw_targets(*both, min(n_target, few), random)
+    room = n_trials - len(targets[0])
+    nontargets = _draw_nontargets(*both, min(n_nontarget, room), random)
+    parts = [
+        (enrol, test, np.full(len(enrol), label, np.int8), np.full(len(enrol), -1))
+        for label, (enrol, test) in ((1, targets), (0, nontargets))
+    ]
+    enrol, test, labels, kind = (np.concatenate(column) for column in zip(*parts))
+    return CalibrationTrials(enrol, test, labels, kind.astype(np.int8))
+
+
 def _draw_targets(first, second, wanted, random):
     """Pairs of utterances of one speaker, one from each class."""
     if first is second:
