@@ -14,6 +14,7 @@ from tiny_speech import RATE, VARIANTS, silence, sounds, spoken
 from tiny_verifier import add_backend, load, make_folder
 
 from speechbrain_ext.__main__ import main
+from speechbrain_ext.inference import Segment
 from speechbrain_ext.inference.audio_input import ChunkingConfig, windows_of
 from speechbrain_ext.inference.decisions import comparison_report
 from speechbrain_ext.inference.speech import speech_of
@@ -68,6 +69,7 @@ def read(path):
 
 
 def close(found, expected, scale=1e-5):
+    found, expected = np.asarray(found), np.asarray(expected)
     np.testing.assert_allclose(found, expected, atol=scale * np.abs(expected).max())
 
 
@@ -95,6 +97,29 @@ def test_the_embedding_is_that_of_the_speech_alone(verifier, files):
         == verifier.enrol(files["voice"]).seconds
     )
     assert abs(verifier.enrol(files["room"]).seconds - len(spoken("m1")) / RATE) < 0.6
+
+
+@pytest.mark.parametrize("window", [60, 1.5])
+def test_speech_is_found_in_a_part_of_a_channel_of_what_is_in_memory(
+    verifier, files, window
+):
+    """The voice is in the middle of one channel; windows of speech are cut there too."""
+    voice, other = spoken("m1"), spoken("f2")
+    rest = np.zeros((RATE // 4, 2), np.float32)
+    both = np.zeros((len(voice), 2), np.float32)
+    both[:, 1] = voice
+    call = np.concatenate([np.stack([other] * 2, 1), rest, both, rest])
+    start = (len(other) + len(rest)) / RATE
+    options = {"speech_detection": True, "window_seconds": window}
+    alone = np.r_[voice, rest[:, 0]]
+    expected = verifier.encode_files([alone], **options)
+    part = Segment((call, RATE), start)
+    for channel in ("right", "best"):
+        close(verifier.encode_files([part], channel=channel, **options), expected)
+    with pytest.raises(NoSpeechError, match=r"recording 1 \(array\):.* no speech"):
+        verifier.encode_files([part], channel="left", **options)
+    found = verifier.compare(part, alone, threshold=0, score="cosine", channel=1)
+    assert found.decision is None
 
 
 def test_a_true_pair_stays_one_with_27_s_of_silence(verifier, files):
