@@ -90,7 +90,7 @@ def decode(file, path=None):
     InputError
         Nothing to decode with, or no sound that can be decoded; says why, no name.
     """
-    key = _identity(path)
+    key = _identity(file, path)
     with _lock:
         if key in _kept:
             _kept.move_to_end(key)
@@ -105,9 +105,10 @@ def decode(file, path=None):
     return found
 
 
-def _identity(path):
+def _identity(file, path):
+    """What a file is kept by; of one in memory its owner's word, if he has one."""
     if path is None:
-        return None
+        return getattr(file, "identity", None)
     status = os.stat(path)
     return path, status.st_size, status.st_mtime_ns, status.st_ino
 

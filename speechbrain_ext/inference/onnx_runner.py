@@ -36,6 +36,8 @@ VAD_FILE = "silero_vad.onnx"
 # The detector's windows, in samples at 16 kHz; each is heard with those before it.
 VAD_WINDOW, VAD_CONTEXT = 512, 64
 VAD_BLOCK = 512  # windows of one call
+# Quiet recordings are made louder for it: RMS of their loudest window.
+VAD_LEVEL, VAD_MOST_GAIN = 0.05, 1000.0
 UNKNOWN_SIZE = 0x7FFF0000  # of a wav file that was written into a pipe
 HYSTERESIS = 0.15  # speech goes on down to so much below the threshold
 # Of files that were exported without them; in seconds, but the threshold.
@@ -254,6 +256,9 @@ class OnnxSpeakerEncoder:
     def _probabilities(self, wav):
         """[T] → probability of speech of every window of the detector, [N]."""
         padded = np.pad(wav, (VAD_CONTEXT, -len(wav) % VAD_WINDOW))
+        power = np.square(padded[VAD_CONTEXT:].reshape(-1, VAD_WINDOW)).mean(1).max()
+        gain = VAD_LEVEL / max(float(power) ** 0.5, VAD_LEVEL / VAD_MOST_GAIN)
+        padded *= np.float32(max(gain, 1.0))
         windows = np.lib.stride_tricks.sliding_window_view(
             padded, VAD_CONTEXT + VAD_WINDOW
         )[::VAD_WINDOW]

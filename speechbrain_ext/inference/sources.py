@@ -111,9 +111,9 @@ class Source(NamedTuple):
                 first, second = second, first
             return ArraySound(self.name, first, second)
         if _is_bytes(value):
-            return FileSound(self.name, bytes(value))
+            return FileSound(self.name, bytes(value), object())
         if _is_file(value):
-            return FileSound(self.name, _content(self.name, value))
+            return FileSound(self.name, _content(self.name, value), object())
         raise InputError(f"{self.name}: {EXPECTED}")
 
 
@@ -263,24 +263,23 @@ def _content(name, file):
 
 
 class _Named(io.BytesIO):
-    """A file in memory that messages can name."""
+    """A file in memory that messages can name, and that is decoded once."""
 
-    def __init__(self, name, content):
+    def __init__(self, name, content, identity):
         super().__init__(content)
-        self.name = name
-
-    def __str__(self):
-        return self.name
+        self.name, self.identity = name, identity
 
 
 class FileSound(NamedTuple):
     """A sound file on the disk, by its path, or in memory, by its bytes.
 
-    A path of a manifest may stand for several files that are joined.
+    A path of a manifest may stand for several files that are joined. ``identity`` is
+    that of the bytes: an object of their own.
     """
 
     name: str
     content: object
+    identity: object = None
 
     def header(self):
         """What is in it → (AudioHeader, Doubt or None)."""
@@ -299,7 +298,7 @@ class FileSound(NamedTuple):
         if not isinstance(self.content, str):
             if not self.content:
                 raise InputError(f"{self.name}: 0 bytes, expected a sound file")
-            return read(_Named(self.name, self.content), *place)
+            return read(_Named(*self), *place)
         try:
             return read(self.content, *place)
         except InputError as error:

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import tempfile
 import zipfile
 from functools import partial
@@ -14,6 +15,7 @@ import soundfile
 import torch
 from tiny_verifier import load, make_folder, write_voice
 
+from speechbrain_ext.data import media
 from speechbrain_ext.inference import Segment
 from speechbrain_ext.inference.sources import split_segment
 from speechbrain_ext.utils.errors import InputError
@@ -194,6 +196,27 @@ def test_one_object_is_embedded_once(verifier, path, int16, monkeypatch):
     found = verifier.encode_files(given)
     assert sum(rows) == 4
     torch.testing.assert_close(found, found[:1].expand(8, -1), atol=1e-6, rtol=0)
+
+
+def test_what_a_player_plays_is_decoded_once_in_memory_too(
+    verifier, path, tmp_path, monkeypatch
+):
+    file, decoded, decode = tmp_path / "a.mp4", [], media._decode
+    command = ["ffmpeg", "-v", "error", "-i", path, "-c:a", "aac", str(file)]
+    subprocess.run(command, check=True)
+
+    def counting(*args):
+        decoded.append(None)
+        return decode(*args)
+
+    monkeypatch.setattr(media, "_decode", counting)
+    expected = verifier.encode_files([file], window_seconds=0.3)
+    assert len(decoded) == 1
+    for given in (whole(file), io.BytesIO(whole(file)), Pipe(whole(file))):
+        decoded.clear()
+        found = verifier.encode_files([given], window_seconds=0.3)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert len(decoded) == 1
 
 
 def test_a_file_object_stays_where_it_was(verifier, path):

@@ -154,7 +154,7 @@ def degraded(wav, seed=0):
     band = butter(4, [300, 3400], "band", fs=RATE, output="sos")
     seconds = len(wav) / RATE
     yield "as it is", wav
-    for level in (0.1, 0.01):
+    for level in (0.1, 0.01, 1e-3):
         yield f"times {level}", level * wav
     for snr in (15, 10, 5):
         noise = silence(seconds, power / 10 ** (snr / 20), seed)

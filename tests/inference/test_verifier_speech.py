@@ -14,6 +14,7 @@ from tiny_speech import RATE, VARIANTS, silence, sounds, spoken
 from tiny_verifier import add_backend, load, make_folder
 
 from speechbrain_ext.__main__ import main
+from speechbrain_ext.inference import Segment
 from speechbrain_ext.inference.audio_input import ChunkingConfig, windows_of
 from speechbrain_ext.inference.decisions import comparison_report
 from speechbrain_ext.inference.speech import speech_of
@@ -68,6 +69,7 @@ def read(path):
 
 
 def close(found, expected, scale=1e-5):
+    found, expected = np.asarray(found), np.asarray(expected)
     np.testing.assert_allclose(found, expected, atol=scale * np.abs(expected).max())
 
 
@@ -86,12 +88,38 @@ def test_the_embedding_is_that_of_the_speech_alone(verifier, files):
         close(voice.embedding, embedding)
         assert voice.seconds == len(speech) / RATE
     # of the silence nothing is left: the same samples
-    np.testing.assert_array_equal(found[1], found[0])
+    wavs = [read(files[name]) for name in ("padded", "voice")]
+    speech = [speech_of(wav, verifier.detector.segments(wav)) for wav in wavs]
+    np.testing.assert_array_equal(*speech)
+    close(found[1], found[0])
     assert (
         verifier.enrol(files["padded"]).seconds
         == verifier.enrol(files["voice"]).seconds
     )
     assert abs(verifier.enrol(files["room"]).seconds - len(spoken("m1")) / RATE) < 0.6
+
+
+@pytest.mark.parametrize("window", [60, 1.5])
+def test_speech_is_found_in_a_part_of_a_channel_of_what_is_in_memory(
+    verifier, files, window
+):
+    """The voice is in the middle of one channel; windows of speech are cut there too."""
+    voice, other = spoken("m1"), spoken("f2")
+    rest = np.zeros((RATE // 4, 2), np.float32)
+    both = np.zeros((len(voice), 2), np.float32)
+    both[:, 1] = voice
+    call = np.concatenate([np.stack([other] * 2, 1), rest, both, rest])
+    start = (len(other) + len(rest)) / RATE
+    options = {"speech_detection": True, "window_seconds": window}
+    alone = np.r_[voice, rest[:, 0]]
+    expected = verifier.encode_files([alone], **options)
+    part = Segment((call, RATE), start)
+    for channel in ("right", "best"):
+        close(verifier.encode_files([part], channel=channel, **options), expected)
+    with pytest.raises(NoSpeechError, match=r"recording 1 \(array\):.* no speech"):
+        verifier.encode_files([part], channel="left", **options)
+    found = verifier.compare(part, alone, threshold=0, score="cosine", channel=1)
+    assert found.decision is None
 
 
 def test_a_true_pair_stays_one_with_27_s_of_silence(verifier, files):
@@ -321,7 +349,8 @@ def test_verify_exits_with_3_and_says_why(model, files, capsys):
     code, out, _ = run(capsys, *words, "--no_speech_detection")
     assert code == 0
     assert json.loads(out)["same_speaker"] in (True, False)
-    code, out, _ = run(capsys, "verify", *[files["voice"]] * 2, "--source", str(model))
+    words = ("verify", files["voice"], files["padded"], "--source", str(model))
+    code, out, _ = run(capsys, *words, "--score", "cosine")
     assert (code, json.loads(out)["same_speaker"]) == (0, True)
 
 
