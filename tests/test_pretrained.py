@@ -295,6 +295,7 @@ def test_an_override_of_no_key_is_refused(folder):
 
 
 def test_a_folder_that_is_none(tmp_path):
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(InputError, match="expected a folder written by train"):
-            load_pretrained(path)
+    with pytest.raises(InputError, match="expected a folder written by train"):
+        load_pretrained(tmp_path)
+    with pytest.raises(InputError, match="absent: no such folder"):
+        load_pretrained(tmp_path / "absent")

@@ -186,7 +186,7 @@ def test_folders_without_the_needed_files(tmp_path, musan_folder):
     assert Musan(tmp_path, {"noise": (0, 5)}).files.keys() == {"noise"}
     with pytest.raises(InputError, match="no room response, expected a rir_list"):
         RoomResponses(tmp_path)
-    with pytest.raises(InputError, match=r"absent.*no room response"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         RoomResponses(tmp_path / "absent")
 
 
@@ -247,7 +247,7 @@ def test_a_folder_is_opened_only_where_a_chain_needs_it(tmp_path):
     absent = partial(Musan, folder=tmp_path / "absent")
     augment = Augmenter({"none": 1, "noise": 0}, {"noise": absent, "unused": absent})
     assert np.array_equal(augment(wav, np.random.default_rng(0)), wav)
-    with pytest.raises(InputError, match=r"absent/.*: no wav file"):
+    with pytest.raises(InputError, match="absent: no such folder"):
         Augmenter({"none": 1, "noise": 0.1}, {"noise": absent})
 
 

@@ -79,10 +79,10 @@ def test_lora_that_is_not_merged(final, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("name", ["absent", "empty"])
-def test_no_pretrained_folder(tmp_path, name):
+def test_no_pretrained_folder(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused("no hyperparams.yaml", tmp_path / name, tmp_path / "m")
+    refused("no hyperparams.yaml", tmp_path / "empty", tmp_path / "m")
+    refused("absent: no such folder", tmp_path / "absent", tmp_path / "m")
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_every_head_is_known_by_its_class():
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
-        ("--pretrained_folder=missing", "missing: no hyperparams.yaml"),
+        ("--pretrained_folder=missing", "missing: no such folder"),
         ("--config=missing.json", "missing.json: not a readable"),
         ("--seconds=0.01 --head=mfa", "seconds: 0.01, expected 0.035"),
         ("--seconds 1 2", "--seconds: 2 lengths"),
@@ -260,7 +260,7 @@ def test_every_head_is_known_by_its_class():
         ("--hparams=odd.yaml", "odd.yaml: encoder: a int"),
         ("--hparams=bad.yaml", "bad.yaml: not valid YAML"),
         ("--hparams=recipe.yaml --config=no.json", "no.json: not a readable"),
-        ("--layers --pretrained_folder=missing", "missing: no hyperparams.yaml"),
+        ("--layers --pretrained_folder=missing", "missing: no such folder"),
         ("--layers --config=missing.json", "missing.json: not a readable"),
         ("--layers --config=tiny.json --seconds=0.01", "seconds: 0.01, expected"),
     ],

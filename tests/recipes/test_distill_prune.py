@@ -231,7 +231,7 @@ def test_a_finished_run_has_nothing_to_do_but_its_export(corpus, unbroken, tmp_p
         ("--gates.floors={{ffn1: 32, ffn2: 32, conv: 16}}", "Budget: sparsity 0.4,"),
         ("--gates.kinds=[ears]", "add_gates: unknown kind 'ears'"),
         ("--budget.macs=1000", "Budget: 2 targets, expected one of"),
-        ("--teacher_folder={c}/nowhere", "{c}/nowhere: no hyperparams.yaml"),
+        ("--teacher_folder={c}/nowhere", "{c}/nowhere: no such folder"),
     ],
 )
 def test_what_cannot_work_is_one_line_before_training(corpus, tmp_path, more, expected):

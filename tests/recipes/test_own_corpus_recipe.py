@@ -178,7 +178,7 @@ def keep(rows):
         (keep, "--batch_size=64", "20 utterances per epoch, expected at least 64"),
         (keep, "--n_valid_speakers=6", "n_valid_speakers=6, expected fewer than the"),
         (keep, "--manifest=nowhere.csv", "nowhere.csv: no such file"),
-        (keep, "--pretrained_folder=no", "no: no hyperparams.yaml"),
+        (keep, "--pretrained_folder=no", "no: no such folder"),
         (keep, "--new_classifier=False", "training speakers, first 'id0"),
     ],
 )

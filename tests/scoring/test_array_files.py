@@ -109,10 +109,15 @@ def test_a_file_that_could_hold_code_or_is_no_text(tmp_path, kind):
 
 @every_kind
 def test_unknown_suffix(tmp_path, kind):
-    for call in KINDS[kind][2:]:
-        with pytest.raises(InputError, match=r"suffix '.txt', expected one of .npz"):
-            call(tmp_path / "file.txt")
+    path, (save, load) = tmp_path / "file.txt", KINDS[kind][2:]
+    with pytest.raises(InputError, match=r"suffix '.txt', expected one of .npz"):
+        save(path)
+    with pytest.raises(InputError, match=r"file\.txt: No such file"):
+        load(path)
     assert not any(tmp_path.iterdir())
+    path.touch()
+    with pytest.raises(InputError, match=r"suffix '.txt', expected one of .npz"):
+        load(path)
 
 
 def test_loading_checks_as_saving_does(tmp_path):
