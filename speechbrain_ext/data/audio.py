@@ -200,7 +200,7 @@ def read_audio(path, start=0, frames=-1, check=True, average=False):
     """
     if is_joined(path):
         return _read_joined(path, start, frames, check, average)
-    wav, rate = _read(path, start, frames, check, not average)
+    wav, _ = _read(path, start, frames, check, as_wanted=not average)
     return wav if wav.ndim == 1 else wav.mean(axis=1)
 
 

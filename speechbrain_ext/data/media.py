@@ -167,7 +167,7 @@ def _frames(av, file):
 
 
 def _with_ffmpeg(file, path, target):
-    """Write the samples behind the header of an .au file → (its size, channels, rate)."""
+    """Write samples behind the header of an .au file → (its size, channels, rate)."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise InputError(f"expected {NEEDED}")
