@@ -27,6 +27,7 @@ SLACK = 128  # bytes by which confused writers exceed: a header, counted twice
 STREAM = 0x7F000000  # 32 bits from here on stand for a length that is not known
 FOLLOWING = 1 << 16  # bytes of chunks that may follow the sound
 MOST_CHUNKS = 4096
+MOST_CHANNELS = 1024  # of libsndfile
 SEARCHED = 1 << 16  # bytes after a chunk of a wrong size
 
 PCM, FLOAT, ALAW, ULAW = 1, 3, 6, 7
@@ -245,7 +246,7 @@ def _riff(peek, fmt, order, begin, said, stated, unknown, anyhow=False):
     if plain and (width, align) == (3, 4 * channels):
         plain = False  # 24 bits in the room of 32: libsndfile finds out where they are
     block = width * channels if plain else align
-    if not block:
+    if not 0 < block < 1 << 16:
         return None
     taken, doubt = settle("wav", begin, said, stated, peek.size, block, unknown)
     rest = peek.size - begin - taken
@@ -342,7 +343,7 @@ _SIZES = {"PCM_U8": 1, "ULAW": 1, "ALAW": 1, "FLOAT": 4, "DOUBLE": 8} | {
 
 def _raw(peek, kind, subtype, endian, channels, rate, begin, said, stated, unknown):
     """Repair of a file whose samples begin at ``begin``."""
-    if not subtype or not channels or not 0 < rate < 1 << 31:
+    if not subtype or not 0 < channels <= MOST_CHANNELS or not 0 < rate < 1 << 31:
         return None
     frame = _SIZES[subtype] * channels
     taken, doubt = settle(kind, begin, said, stated, peek.size, frame, unknown)

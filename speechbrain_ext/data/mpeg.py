@@ -102,12 +102,11 @@ def _follow(content, place, is_all):
 
 
 class _Scan:
-    """The frames between two bytes: their number and the ranges they lie in."""
+    """The frames between two bytes of the kind of ``head``: how many, and where."""
 
-    def __init__(self, peek, begin, end):
+    def __init__(self, peek, head, begin, end):
         self.count, self.ranges, self.missing = 0, [], 0
-        first = peek(begin, 4)
-        self._kind = first[1] & 0xFE, first[2] & 0x0C
+        self._kind = head[1] & 0xFE, head[2] & 0x0C
         position = begin
         while position is not None and position < end:
             start = position
@@ -167,6 +166,7 @@ class _Info:
 
     def __init__(self, frame):
         self.frames = self.bytes = self.delay = self.padding = 0
+        frame = frame.ljust(256, b"\0")  # one that is cut
         mpeg1, mono = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3
         place = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
 
@@ -205,7 +205,7 @@ def mp3(peek, begin, count=None):
     head = peek(first, 4)
     size = _BYTES[head[1] << 8 | head[2]]
     info = _Info(peek(first, size))
-    scan = _Scan(peek, first + size if info.is_there else first, end)
+    scan = _Scan(peek, head, first + size if info.is_there else first, end)
     samples = _samples_per_frame(head[1])
     if not scan.count:
         return None
