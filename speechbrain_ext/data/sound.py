@@ -17,7 +17,7 @@ import soundfile
 
 from speechbrain_ext.data import flac, headers, media, mpeg
 from speechbrain_ext.data.headers import Doubt, Peek, Pieces
-from speechbrain_ext.data.shards.members import is_member, open_member
+from speechbrain_ext.data.shards.members import TarMember, is_member, open_member
 from speechbrain_ext.utils.errors import InputError, naming
 
 READ_AT_ONCE = 1 << 24  # samples of all channels: no header's word is allocated
@@ -27,7 +27,7 @@ UNKNOWN_FRAMES = 1 << 62  # from here on libsndfile says that a length is not kn
 
 def is_path(source):
     """Whether a source is a path, or a member of a shard, and no file object."""
-    return isinstance(source, (str, bytes, os.PathLike))
+    return isinstance(source, (str, bytes, os.PathLike, TarMember))
 
 
 def name_of(source):
