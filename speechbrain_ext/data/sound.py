@@ -21,7 +21,7 @@ from speechbrain_ext.data.shards.members import TarMember, is_member, open_membe
 from speechbrain_ext.utils.errors import InputError, naming
 
 READ_AT_ONCE = 1 << 24  # samples of all channels: no header's word is allocated
-MP3_MEMORY = 20 * 1152  # samples before, of frames that a frame's bits may lie in
+MP3_MEMORY = 8 * 1152  # samples before, of frames that a frame's bits may lie in
 UNKNOWN_FRAMES = 1 << 62  # from here on libsndfile says that a length is not known
 
 
