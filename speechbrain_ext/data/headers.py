@@ -196,6 +196,7 @@ def _chunks(peek, position, order):
                 if found >= 0:
                     position = begin + found
                     break
+    raise InputError(f"{MOST_CHUNKS} chunks and no sound, expected fewer")
 
 
 def _is_name(name):

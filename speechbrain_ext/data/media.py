@@ -158,6 +158,8 @@ def _frames(av, file):
         if not container.streams.audio:
             raise InputError("no sound in it")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise InputError("no decoder for its sound")
         late, samples = _late(container, stream), 0
         said = stream.duration and float(stream.duration * stream.time_base)
         for packet in container.demux(stream):

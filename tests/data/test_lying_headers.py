@@ -176,6 +176,20 @@ def test_an_empty_wav_is_empty(tmp_path):
     assert read_header(path).frames == 0
 
 
+def test_chunks_without_end_are_not_walked(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(before=b"abcd\0\0\0\0" * 5000))
+    with pytest.raises(InputError, match=r"a.wav: 4096 chunks and no sound"):
+        read_header(path)
+
+
+def test_no_bits_at_all(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav(form=fmt(bits=0, align=2)))
+    with pytest.raises(InputError, match=r"a.wav: cannot be opened as sound"):
+        read_header(path)
+
+
 def coded(name, tmp_path, *words, channels=1):
     source = tmp_path / "source.wav"
     soundfile.write(source, noise(0.6, channels), 16000)
