@@ -177,7 +177,8 @@ def read_audio(path, start=0, frames=-1, check=True, average=False):
     """
     if is_joined(path):
         return _read_joined(path, start, frames, check, average)
-    wav, rate = _read(path, start, frames, check, not average)
+    channels = None if average else 1
+    wav, _ = _read(path, start, frames, check, (SAMPLE_RATE, channels))
     return wav if wav.ndim == 1 else wav.mean(axis=1)
 
 
@@ -225,29 +226,30 @@ def _read_joined(path, start, frames, check, average):
     return wav
 
 
-def _read(source, start, frames, check=True, as_wanted=False):
+def _read(source, start, frames, check=True, wanted=(None, None)):
     """(float32 [T], or [T, C] where there are several channels; rate).
 
+    ``wanted``: the only rate and number of channels; None: any.
     A part is read where the header has it. Where it is not there, and where the whole
     is wanted, the file is examined: its header may lie.
     """
     if frames >= 0 and (trusted := open_trusting(source)):
         with trusted:
             try:
-                return _samples(trusted, source, start, frames, check, as_wanted)
+                return _samples(trusted, source, start, frames, check, wanted)
             except _Short:
                 pass
     with open_sound(source) as sound:
-        return _samples(sound, source, start, frames, check, as_wanted)
+        return _samples(sound, source, start, frames, check, wanted)
 
 
 class _Short(InputError):
     """Fewer samples than expected."""
 
 
-def _samples(sound, source, start, frames, check, as_wanted):
+def _samples(sound, source, start, frames, check, wanted):
     name, rate = name_of(source), sound.samplerate
-    if as_wanted and (rate != SAMPLE_RATE or sound.channels != 1):
+    if rate != (wanted[0] or rate) or sound.channels != (wanted[1] or sound.channels):
         raise InputError(
             f"{name}: {rate} Hz with {sound.channels} channel(s), expected "
             f"{SAMPLE_RATE} Hz mono"

@@ -13,6 +13,7 @@ from speechbrain_ext.data.headers import Doubt, Repair
 
 TAIL = 1 << 16  # bytes; the longest frame in use has fewer
 LONGEST_TAIL = 1 << 20
+CHAINED = "chained ogg"
 
 
 def _checksums(polynomial, bits):
@@ -63,14 +64,13 @@ def flac(peek, start):
     end = len(tail)
     if tail[-128:-125] == b"TAG":
         end -= 128
-    for place, stop in _frames(tail[:end], fixed):
-        frame = tail[place:end]
-        if _crc16(frame[:-2]) == int.from_bytes(frame[-2:], "big"):
-            break
-    else:
-        return None
-    first = _first_sample(peek, start, fixed)
-    if first != 0 or stop >= 1 << 36:
+    whole = (
+        stop
+        for place, stop in _frames(tail[:end], fixed)
+        if _crc16(tail[place : end - 2]) == int.from_bytes(tail[end - 2 : end], "big")
+    )
+    stop = next(whole, None)
+    if stop is None or stop >= 1 << 36 or _first_sample(peek, start, fixed) != 0:
         return None
     text = f"its header says {total} samples, it has {stop}"
     right = info[:13] + (
@@ -142,11 +142,9 @@ def ogg(peek):
         if page[:4] != b"OggS" or len(page) < 27:
             return Doubt("ogg", f"no page begins at byte {position}")
         if page[5] & 2:
-            if inside and page[14:18] not in serials:
-                return Doubt("ogg", "streams follow one another in it")
-            if inside:
-                return Doubt("ogg", "a stream begins again in it")
             serials.append(page[14:18])
+            if inside:
+                return Doubt(CHAINED, "streams follow one another in it")
         else:
             inside = True
         ended = bool(page[5] & 4)
@@ -155,5 +153,5 @@ def ogg(peek):
     if position != peek.size:
         return Doubt("ogg", f"{peek.size} bytes, its last page would end at {position}")
     if len(serials) > 1:
-        return Doubt("ogg", f"{len(serials)} streams side by side in it")
+        return Doubt(CHAINED, f"{len(serials)} streams are side by side in it")
     return None if ended else Doubt("ogg", "its last page is missing")

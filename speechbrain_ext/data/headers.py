@@ -27,6 +27,7 @@ SLACK = 128  # bytes by which confused writers exceed: a header, counted twice
 STREAM = 0x7F000000  # 32 bits from here on stand for a length that is not known
 FOLLOWING = 1 << 16  # bytes of chunks that may follow the sound
 MOST_CHUNKS = 4096
+MOST_CHANNELS = 1024  # of libsndfile
 SEARCHED = 1 << 16  # bytes after a chunk of a wrong size
 
 PCM, FLOAT, ALAW, ULAW = 1, 3, 6, 7
@@ -195,6 +196,7 @@ def _chunks(peek, position, order):
                 if found >= 0:
                     position = begin + found
                     break
+    raise InputError(f"{MOST_CHUNKS} chunks and no sound, expected fewer")
 
 
 def _is_name(name):
@@ -204,8 +206,12 @@ def _is_name(name):
 # -- wav and its relatives -------------------------------------------------------------
 
 
-def wav(peek):
-    """RIFF, RIFX, RF64 and BW64 → Repair; None where the file is as it says."""
+def wav(peek, anyhow=False):
+    """RIFF, RIFX, RF64 and BW64 → Repair; None where the file is as it says.
+
+    ``anyhow``: a Repair of a file that is as it says, too, with nothing in it but its
+    sound.
+    """
     order = "big" if peek(0, 4) == b"RIFX" else "little"
     stated, long = peek.number(4, 4, order) + 8, None
     fmt = place = None
@@ -226,40 +232,44 @@ def wav(peek):
         unknown = said == 0 or said >= 1 << 62
     if said == 0 and begin >= peek.size:
         unknown = False  # there is nothing, and it says so
-    return _riff(peek, fmt, order, begin, said, stated, unknown)
+    return _riff(peek, fmt, order, begin, said, stated, unknown, anyhow)
 
 
-def _riff(peek, fmt, order, begin, said, stated, unknown):
+def _riff(peek, fmt, order, begin, said, stated, unknown, anyhow=False):
     mark = ">" if order == "big" else "<"
-    tag, channels, rate, per_second, align, bits = struct.unpack(
-        mark + "HHIIHH", fmt[:16]
-    )
+    tag, channels, rate, _, align, bits = struct.unpack(mark + "HHIIHH", fmt[:16])
     if tag == EXTENSIBLE and len(fmt) >= 26:
         tag = int.from_bytes(fmt[24:26], order)
     if not channels or not rate:
         return None
     plain = tag in (PCM, FLOAT, ALAW, ULAW)
     width = (bits + 7) // 8 if tag in (PCM, FLOAT) else 1
+    if plain and (width, align) == (3, 4 * channels):
+        plain = False  # 24 bits in the room of 32: libsndfile finds out where they are
     block = width * channels if plain else align
-    if not block:
+    if not 0 < block < 1 << 16:
         return None
     taken, doubt = settle("wav", begin, said, stated, peek.size, block, unknown)
+    rest = peek.size - begin - taken
+    if doubt is None and rest > block and rest >= 8:
+        names = peek(begin + taken, 5)
+        if not _is_name(names[:4]) and not _is_name(names[1:]):
+            text = f"its header says {said} bytes of sound, {rest} more follow"
+            doubt = Doubt("wav", text)
     if tag == MP3:
         return Repair([(begin, taken)], doubt, options={"format": "MP3"})
+    right = doubt is None and said == taken and align == block
     samples = _adpcm_samples(tag, channels, block, taken, bits)
-    whole = taken % block == 0 or plain
-    right = doubt is None and said == taken and whole
-    if plain:
-        right &= align == block
-        fmt = struct.pack(
-            mark + "HHIIHH", tag, channels, rate, rate * block % 2**32, block, width * 8
-        )
-        taken -= taken % block
-    if right and samples is None:
+    whole = plain or taken % block == 0
+    if right and whole and not anyhow:
         return None
-    pad = 0 if plain else -taken % block  # libsndfile reads whole blocks
-    total = taken + pad
-    header = _wav_header(order, fmt, total)
+    if plain:
+        per_second = rate * block % 2**32
+        plain_fmt = tag, channels, rate, per_second, block, width * 8
+        fmt = struct.pack(mark + "HHIIHH", *plain_fmt)
+        taken -= taken % block
+    pad = -taken % block  # libsndfile reads whole blocks
+    header = _wav_header(order, fmt, taken + pad)
     pieces = [header, (begin, taken), bytes(pad)]
     return Repair(pieces, doubt, None if samples is None else ((0, samples),))
 
@@ -334,7 +344,7 @@ _SIZES = {"PCM_U8": 1, "ULAW": 1, "ALAW": 1, "FLOAT": 4, "DOUBLE": 8} | {
 
 def _raw(peek, kind, subtype, endian, channels, rate, begin, said, stated, unknown):
     """Repair of a file whose samples begin at ``begin``."""
-    if not subtype or not channels or not 0 < rate < 1 << 31:
+    if not subtype or not 0 < channels <= MOST_CHANNELS or not 0 < rate < 1 << 31:
         return None
     frame = _SIZES[subtype] * channels
     taken, doubt = settle(kind, begin, said, stated, peek.size, frame, unknown)

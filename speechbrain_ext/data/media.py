@@ -27,6 +27,7 @@ _FORMATS = (
     "flac,aiff,au,caf,wv,ape,ac3,eac3,dts,tta,rm,voc,oma,mpc,mpc8,tak,loas,spdif,dsf"
 )
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file,pipe"}
+ROUNDING = 0.25  # seconds by which an mp4 file may be shorter than it says
 _KEPT_BYTES = 1 << 28  # of decoded sound on the disk; the newest is kept in any case
 _kept, _lock = OrderedDict(), threading.Lock()
 
@@ -158,17 +159,56 @@ def _frames(av, file):
         if not container.streams.audio:
             raise InputError("no sound in it")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise InputError("no decoder for its sound")
+        late, samples = _late(container, stream), 0
+        said = stream.duration and float(stream.duration * stream.time_base)
         for packet in container.demux(stream):
             if failure is not None and packet.size:
                 raise InputError("its sound is damaged") from failure
             try:
-                yield from packet.decode()
+                for frame in packet.decode():
+                    samples += frame.samples
+                    if late:
+                        late, frame = _without(av, frame, late)
+                    if frame is not None:
+                        yield frame
             except av.error.InvalidDataError as error:
                 failure = error
+        if said and "mp4" in container.format.name and samples:
+            found = samples / stream.codec_context.sample_rate
+            if found < said - ROUNDING:
+                raise InputError(
+                    f"{found:.2f} s, its header says {said:.2f} s: truncated"
+                )
+
+
+def _late(container, stream):
+    """Samples of Opus in Matroska that are still to be left out at the start.
+
+    ffmpeg counts those of the encoder's delay at the rate of the track, which need not
+    be the 48 kHz that Opus is decoded at.
+    """
+    context = stream.codec_context
+    if context.name != "opus" or "matroska" not in container.format.name:
+        return 0
+    delay = int.from_bytes(bytes(context.extradata or b"")[10:12], "little")
+    return max(0, delay - context.delay)
+
+
+def _without(av, frame, late):
+    """(samples to be left out still, the frame without its first ones or None)."""
+    if frame.samples <= late:
+        return late - frame.samples, None
+    first = late if frame.format.is_planar else late * frame.layout.nb_channels
+    wav = np.ascontiguousarray(frame.to_ndarray()[:, first:])
+    rest = av.AudioFrame.from_ndarray(wav, frame.format.name, frame.layout.name)
+    rest.sample_rate = frame.sample_rate
+    return 0, rest
 
 
 def _with_ffmpeg(file, path, target):
-    """Write the samples behind the header of an .au file → (its size, channels, rate)."""
+    """Write samples behind the header of an .au file → (its size, channels, rate)."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise InputError(f"expected {NEEDED}")

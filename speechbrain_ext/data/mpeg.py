@@ -18,6 +18,8 @@ What ffmpeg leaves out is left out here, sample by sample:
 A last frame that is cut counts: ffmpeg decodes what there is.
 """
 
+import struct
+
 from speechbrain_ext.data.headers import SLACK, Doubt, Repair
 from speechbrain_ext.utils.errors import InputError
 
@@ -100,12 +102,11 @@ def _follow(content, place, is_all):
 
 
 class _Scan:
-    """The frames between two bytes: their number and the ranges they lie in."""
+    """The frames between two bytes of the kind of ``head``: how many, and where."""
 
-    def __init__(self, peek, begin, end):
+    def __init__(self, peek, head, begin, end):
         self.count, self.ranges, self.missing = 0, [], 0
-        first = peek(begin, 4)
-        self._kind = first[1] & 0xFE, first[2] & 0x0C
+        self._kind = head[1] & 0xFE, head[2] & 0x0C
         position = begin
         while position is not None and position < end:
             start = position
@@ -138,7 +139,11 @@ class _Scan:
         return position
 
     def _next(self, peek, position, end):
-        """Where frames of the same kind go on behind something else; None: nowhere."""
+        """Where frames of the same kind go on behind something else; None: nowhere.
+
+        The first of them is passed over, as ffmpeg does: of an mp3 file that follows it
+        is the Info frame, and else the bits of a frame may lie in one that is lost.
+        """
         while position + 4 < end:
             position = after_tags(peek, position)
             content = peek(position, min(BLOCK, end - position))
@@ -149,7 +154,7 @@ class _Scan:
                     break
                 same = (head[1] & 0xFE, head[2] & 0x0C) == self._kind
                 if same and _follow(content, place, is_all):
-                    return position + place
+                    return position + place + _BYTES[head[1] << 8 | head[2]]
             if is_all:
                 return None
             position += len(content) - 8192
@@ -161,6 +166,7 @@ class _Info:
 
     def __init__(self, frame):
         self.frames = self.bytes = self.delay = self.padding = 0
+        frame = frame.ljust(256, b"\0")  # one that is cut
         mpeg1, mono = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3
         place = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
 
@@ -199,11 +205,13 @@ def mp3(peek, begin, count=None):
     head = peek(first, 4)
     size = _BYTES[head[1] << 8 | head[2]]
     info = _Info(peek(first, size))
-    scan = _Scan(peek, first + size if info.is_there else first, end)
+    scan = _Scan(peek, head, first + size if info.is_there else first, end)
     samples = _samples_per_frame(head[1])
     if not scan.count:
         return None
     doubt = _doubt(info, scan, first, end, samples)
+    if info.bytes and peek.size - first > info.bytes + (info.bytes >> 4):
+        info.frames = 0  # more follows than it speaks of: ffmpeg believes it no longer
     total, skipped = scan.count * samples, 0
     kept = [(0, total)]
     if info.is_there and info.has_delay:
@@ -214,8 +222,11 @@ def mp3(peek, begin, count=None):
             kept = [(0, cut), (stop, total)]
         kept = [(max(a, skipped), min(b, total)) for a, b in kept]
         kept = [(a - skipped, b - skipped) for a, b in kept if a < b]
-    front = _info_frame(head, scan.count, info.delay if skipped else None)
-    pieces = [front, *scan.ranges, bytes(scan.missing)]
+    pieces = [*scan.ranges, bytes(scan.missing)]
+    if head[1] >> 1 & 3 == 1:  # layer III: others have no Info frames
+        pieces.insert(
+            0, _front(head, scan.count, samples, info.delay if skipped else None)
+        )
     return Repair(pieces, doubt, tuple(kept))
 
 
@@ -223,15 +234,15 @@ def _doubt(info, scan, first, end, samples):
     if not info.is_there:
         return None  # nothing is stated that could be wrong
     there, frames = end - first, scan.count
-    short = info.frames and info.frames - frames
     if info.frames > frames + 1 and info.bytes > there + SLACK:
         raise InputError(
             f"{there} bytes of mp3, its header says {info.bytes}: truncated"
         )
-    if short and abs(short) > 1:
-        text = f"its header says {info.frames * samples} samples, it has {frames * samples}"
-        return Doubt("mp3", text)
-    return None
+    if not info.frames or abs(info.frames - frames) <= 1:
+        return None
+    said = info.frames * samples
+    text = f"its header says {said} samples, it has {frames * samples}"
+    return Doubt("mp3", text)
 
 
 def _samples_per_frame(second):
@@ -241,11 +252,15 @@ def _samples_per_frame(second):
     return 576 if layer == 1 and second >> 3 & 3 != 3 else 1152
 
 
-def _info_frame(head, frames, delay):
-    """A frame of the kind of ``head`` that states frames and delay; no padding.
+def _front(head, frames, samples, delay):
+    """An Info frame for ``frames`` of the kind of ``head``, and a silent one if needed.
 
-    With the decoder's own delay as padding nothing is left out at the end.
+    With the decoder's own delay as padding nothing is left out at the end. At the start
+    libsndfile always leaves out this delay: of silence, where there is no other.
     """
+    silent = delay is None
+    if silent:
+        frames, delay = frames + 1, samples - DECODER_DELAY
     third = next(  # a bit rate that makes room for all of it
         index << 4 | head[2] & 0x0C
         for index in range(1, 15)
@@ -254,9 +269,8 @@ def _info_frame(head, frames, delay):
     size = _BYTES[(head[1] | 1) << 8 | third]
     mpeg1, mono = head[1] >> 3 & 3 == 3, head[3] >> 6 == 3
     side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    frame = bytes((0xFF, head[1] | 1, third, head[3])) + bytes(side)
-    frame += b"Info" + (1).to_bytes(4, "big") + frames.to_bytes(4, "big")
-    if delay is not None:
-        pair = delay << 12 | DECODER_DELAY
-        frame += b"LAME3.100" + bytes(12) + pair.to_bytes(3, "big") + bytes(12)
-    return frame + bytes(size - len(frame))
+    begin = bytes((0xFF, head[1] | 1, third, head[3]))
+    frame = begin + bytes(side) + b"Info" + struct.pack(">II", 1, frames)
+    frame += b"LAME3.100" + bytes(12)
+    frame += (delay << 12 | DECODER_DELAY).to_bytes(3, "big") + bytes(12)
+    return frame.ljust(size, b"\0") + (begin.ljust(size, b"\0") if silent else b"")

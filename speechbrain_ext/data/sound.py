@@ -17,16 +17,17 @@ import soundfile
 
 from speechbrain_ext.data import flac, headers, media, mpeg
 from speechbrain_ext.data.headers import Doubt, Peek, Pieces
-from speechbrain_ext.data.shards.members import is_member, open_member
+from speechbrain_ext.data.shards.members import TarMember, is_member, open_member
 from speechbrain_ext.utils.errors import InputError, naming
 
 READ_AT_ONCE = 1 << 24  # samples of all channels: no header's word is allocated
+MP3_MEMORY = 8 * 1152  # samples before, of frames that a frame's bits may lie in
 UNKNOWN_FRAMES = 1 << 62  # from here on libsndfile says that a length is not known
 
 
 def is_path(source):
     """Whether a source is a path, or a member of a shard, and no file object."""
-    return isinstance(source, (str, bytes, os.PathLike))
+    return isinstance(source, (str, bytes, os.PathLike, TarMember))
 
 
 def name_of(source):
@@ -50,8 +51,9 @@ class Sound:
 
     def __init__(self, file, ranges=None, doubt=None):
         self._file, self._ranges = file, ranges
+        self._others = contextlib.ExitStack()
         self.samplerate, self.channels = file.samplerate, file.channels
-        self.frames, self.doubt = file.frames, doubt
+        self.frames, self.format, self.doubt = file.frames, file.format, doubt
         if ranges is not None:
             self.frames = sum(last - first for first, last in ranges)
 
@@ -60,6 +62,11 @@ class Sound:
 
     def __exit__(self, *_):
         self._file.close()
+        self._others.close()
+
+    def closes(self, others):
+        """Take over an ExitStack, for when this is closed."""
+        self._others = others
 
     def read(self, start, frames):
         """Up to ``frames`` samples from ``start`` on → float32 [T] or [T, C].
@@ -96,7 +103,10 @@ class _Recording(soundfile.SoundFile):
         """Samples from ``start`` on, in blocks where they are many."""
         if start or self.stays_there:
             self.stays_there = False
-            self.seek(start)
+            before = min(start, MP3_MEMORY) if self.format == "MP3" else 0
+            self.seek(start - before)
+            self.stays_there = True
+            self.read(before, dtype="float32")
         self.stays_there = True
         most = max(1, READ_AT_ONCE // self.channels)
         blocks = []
@@ -111,6 +121,8 @@ class _Recording(soundfile.SoundFile):
 
 class _Decoded:
     """Samples [T, C] that are decoded already."""
+
+    format = "decoded"
 
     def __init__(self, wav, samplerate):
         self._wav, self.samplerate = wav, samplerate
@@ -143,8 +155,13 @@ def open_sound(source):
         Missing, no regular file, no sound, or cut; names the source.
     """
     file = _stream(source)
-    with naming(name_of(source)), _as_input_error():
-        return _examined(source, file)
+    with contextlib.ExitStack() as stack:
+        if is_path(source):
+            stack.callback(file.close)
+        with naming(name_of(source)), _as_input_error():
+            sound = _examined(source, file)
+        sound.closes(stack.pop_all())
+        return sound
 
 
 def open_trusting(source):
@@ -258,15 +275,21 @@ def _examined(source, file):
     if other is not None:
         return _decoded(source, file, other)
     doubt = flac.ogg(peek) if peek(0, 4) == b"OggS" else None
-    if doubt is not None and media.is_available():
+    if doubt is not None and doubt.kind == flac.CHAINED:  # libsndfile reads but one
         return _decoded(source, file, "Ogg", doubt)
     try:
-        return _native(source, file, _repair(peek), doubt)
+        repair = _repair(peek)
+        sound = _native(source, file, repair, doubt)
+        if repair is None and sound.format == "MP3":  # which begins within a frame
+            with sound:
+                sound = _native(source, file, mpeg.mp3(peek, 0))
+        return sound
     except (soundfile.SoundFileError, RuntimeError) as error:
         if media.is_available():
             with contextlib.suppress(InputError):
                 return _decoded(source, file, "")
-        repair = mpeg.mp3(peek, 0)
+        is_wav = peek(8, 4) == b"WAVE"  # what follows its sound may be damaged
+        repair = headers.wav(peek, anyhow=True) if is_wav else mpeg.mp3(peek, 0)
         if repair is None:
             raise error
         return _native(source, file, repair)
@@ -276,20 +299,15 @@ def _decoded(source, file, what, doubt=None):
     """As PyAV or ffmpeg decode it."""
     path = _name(source) if is_path(source) and not is_member(source) else None
     try:
-        sound = _Decoded(*media.decode(file, path))
+        return Sound(_Decoded(*media.decode(file, path)), doubt=doubt)
     except InputError as error:
         raise InputError(f"cannot be opened as sound ({what}, {error})") from error
-    finally:
-        if is_path(source):
-            file.close()
-    return Sound(sound, doubt=doubt)
 
 
 def _native(source, file, repair, doubt=None):
     """As libsndfile reads it."""
     if repair is None:
         if is_path(source):
-            file.close()
             return _counted(lambda: _Recording(_opened_by_libsndfile(source)), doubt)
         return _counted(lambda: _Recording(_rewound(file)), doubt)
     if repair.ranges is None and repair.options.get("format") == "MP3":
@@ -313,7 +331,7 @@ def _counted(open_, doubt):
         return Sound(file, doubt=doubt)
     frames = 0
     with file:
-        while block := len(file.part(0 if not frames else frames, READ_AT_ONCE)):
+        while block := len(file.part(frames, READ_AT_ONCE)):
             frames += block
     text = f"its header does not say how long it is, it has {frames} samples"
     return Sound(open_(), ((0, frames),), Doubt("stream", text))

@@ -35,7 +35,7 @@ def test_durations_and_every_kind_of_bad_file(tmp_path):
     assert all("cannot be opened" in reason for reason in reasons[3:])
 
 
-@pytest.mark.parametrize("missing", [2, 7, 4000])
+@pytest.mark.parametrize("missing", [200, 4000])
 def test_a_truncated_wav_is_no_shorter_recording(tmp_path, missing):
     path = tmp_path / "a.wav"
     soundfile.write(path, np.ones(4000, np.float32) / 2, 16000)

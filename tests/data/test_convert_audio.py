@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +79,37 @@ def test_damaged_files_are_reported_not_shortened(tmp_path, m4a):
     assert [p.name for p in (tmp_path / "flac").iterdir()] == ["whole.flac"]
 
 
-def test_without_ffmpeg(tmp_path, monkeypatch):
+@needs_ffmpeg
+def test_pyav_does_as_well(tmp_path, m4a, monkeypatch):
+    pytest.importorskip("av")
+    whole, cut = m4a("1"), tmp_path / "cut.m4a"
+    cut.write_bytes(Path(whole).read_bytes()[:-4000])
+    convert_where_needed({"1": whole}, tmp_path / "by ffmpeg")
     monkeypatch.setenv("PATH", "")
+    paths = {"1": whole, "2": str(cut)}
+    (bad,) = convert_where_needed(paths, tmp_path / "flac")
+    assert bad[0] == str(cut)
+    assert bad[1].startswith("PyAV cannot convert it (")
+    assert [p.name for p in (tmp_path / "flac").iterdir()] == ["1.flac"]
+    wav, rate = soundfile.read(paths["1"])
+    expected, _ = soundfile.read(tmp_path / "by ffmpeg/1.flac")
+    assert rate == 16000
+    assert len(wav) == pytest.approx(len(expected), abs=20)
+    n = min(len(wav), len(expected))
+    np.testing.assert_allclose(wav[:n], expected[:n], atol=1e-3)
+
+
+def test_without_ffmpeg_and_pyav(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "av", None)
     paths = {"a": "/vox2/aac/id1/a.m4a", "b": "/vox2/aac/id2/b.M4A", "c": "/c.wav"}
     with pytest.raises(InputError) as error:
         convert_where_needed(paths, tmp_path)
     assert str(error.value).startswith("/vox2/aac: 2 m4a files")
-    assert "ffmpeg (now not on PATH) and --convert_folder" in str(error.value)
+    expected = (
+        "ffmpeg on PATH or PyAV, pip install av (now neither is there), and --conv"
+    )
+    assert expected in str(error.value)
 
 
 def test_without_convert_folder():

@@ -19,14 +19,19 @@ def test_folders_in_full_depth_by_their_path_without_extension(tmp_path):
     found = list_inputs([tmp_path])
     assert found.ids == ["3", "4", "5", "id1/s/t/2", "id2/s/1"]
     assert found.paths[3] == str(tmp_path / "id1/s/t/2.FLAC")
-    assert found.ignored == 4  # the hidden folder is not even looked into
+    assert found.left_out == {
+        "hidden files": 2,
+        "hidden folders": 1,  # which are not even looked into
+        ".txt": 1,
+        ".csv": 1,
+    }
     assert found.refused == []
 
 
 def test_files_by_their_name(tmp_path):
     touch(tmp_path, "a/one.wav", "b/two.aiff", "c/three.wav")
     found = list_inputs([tmp_path / "b/two.aiff", tmp_path / "a/one.wav", tmp_path])
-    assert found.ids == ["two.aiff", "one", "a/one", "c/three"]
+    assert found.ids == ["two", "one", "a/one", "b/two", "c/three"]
 
 
 def test_a_name_that_no_list_can_hold_is_refused_not_fatal(tmp_path):
