@@ -199,7 +199,7 @@ print(seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2
 
 @pytest.mark.slow
 def test_a_long_stereo_file_at_48_khz_is_read_in_bounded_memory(model, tmp_path):
-    """15 minutes, which would fill 0.5 GiB and more; an hour takes no more than them."""
+    """15 minutes, which would fill 0.5 GiB; an hour takes no more than they."""
     talk = np.repeat(conversation(20.0), 3)  # 48 kHz, roughly
     with soundfile.SoundFile(tmp_path / "long.wav", "w", 48000, 2) as file:
         for block in range(45):
