@@ -50,7 +50,7 @@ INFERENCE = {
     "speech_threshold": 0.5,
     "min_speech_seconds": 0.25,
     "max_pause_seconds": 0.5,
-    "speech_margin_seconds": 0.1,
+    "speech_margin_seconds": 0.25,
     "as_norm_top_n": 300,
 }
 

@@ -125,6 +125,8 @@ def answer(verifier, enrol, test, **decision):
     try:
         clips = [_heard(verifier, *clip) for clip in zip(CLIPS, paths)]
         comparison = comparison_report(verifier, [enrol], [test], **decision)
+        if comparison["same_speaker"] is None:  # the warnings say where no speech is
+            return problem_html(_with_titles(" ".join(comparison["warnings"]), paths))
         return result_html(comparison, clips)
     except InputError as error:
         return problem_html(_with_titles(str(error), paths))

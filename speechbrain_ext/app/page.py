@@ -39,8 +39,6 @@ def result_html(comparison, clips):
     ``comparison``: of :func:`~speechbrain_ext.inference.decisions.comparison_report`;
     ``clips``: title and waveform [T] at 16 kHz of each, as the model heard it.
     """
-    if comparison["same_speaker"] is None:
-        return problem_html(" ".join(comparison["warnings"]))
     same, kind = comparison["same_speaker"], comparison["score_kind"]
     words = "Same speaker" if same else "Different speakers"
     sign = "at or above" if same else "below"

@@ -40,6 +40,7 @@ from speechbrain_ext.utils.errors import InputError, NoSpeechError
 NETWORK = "silero_vad.jit"  # the package's safetensors are those of an older network
 FFT, HOP = 256, 128
 FRAMES = VAD_WINDOW // HOP
+AT_ONCE = 4096  # windows: bounds the memory
 BLOCK_SECONDS = 32  # of a long recording, read at once: a whole number of windows
 
 
@@ -175,9 +176,19 @@ class SpeechDetector(torch.nn.Module):
         context, state = before or (wavs.new_zeros(len(wavs), VAD_CONTEXT), None)
         rest = -wavs.shape[1] % VAD_WINDOW
         wavs = torch.cat([context, F.pad(wavs, (0, rest + VAD_CONTEXT))], dim=1)
-        frames = wavs.unfold(1, FFT, HOP)  # [B, 4 N, 256], the last of every 4 too far
+        frames = wavs.unfold(1, FFT, HOP)  # [B, 4 N, 256]
+        size = max(FRAMES * (AT_ONCE // len(wavs)), FRAMES)
+        x = torch.cat([self._convolved(part) for part in frames.split(size, 1)], 1)
+        x, state = self.lstm(x, state)
+        probabilities = F.linear(x.relu(), self.last, self.last_bias).sigmoid()
+        context = wavs[:, -2 * VAD_CONTEXT : -VAD_CONTEXT]
+        return probabilities.squeeze(2), (context, state)
+
+    def _convolved(self, frames):
+        """Frames [B, 4 N, 256] → [B, N, 128], what the LSTM hears of each window."""
         x = frames * self.window
-        # by 64 samples, in the place of which the window's last ones stand mirrored
+        # The last of every 4 reaches 64 samples too far, in the place of which the
+        # window's own last ones stand mirrored.
         mirrored = frames[:, FRAMES - 1 :: FRAMES, -129:-65].flip(2)
         x[:, FRAMES - 1 :: FRAMES, -64:] = mirrored * self.window[-64:]
         x = torch.fft.rfft(x)
@@ -185,10 +196,7 @@ class SpeechDetector(torch.nn.Module):
         x = x.view(-1, FRAMES * x.shape[2])  # [B N, 4 · 129]
         for convolution in self.convolutions:
             x = convolution(x).relu_()
-        x, state = self.lstm(x.view(len(wavs), -1, 128), state)
-        probabilities = F.linear(x.relu(), self.last, self.last_bias).sigmoid()
-        context = wavs[:, -2 * VAD_CONTEXT : -VAD_CONTEXT]
-        return probabilities.squeeze(2), (context, state)
+        return x.view(len(frames), -1, x.shape[1])
 
     def windows_of_speech(self, row, recording, chunking):
         """Speech of a long file, found in one pass through it.

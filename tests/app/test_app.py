@@ -94,6 +94,14 @@ def test_bad_clips_are_named_in_the_page(plain_verifier, clips, tmp_path, monkey
         assert str(tmp_path) not in page
 
 
+def test_a_clip_without_speech_is_no_other_speaker(plain_verifier, clips):
+    page = answer(plain_verifier, *clips, speech_detection=True)  # tones
+    assert "Not compared" in page
+    assert "Clip 2, to be tested (take1.wav): no speech found: no decision" in page
+    assert "ifferent speakers" not in page
+    assert str(clips[0]) not in page
+
+
 def test_a_missing_clip(plain_verifier, clips):
     assert "Clip 1, the known speaker: missing" in answer(plain_verifier, None, "b.wav")
     assert "Clip 2, to be tested: missing" in answer(plain_verifier, clips[0], None)

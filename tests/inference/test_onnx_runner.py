@@ -119,7 +119,7 @@ def speech_files(folder):
     """Speech: alone, before 9 s of silence, in noise with long pauses."""
     room = [silence(2.0), spoken("m1"), silence(3.0), spoken("f2"), silence(0.2)]
     room = np.concatenate(room) + silence(5.2, 1e-3).repeat(4)[: sum(map(len, room))]
-    wavs = [spoken("m3"), np.r_[spoken("f4"), silence(9.0)], room]
+    wavs = [spoken("m3"), np.r_[spoken("f4"), silence(9.0, 1e-4)], room]
     for number, wav in enumerate(wavs):
         soundfile.write(folder / f"{number}.wav", wav, RATE, subtype="FLOAT")
     return [folder / f"{number}.wav" for number in range(len(wavs))]

@@ -174,9 +174,9 @@ def test_silence_around_and_between_is_cut(detector):
     speech = 2 * len(spoken("m1"))
     segments = detector.segments(wav)
     total = len(speech_of(wav, segments))
-    assert abs(total - speech) < 0.8 * RATE  # margins, and how long silero lingers
-    assert segments[0, 0] > 0.4 * RATE
-    assert len(wav) - segments[-1, 1] > 0.4 * RATE
+    assert 0 < total - speech < 1.4 * RATE  # 4 margins, and how long silero lingers
+    assert segments[0, 0] > 0.3 * RATE
+    assert len(wav) - segments[-1, 1] > 0.3 * RATE
     short = talk(pause=0.3)  # a pause of natural speech stays
     assert len(detector.segments(short)) == 1
 
