@@ -35,7 +35,8 @@ SECTION_OF_THRESHOLDS = re.compile(r"^## Thresholds\n.*?(?=^## |\Z)", re.M | re.
 FILES = {
     "README.md": "this card",
     "hyperparams.yaml": "the modules, for SpeechBrain",
-    "encoder_config.json": "configuration from which the encoder is rebuilt",
+    "custom_interface.py": "the class, for SpeechBrain's foreign_class",
+    "encoder_config.json": "the encoder's configuration, for transformers",
     "speaker_encoder.safetensors": "weights of encoder and head",
     "training.json": "stage, epoch, validation error rate",
     "classifier.safetensors": "one vector per class of the training: voices of people",
