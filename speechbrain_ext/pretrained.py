@@ -28,7 +28,12 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml, read_tree
-from speechbrain_ext.utils.errors import InputError, check_folder, naming
+from speechbrain_ext.utils.errors import (
+    InputError,
+    check_folder,
+    naming,
+    repository,
+)
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
@@ -60,7 +65,7 @@ INFERENCE = {
 
 TEMPLATE = """\
 # A speaker encoder for SpeechBrain, written by speechbrain_ext.
-# Needs: pip install speechbrain_ext. Everything else is in this folder.
+# Needs the package speechbrain_ext of {repository}. Everything else is in this folder.
 #     from speechbrain_ext.inference import SpeakerVerifier
 #     verifier = SpeakerVerifier.from_hparams(source="this folder")
 
@@ -186,6 +191,7 @@ def write_model(folder, speaker_encoder, weights, inference):
         write_json(folder / ENCODER_CONFIG, arguments["source"])
     (folder / INTERFACE_FILE).write_text(INTERFACE, encoding="utf-8")
     text = TEMPLATE.format(
+        repository=repository(),
         sample_rate=encoder.sample_rate,
         encoder=_constructor(encoder, arguments),
         head=_constructor(head, _arguments(head)),
