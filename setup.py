@@ -24,6 +24,9 @@ setup(
     else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    # Where to get it, for cards and messages. No index holds the package, and a name
+    # that is free there could become anybody's. A fork sets its own.
+    url="https://repository.example/speechbrain_ext",
     packages=find_packages(include=["speechbrain_ext", "speechbrain_ext.*"]),
     package_data={"speechbrain_ext": ["**/*.json", "**/*.md"]},
     python_requires=">=3.10",
@@ -37,7 +40,7 @@ setup(
         "Jinja2>=3",  # the model card's template
         "safetensors>=0.4",
         "peft>=0.18",
-        "HyperPyYAML>=1.2.2",
+        "HyperPyYAML>=1.2.3",
         "numpy>=2.0",
         "pydantic>=2.7",
         "pyarrow>=17",

@@ -1,7 +1,9 @@
 """A trained model as a folder, and the way back.
 
     hyperparams.yaml               the modules, for SpeechBrain's inference classes
-    encoder_config.json            configuration of an encoder that has one
+    custom_interface.py            their class, for SpeechBrain's foreign_class
+    encoder_config.json            the encoder's configuration, for transformers; it
+                                   says what hyperparams.yaml says
     speaker_encoder.safetensors    encoder and head, LoRA merged
     classifier.safetensors         one row per training class
     training.json                  speakers in row order, stage, epoch, validation EER
@@ -16,6 +18,7 @@ as ``speaker_encoder.ckpt`` in place of safetensors.
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +28,12 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml, read_tree
-from speechbrain_ext.utils.errors import InputError, check_folder, naming
+from speechbrain_ext.utils.errors import (
+    InputError,
+    check_folder,
+    naming,
+    repository,
+)
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
@@ -38,6 +46,7 @@ MODEL_FILE = "speaker_encoder.safetensors"
 MODEL_CKPT = "speaker_encoder.ckpt"  # a torch file, where there is no other
 ENCODER_CONFIG = "encoder_config.json"
 HYPERPARAMS = "hyperparams.yaml"
+INTERFACE_FILE = "custom_interface.py"
 CLASSIFIER_FILE = "classifier.safetensors"
 TRAINING = "training.json"
 
@@ -56,7 +65,7 @@ INFERENCE = {
 
 TEMPLATE = """\
 # A speaker encoder for SpeechBrain, written by speechbrain_ext.
-# Needs: pip install speechbrain_ext. Everything else is in this folder.
+# Needs the package speechbrain_ext of {repository}. Everything else is in this folder.
 #     from speechbrain_ext.inference import SpeakerVerifier
 #     verifier = SpeakerVerifier.from_hparams(source="this folder")
 
@@ -85,7 +94,27 @@ speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
 
 modules:
     speaker_encoder: !ref <speaker_encoder>
+    # SpeechBrain's own classes look for these
+    compute_features: !ref <pass_through>
+    mean_var_norm: !ref <pass_through>
+    embedding_model: !ref <speaker_encoder>
+    mean_var_norm_emb: !ref <pass_through>
+    classifier: !ref <pass_through> # there is none: classify_batch means nothing
+
+mean_var_norm_emb: !ref <pass_through>
+pass_through: !new:speechbrain_ext.inference.interfaces.PassThrough
+pretrainer: !new:speechbrain_ext.inference.interfaces.FolderPretrainer
+    speaker_encoder: !ref <speaker_encoder>
 """
+
+INTERFACE = """\
+\"\"\"For SpeechBrain's ``foreign_class``: the class that this model is made for.\"\"\"
+
+from speechbrain_ext.inference.interfaces import SpeakerVerifier
+
+__all__ = ["SpeakerVerifier"]
+"""
+
 
 # -- model -----------------------------------------------------------------------------
 
@@ -157,16 +186,14 @@ def write_model(folder, speaker_encoder, weights, inference):
     """
     encoder, head = speaker_encoder.encoder, speaker_encoder.head
     arguments = _arguments(encoder)
-    config, lines = arguments.get("source"), ""
-    if isinstance(config, dict):
-        del arguments["source"]
-        lines = f"    source: !ref <pretrained_path>/{ENCODER_CONFIG}\n"
     save_weights(weights, folder / MODEL_FILE)
-    if lines:
-        write_json(folder / ENCODER_CONFIG, config)
+    if isinstance(arguments.get("source"), dict):
+        write_json(folder / ENCODER_CONFIG, arguments["source"])
+    (folder / INTERFACE_FILE).write_text(INTERFACE, encoding="utf-8")
     text = TEMPLATE.format(
+        repository=repository(),
         sample_rate=encoder.sample_rate,
-        encoder=_constructor(encoder, arguments, lines),
+        encoder=_constructor(encoder, arguments),
         head=_constructor(head, _arguments(head)),
         **{key: json.dumps(inference.get(key, INFERENCE[key])) for key in INFERENCE},
     )
@@ -192,13 +219,15 @@ def _arguments(module):
     return json.loads(json.dumps(module.arguments))
 
 
-def _constructor(module, arguments, lines=""):
-    """A module as YAML: its class, then its arguments, one a line."""
-    options = {"sort_keys": False, "default_flow_style": True, "width": 10_000}
+def _constructor(module, arguments):
+    """A module as YAML: its class, then its arguments, one a line or a few."""
+    options = {"sort_keys": False, "default_flow_style": True, "width": 80}
+    lines = [f"!new:{_dotted(type(module))}"]
     for name, value in arguments.items():
-        listed = yaml.safe_dump([value], allow_unicode=True, **options)  # "[value]\n"
-        lines += f"    {name}: {listed.strip()[1:-1]}\n"
-    return f"!new:{_dotted(type(module))}\n{lines}"
+        text = yaml.safe_dump({name: value}, allow_unicode=True, **options)
+        text = text.strip()[1:-1]  # "{name: value}"
+        lines.append(textwrap.indent(text, "    "))
+    return "\n".join(lines) + "\n"
 
 
 def _dotted(kind):
@@ -265,7 +294,7 @@ def load_hyperparams(folder, overrides=None):
     if "<" in str(folder):  # HyperPyYAML looks for a key between < and >
         raise InputError(f"{folder}: '<' in the path of a model, expected none")
     overrides["pretrained_path"] = str(folder)
-    read_tree(path)  # names and values, for HyperPyYAML to update
+    check_config(folder)
     try:
         with NoRandomValues():
             hparams = load_yaml(path, overrides)
@@ -278,6 +307,12 @@ def load_hyperparams(folder, overrides=None):
     model = hparams.get("speaker_encoder")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"{path}: no module 'speaker_encoder'")
+    load_model_weights(model, folder)
+    return hparams
+
+
+def load_model_weights(model, folder):
+    """Load a folder's weights into its model, strictly → the model in eval mode."""
     path = weights_file(folder)
     weights = read_weights(path)
     if any(".lora_" in name for name in weights):
@@ -286,8 +321,27 @@ def load_hyperparams(folder, overrides=None):
             "after merge_lora"
         )
     load_strictly(model, weights, str(path))
-    model.eval()
-    return hparams
+    return model.eval()
+
+
+def check_config(folder):
+    """InputError where encoder_config.json says something else than hyperparams.yaml.
+
+    Folders written before have the configuration in the first alone.
+    """
+    path = Path(folder) / HYPERPARAMS
+    encoder = read_tree(path).get("encoder")
+    source = encoder.get("source") if isinstance(encoder, Mapping) else None
+    if not isinstance(source, Mapping):
+        return
+    own = Path(folder) / ENCODER_CONFIG
+    config = read_json(own, {}, what="the configuration of the encoder")
+    for name in {**source, **config}:
+        seen, expected = config.get(name), source.get(name)
+        if name not in config or name not in source or seen != expected:
+            raise InputError(
+                f"{own}: {name} is {seen!r}, expected {expected!r} as in {path}"
+            )
 
 
 def _checked_overrides(overrides):

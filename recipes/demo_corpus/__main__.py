@@ -20,7 +20,7 @@ def main(argv=None):
     parser = Parser(
         prog="python recipes/demo_corpus",
         description="Make a small synthetic corpus in the layout of VoxCeleb, MUSAN "
-        "and RIRS_NOISES. Needs `pip install speechbrain_ext[demo]`.",
+        "and RIRS_NOISES. Needs the extra: pip install '.[demo]' in this checkout.",
     )
     parser.add_argument("folder", help="where to put it; must not exist yet")
     for option, default, help_text in (

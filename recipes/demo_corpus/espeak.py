@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, how_to_install
 
 ESPEAK_RATE = 22050  # Hz, the only rate of espeak-ng's own voices
 
@@ -67,8 +67,8 @@ def import_loader():
     except ImportError as error:
         raise InputError(
             "espeakng_loader: not installed, expected for the synthetic voices of the "
-            "demonstration corpus; install it with `pip install speechbrain_ext[demo]` "
-            "(it carries espeak-ng, which is GPL-3)"
+            f"demonstration corpus: {how_to_install('demo')} (it carries espeak-ng, "
+            "which is GPL-3)"
         ) from error
     return espeakng_loader
 

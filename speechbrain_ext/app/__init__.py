@@ -11,7 +11,7 @@ from pathlib import Path
 from speechbrain_ext.app.page import CSS, problem_html, result_html
 from speechbrain_ext.data.audio import read_header
 from speechbrain_ext.inference.decisions import comparison_report
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, how_to_install
 
 LARGEST_UPLOAD = "50mb"
 MOST_SECONDS = 600.0  # one recording of an hour would hold up everyone else
@@ -163,7 +163,6 @@ def import_gradio():
         import gradio
     except ImportError as error:
         raise InputError(
-            "gradio: not installed, expected for the page; install it with "
-            "`pip install speechbrain_ext[app]`"
+            f"gradio: not installed, expected for the page: {how_to_install('app')}"
         ) from error
     return gradio

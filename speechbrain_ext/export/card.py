@@ -17,12 +17,17 @@ from huggingface_hub.repocard import metadata_load
 from speechbrain_ext.inference.thresholds import RULE_OF_30, Thresholds
 from speechbrain_ext.pruning.plots import sparsity_table
 from speechbrain_ext.scoring.report import LEGEND, as_markdown
-from speechbrain_ext.utils.errors import InputError, describe_os_error
+from speechbrain_ext.utils.errors import (
+    WHEEL,
+    InputError,
+    describe_os_error,
+    repository,
+)
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 SECTIONS = (
-    *("title", "summary", "usage", "results", "thresholds", "sizes", "training"),
-    *("files", "licence"),
+    *("title", "summary", "installation", "usage", "speechbrain", "results"),
+    *("thresholds", "sizes", "training", "files", "licence"),
 )
 LIBRARY = "speechbrain"
 TAGS = ["speechbrain", "speaker-verification", "speaker-recognition", "embeddings"]
@@ -35,7 +40,8 @@ SECTION_OF_THRESHOLDS = re.compile(r"^## Thresholds\n.*?(?=^## |\Z)", re.M | re.
 FILES = {
     "README.md": "this card",
     "hyperparams.yaml": "the modules, for SpeechBrain",
-    "encoder_config.json": "configuration from which the encoder is rebuilt",
+    "custom_interface.py": "the class, for SpeechBrain's foreign_class",
+    "encoder_config.json": "the encoder's configuration, for transformers",
     "speaker_encoder.safetensors": "weights of encoder and head",
     "training.json": "stage, epoch, validation error rate",
     "classifier.safetensors": "one vector per class of the training: voices of people",
@@ -185,6 +191,8 @@ def _values(facts):
     rows = max((len(result["systems"]) for result in facts.lists), default=0)
     return {
         "facts": facts,
+        "repository": repository(),
+        "wheel": WHEEL,
         "total": facts.sizes["encoder"] + facts.sizes["head"],
         "table": as_markdown(facts.lists) if facts.lists else "",
         "legend": LEGEND,

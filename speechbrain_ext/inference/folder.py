@@ -130,8 +130,13 @@ def load_model(folder, overrides=None):
 
     InputError names the file that is missing, damaged, or does not fit the others.
     """
+    return complete_model(folder, load_hyperparams(folder, overrides))
+
+
+def complete_model(folder, hparams):
+    """What :func:`load_hyperparams` gave of a folder, and its other files → Model."""
     folder = Path(folder)
-    hparams, chunking = load_encoder(folder, overrides)
+    chunking = _checked_encoder(folder, hparams)
     top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
     with naming(folder / HYPERPARAMS):
         check_top_n(top_n, "as_norm_top_n", "null")
@@ -145,8 +150,12 @@ def load_model(folder, overrides=None):
 
 def load_encoder(folder, overrides=None):
     """As :func:`load_model`, without what scores: (hparams, ChunkingConfig)."""
-    folder = Path(folder)
     hparams = load_hyperparams(folder, overrides)
+    return hparams, _checked_encoder(Path(folder), hparams)
+
+
+def _checked_encoder(folder, hparams):
+    """The ChunkingConfig of a folder, its model checked."""
     with naming(folder / HYPERPARAMS):
         model = hparams["speaker_encoder"]
         if not isinstance(model, SpeakerEncoder):
@@ -156,8 +165,7 @@ def load_encoder(folder, overrides=None):
             )
         if (rate := hparams.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
-        chunking = ChunkingConfig.of(hparams).checked(model.encoder.min_samples)
-    return hparams, chunking
+        return ChunkingConfig.of(hparams).checked(model.encoder.min_samples)
 
 
 def _load_backend(folder, width, top_n):

@@ -11,6 +11,7 @@ notice by a connection that is closed, leave it the last word.
 import contextlib
 import errno
 import functools
+import importlib.metadata
 import json
 import math
 import os
@@ -18,6 +19,8 @@ import sys
 import time
 import traceback
 from pathlib import Path
+
+from speechbrain_ext import __version__
 
 # In the messages of torch's RuntimeErrors when another process is gone.
 _CONNECTION = ("gloo/transport", "NCCL", "TCPStore")
@@ -31,6 +34,26 @@ class InputError(Exception):
 
 class NoSpeechError(InputError):
     """A recording holds no speech, or too little: an answer of its own, no mistake."""
+
+
+WHEEL = f"speechbrain_ext-{__version__}-py3-none-any.whl"
+
+
+def repository():
+    """The address of this package's repository, as setup.py says."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        about = importlib.metadata.metadata("speechbrain_ext")
+        if about.get("Home-page"):
+            return about["Home-page"]
+    return "its repository"  # run without being installed
+
+
+def how_to_install(extra):
+    """The words for an optional part, ``app``: no index holds the package itself."""
+    return (
+        f"pip install '.[{extra}]' in a checkout of {repository()}, or pip install "
+        f"'{WHEEL}[{extra}]'"
+    )
 
 
 @contextlib.contextmanager

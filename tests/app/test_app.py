@@ -120,7 +120,7 @@ def test_names_of_files_are_no_html(plain_verifier, clips, tmp_path):
 
 def test_without_gradio(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(InputError, match=r"pip install speechbrain_ext\[app\]"):
+    with pytest.raises(InputError, match=r"pip install '\.\[app\]'"):
         import_gradio()
 
 

@@ -103,7 +103,7 @@ def test_the_embedding_is_that_of_the_speech_alone(verifier, files):
 def test_speech_is_found_in_a_part_of_a_channel_of_what_is_in_memory(
     verifier, files, window
 ):
-    """The voice is in the middle of one channel; windows of speech are cut there too."""
+    """The voice is in the middle of one channel; windows are cut there too."""
     voice, other = spoken("m1"), spoken("f2")
     rest = np.zeros((RATE // 4, 2), np.float32)
     both = np.zeros((len(voice), 2), np.float32)

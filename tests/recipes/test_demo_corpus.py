@@ -269,7 +269,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "pip install speechbrain_ext[demo]" in done.stderr
+    assert "pip install '.[demo]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

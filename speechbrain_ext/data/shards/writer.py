@@ -48,7 +48,7 @@ from speechbrain_ext.data.shards.index import (
     slices,
 )
 from speechbrain_ext.data.shards.members import TarMember, open_member
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, how_to_install
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.parallel import in_processes
 
@@ -118,7 +118,7 @@ def make_shards(
     if importlib.util.find_spec("webdataset") is None:
         raise InputError(
             "webdataset is not installed, expected it for shards: "
-            "pip install 'speechbrain_ext[shards]'"
+            f"{how_to_install('shards')}"
         )
     for name, value, least in (
         ("utterances_per_shard", utterances_per_shard, 1),

@@ -25,10 +25,9 @@ from pathlib import Path
 from speechbrain_ext.inference.onnx_runner import VAD_FILE
 from speechbrain_ext.inference.speech import silero_file
 from speechbrain_ext.pretrained import INFERENCE
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, how_to_install
 from speechbrain_ext.utils.files import write_atomically, write_json
 
-EXTRA = "pip install 'speechbrain_ext[onnx]'"
 SILERO = "silero_vad_16k_sequence.onnx"  # in that package: many windows in a call
 
 
@@ -113,5 +112,5 @@ def require_extra():
     except ImportError as error:
         raise InputError(
             f"ONNX export: the package {error.name} is missing, expected the extra: "
-            f"{EXTRA}"
+            f"{how_to_install('onnx')}"
         ) from error
