@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -147,15 +148,49 @@ def test_a_hub_that_gives_nothing_is_one_line(monkeypatch):
         load("someone/model")
 
 
-@pytest.mark.parametrize("source", ["absent", "a/b/c", "/absent/folder", "a b/c", ""])
+PATHS = ["absent", "a/b/c", "/absent/folder", "a b/c", "", "./model", "../model", "~/m"]
+PATHS += [
+    r"C:\models\mine",
+    "C:/mine",
+    r"a\b",
+    ".a/b",
+    "a/.b",
+    "here/final",
+    "a/b.ckpt",
+]
+
+
+@pytest.mark.parametrize("source", [*PATHS, Path("owner/name")])
 def test_what_is_neither_folder_nor_hub_id(source, no_network, tmp_path, monkeypatch):
     folder = tmp_path / "empty"
-    folder.mkdir()
+    (folder / "here").mkdir(parents=True)
     monkeypatch.chdir(folder)
     with pytest.raises(
         InputError, match=r"no such folder, and not a hub id|no hyperpar"
     ):
         load(source)
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0", "0" * 40])
+def test_without_network_the_hub_is_asked_once(revision, tmp_path, monkeypatch):
+    """A path that looks like a hub id, from another folder than its own."""
+    asked = []
+
+    def refused(*args, **kwargs):
+        asked.append(args)
+        raise socket.gaierror(-2, "no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.chdir(tmp_path)
+    config = FetchConfig(revision=revision, huggingface_cache_dir=str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        load("quickstart/model", fetch_config=config)
+    message = str(caught.value)
+    assert "quickstart/model: no such folder, and the hub gave nothing" in message
+    assert "no network" in message
+    assert "\n" not in message
+    assert len(asked) == 1
 
 
 def test_unknown_settings_are_not_written(tmp_path):
