@@ -16,6 +16,7 @@ from speechbrain.utils.fetching import FetchConfig
 from tiny_verifier import CPU, load, make_folder, write_voice
 
 from speechbrain_ext import pretrained
+from speechbrain_ext.cli import main
 from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.utils.errors import InputError
 
@@ -169,6 +170,17 @@ def test_what_is_neither_folder_nor_hub_id(source, no_network, tmp_path, monkeyp
         InputError, match=r"no such folder, and not a hub id|no hyperpar"
     ):
         load(source)
+
+
+@pytest.mark.parametrize("command", ["verify a.wav b.wav", "embed a.wav --out a.npz"])
+def test_on_the_command_line(command, no_network, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--source", "./model"])
+    assert stopped.value.code == 1
+    line = "error: ./model: no such folder, and not a hub id, expected a model's folder"
+    assert capsys.readouterr().err == f"{line} or owner/name\n"
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("revision", [None, "v1.0", "0" * 40])
