@@ -36,7 +36,7 @@ setup(
         "speechbrain>=1.1,<2",
         "transformers>=5.0,<6",
         "huggingface_hub",
-        "filelock>=3.12",  # a store of voices has one writer at a time
+        "filelock>=3.12",  # voices and shards have one writer at a time
         "Jinja2>=3",  # the model card's template
         "safetensors>=0.4",
         "peft>=0.18",

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.audio_utils import mel_filter_bank, window_function
 
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.precision import full_precision
+from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
 
 SAMPLE_RATE = 16000
 FRAME = 400
@@ -43,8 +43,9 @@ class W2VBertFeatures(nn.Module):
 
     Always computed in float32, also under autocast: 2^15 squared leaves bf16 no
     digits. Up to the spectrum even in float64: beside a loud tone the quiet mel bins
-    are less than float32's rounding of it, which the logarithm would show. Holds no
-    parameters and adds nothing to a state dict.
+    are less than float32's rounding of it, which the logarithm would show. For a device
+    without float64, as Apple's GPUs, the CPU computes them. Holds no parameters and
+    adds nothing to a state dict.
 
     Arguments
     ---------
@@ -87,9 +88,13 @@ class W2VBertFeatures(nn.Module):
         InputError
             Wrong shape, or a row shorter than 560 samples (two frames, 35 ms).
         """
-        samples = sample_counts(wavs, wav_lens)
+        samples, device = sample_counts(wavs, wav_lens), wavs.device
+        if not has_float64(device):
+            samples, wavs = samples.cpu(), wavs.cpu()
         with full_precision(wavs):
-            return self._features(_without_padding(wavs.float(), samples), samples)
+            wavs = _without_padding(wavs.float(), samples)
+            features, lens = self._features(wavs, samples)
+        return features.to(device), lens.to(device)
 
     def _features(self, wavs, samples):
         """A few rows at a time, from waveform to normalised features."""
@@ -183,8 +188,7 @@ def filterbank(device):
     """Mel filters float32 [257, 80] and window [512] on a device, made once.
 
     Not buffers of the module: ``.half()`` would round them, and a module built on the
-    meta device would lose them. The window is times 2^15, zero from 400 on; float64
-    (float32 on Apple's devices, which have no other).
+    meta device would lose them. The window is float64, times 2^15, zero from 400 on.
     """
     mel = mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
@@ -198,12 +202,11 @@ def filterbank(device):
     )
     window = window_function(FRAME, "povey", periodic=False) * 2.0**15
     window = np.pad(window, (0, FFT - FRAME))
-    wide = torch.float32 if device.type == "mps" else torch.float64
     # a tensor made in inference mode could never meet a gradient later
     with torch.inference_mode(False):
         return (
             torch.tensor(mel, dtype=torch.float32, device=device),
-            torch.tensor(window, dtype=wide, device=device),
+            torch.tensor(window, dtype=torch.float64, device=device),
         )
 
 
@@ -221,7 +224,7 @@ def sample_counts(wavs, wav_lens=None, minimum=MIN_SAMPLES):
         raise InputError(
             f"wav_lens: shape {tuple(wav_lens.shape)}, expected [{len(wavs)}]"
         )
-    samples = torch.round(wav_lens.double() * wavs.shape[1]).long()
+    samples = valid_counts(wav_lens, wavs.shape[1])
     shortest = int(samples.min()) if len(samples) else 0
     if shortest < minimum or int(samples.max()) > wavs.shape[1]:
         raise InputError(
@@ -272,7 +275,7 @@ class GraphFeatures(W2VBertFeatures):
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', 160], lens [B]."""
-        samples = torch.round(wav_lens.double() * wavs.shape[1]).long()
+        samples = valid_counts(wav_lens, wavs.shape[1])
         inside = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
         overlapping = _overlapping_frames(wavs.where(inside, 0.0)).double()
         spectrum = torch.matmul(overlapping, self.projection)

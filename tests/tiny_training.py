@@ -8,7 +8,6 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import resource
 import signal
 import socket
 from functools import partial
@@ -349,6 +348,8 @@ def on_a_full_disk(limit, stderr, function, *arguments, seconds=60):
 
 @command_line
 def _limited(limit, function, arguments):
+    import resource  # not on Windows
+
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     function(*arguments)

@@ -97,7 +97,7 @@ def add_model(parser):
         "--source", required=True, help="model: a local folder, or an id on the hub"
     )
     parser.add_argument("--savedir", help="where a model of the hub is kept")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if there)")
+    parser.add_argument("--device", help="cpu, cuda:1, mps (default: cuda if there)")
     parser.add_argument(
         "--no_speech_detection",
         dest="speech_detection",

@@ -217,11 +217,11 @@ def _with_ffmpeg(file, path, target):
         command += [f"-{option}", value]
     with contextlib.ExitStack() as stack:
         if path is None:  # a pipe would not do: the index may be at the end
-            copy = stack.enter_context(tempfile.NamedTemporaryFile())
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = os.path.join(folder, "sound")
             file.seek(0)
-            shutil.copyfileobj(file, copy)
-            copy.flush()
-            path = copy.name
+            with open(path, "wb") as copy:
+                shutil.copyfileobj(file, copy)
         command += ["-i", f"file:{os.fsdecode(path)}", "-map", "0:a:0"]
         command += ["-map_metadata", "-1", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
         done = subprocess.run(

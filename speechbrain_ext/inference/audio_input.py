@@ -33,6 +33,7 @@ from speechbrain_ext.inference.sources import FileSound, Source, place_of
 from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
+from speechbrain_ext.utils.precision import valid_counts
 
 logger = logging.getLogger(__name__)
 
@@ -386,7 +387,7 @@ def check_batch(wavs, wav_lens):
     """InputError for a row [T] of a padded batch that is silent or not finite."""
     if wavs.dim() != 2 or wav_lens.shape != wavs.shape[:1]:
         return  # the features say what is wrong
-    samples = torch.round(wav_lens.double() * wavs.shape[1]).long().tolist()
+    samples = valid_counts(wav_lens, wavs.shape[1]).tolist()
     for row, (wav, length) in enumerate(zip(wavs, samples)):
         valid = wav[:length]
         if not len(valid):

@@ -40,7 +40,7 @@ from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.precision import check_device
-from speechbrain_ext.utils.weights import HUB_ID
+from speechbrain_ext.utils.weights import find_or_fetch
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class Model(NamedTuple):
 def find_folder(source, savedir=None, fetch_config=None):
     """Where a model lies on this machine; one on the hub is fetched first.
 
-    ``source`` is a folder, or a hub id, ``owner/name``; a folder of that name wins.
+    ``source`` is a folder, or a hub id, ``owner/name``, as
+    :func:`~speechbrain_ext.utils.weights.is_hub_id` tells them apart.
     ``savedir`` gets the files from the hub; None leaves them in the hub's cache. Of a
     FetchConfig count ``revision``, ``token``, ``huggingface_cache_dir``, and
     ``allow_network``, without which only the cache is looked into. InputError: neither
@@ -114,15 +115,15 @@ def find_folder(source, savedir=None, fetch_config=None):
     """
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"source: {source!r}, expected a model's folder or owner/name")
-    folder = os.path.expanduser(source)
-    if os.path.isdir(folder):
-        return Path(folder)
-    if not HUB_ID.match(str(source)):
-        raise InputError(
-            f"{source}: no such folder, and not a hub id, expected a model's folder "
-            "or owner/name"
-        )
-    return _from_hub(str(source), savedir, fetch_config)
+    options = {"local_dir": savedir}
+    if fetch_config is not None:
+        options |= {
+            "revision": fetch_config.revision,
+            "token": fetch_config.token or None,
+            "cache_dir": fetch_config.huggingface_cache_dir,
+            "local_files_only": not fetch_config.allow_network,
+        }
+    return find_or_fetch(source, FETCHED, "a model's folder", **options)
 
 
 def load_model(folder, overrides=None):
@@ -222,24 +223,3 @@ def _top_n_of(name, otherwise):
             f"calibrates {name!r} first, expected a score: cosine, s_norm or as_norm_N"
         )
     return int(number) if number.isdecimal() else otherwise
-
-
-def _from_hub(name, savedir, fetch_config):
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    options = {"local_dir": savedir}
-    if fetch_config is not None:
-        options |= {
-            "revision": fetch_config.revision,
-            "token": fetch_config.token or None,
-            "cache_dir": fetch_config.huggingface_cache_dir,
-            "local_files_only": not fetch_config.allow_network,
-        }
-    try:
-        return Path(snapshot_download(name, allow_patterns=FETCHED, **options))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise InputError(
-            f"{name}: no such folder, and the hub gave nothing "
-            f"({type(error).__name__}), expected a model's folder or a hub id"
-        ) from error

@@ -36,6 +36,7 @@ from speechbrain_ext.inference.onnx_runner import (
 )
 from speechbrain_ext.pretrained import INFERENCE
 from speechbrain_ext.utils.errors import InputError, NoSpeechError
+from speechbrain_ext.utils.precision import valid_counts
 
 NETWORK = "silero_vad.jit"  # the package's safetensors are those of an older network
 FFT, HOP = 256, 128
@@ -124,7 +125,7 @@ class SpeechDetector(torch.nn.Module):
         """wavs [B, T] at 16 kHz, wav_lens [B] or None → B times segments [S, 2]."""
         lengths = [wavs.shape[1]] * len(wavs)
         if wav_lens is not None:
-            lengths = torch.round(wav_lens.double().cpu() * wavs.shape[1]).long()
+            lengths = valid_counts(wav_lens, wavs.shape[1])
             inside = torch.arange(wavs.shape[1], device=wavs.device)
             wavs = wavs.where(inside < lengths.to(wavs.device)[:, None], 0)
             lengths = lengths.tolist()

@@ -41,7 +41,7 @@ from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError, NoSpeechError
-from speechbrain_ext.utils.precision import autocast_type
+from speechbrain_ext.utils.precision import autocast_type, has_float64
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +185,11 @@ class SpeakerVerifier(SpeakerRecognition):
         """
         if wavs.dim() == 1:
             wavs = wavs.unsqueeze(0)
-        wavs = wavs.to(self.device).float()
+        wavs = wavs.float().to(self.device)
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
+        if not has_float64(wavs.device):
+            wav_lens = wav_lens.float()
         wav_lens = wav_lens.to(self.device)
         check_batch(wavs, wav_lens)
         embeddings = self._encode(wavs, wav_lens)
@@ -441,7 +443,8 @@ class SpeakerVerifier(SpeakerRecognition):
         emb1 = self.encode_batch(wavs1, wav1_lens)
         emb2 = self.encode_batch(wavs2, wav2_lens)
         score = self.similarity(emb1, emb2)
-        return score, score.double() >= threshold
+        decision = score.cpu().double() >= threshold
+        return score, decision.to(score.device)
 
     def _encode(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] on any device → [B, 1, E]."""

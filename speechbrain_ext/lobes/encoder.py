@@ -28,6 +28,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import valid_counts
 
 # Constructor arguments of an encoder that are not saved: how it trains, where its
 # download is kept. Whoever loads a model chooses them anew.
@@ -405,7 +406,8 @@ def padding_mask(frames, lens):
     """
     if lens is None:
         return None
-    valid = torch.round(lens.double() * frames)
+    valid = valid_counts(lens, frames)
     if not torch.compiler.is_compiling() and bool((valid >= frames).all()):
         return None
-    return torch.arange(frames, device=lens.device) >= valid.unsqueeze(1)
+    places = torch.arange(frames, device=lens.device)
+    return places >= valid.to(lens.device).unsqueeze(1)

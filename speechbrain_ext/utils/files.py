@@ -12,9 +12,12 @@ import os
 import reprlib
 import secrets
 import shutil
+import sys
 from pathlib import Path
 
 from speechbrain_ext.utils.errors import InputError, describe_os_error
+
+_WINDOWS = sys.platform == "win32"
 
 
 @contextlib.contextmanager
@@ -208,10 +211,14 @@ def sync_folder(folder):
     """Have the files of a folder, one level deep, on the disk before going on.
 
     Without it, a machine that loses power after a rename may come back with the new
-    name and empty files.
+    name and empty files. Windows opens no folders, and syncs no file that was opened
+    for reading alone.
     """
-    for path in [*Path(folder).iterdir(), Path(folder)]:
-        descriptor = os.open(path, os.O_RDONLY)
+    paths, mode = [*Path(folder).iterdir(), Path(folder)], os.O_RDONLY
+    if _WINDOWS:
+        paths, mode = [path for path in paths if path.is_file()], os.O_RDWR
+    for path in paths:
+        descriptor = os.open(path, mode)
         try:
             os.fsync(descriptor)
         finally:

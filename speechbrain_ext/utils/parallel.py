@@ -35,6 +35,7 @@ from speechbrain_ext.utils.errors import InputError
 # from Python 3.14 on this is no longer the default.
 START_METHOD = "fork" if sys.platform == "linux" else None
 STOPS = {signal.SIGTERM, signal.SIGINT}
+_BLOCKS_SIGNALS = hasattr(signal, "pthread_sigmask")
 
 
 @contextlib.contextmanager
@@ -42,8 +43,11 @@ def signals_held():
     """Start workers inside: they begin with both signals blocked.
 
     Otherwise one that comes before a worker has got to :func:`obey_only_parent` would
-    end it. For this process the signals wait as long.
+    end it. For this process the signals wait as long. (Windows blocks no signals.)
     """
+    if not _BLOCKS_SIGNALS:
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
@@ -72,7 +76,8 @@ def obey_only_parent():
         threading.Thread(target=_wait_for_parent, daemon=True).start()
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        if _BLOCKS_SIGNALS:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _wait_for_parent():

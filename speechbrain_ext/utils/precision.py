@@ -41,6 +41,19 @@ def check_device(name=None):
     return device
 
 
+def has_float64(device):
+    """Whether a torch.device computes in float64; Apple's GPUs do not."""
+    return device.type in ("cpu", "cuda")
+
+
+def valid_counts(lens, total):
+    """Relative lengths [B] on any device → round(lens · total), int64 [B], on the CPU.
+
+    In float64: of a long row float32 would miss the whole number.
+    """
+    return torch.round(lens.cpu().double() * total).long()
+
+
 def full_precision(tensor):
     """A context without autocast on the device of ``tensor``.
 

@@ -6,6 +6,7 @@ error, unless its name was given beforehand.
 """
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -18,8 +19,13 @@ from torch.overrides import TorchFunctionMode
 
 from speechbrain_ext.utils.errors import InputError
 
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"(?a:\w[\w.-]*/\w(?:[\w.-]*\w)?)")
+FILE_SUFFIXES = (
+    *(".bin", ".ckpt", ".json", ".model", ".nemo", ".npz", ".onnx", ".pt", ".pth"),
+    *(".safetensors", ".tar", ".tgz", ".gz", ".yaml", ".yml", ".zip"),
+)
 SHOWN = 4
+EXPECTED = "a folder with config.json and weights, a .json file"
 
 
 def read_weights(path):
@@ -215,9 +221,12 @@ def _unreadable(name, config_class, error):
 
 def _read_pretrained_folder(source, savedir=None, prefix=""):
     """A transformers folder or hub id → (folder, weights without the prefix)."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = _download(str(source), savedir)
+    # torch files only where there are no others: a repository may have both
+    for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
+        patterns = ["config.json", "preprocessor_config.json", weights]
+        folder = find_or_fetch(source, patterns, EXPECTED, cache_dir=savedir)
+        if any(folder.glob(weights)):
+            break
     if not (folder / "config.json").is_file():
         raise InputError(f"{source}: no config.json in this folder")
     weights = {}
@@ -249,24 +258,65 @@ def _weight_files(folder):
     )
 
 
-def _download(name, savedir):
-    if not HUB_ID.match(name):
-        raise InputError(
-            f"{name}: no such folder, and not a hub id (owner/name) or .json file"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def is_hub_id(source):
+    """Whether a name may be asked of the hub; all others are paths on this machine.
 
-    try:
-        # torch files only where there are no others: a repository may have both
-        for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
-            patterns = ["config.json", "preprocessor_config.json", weights]
-            folder = snapshot_download(name, allow_patterns=patterns, cache_dir=savedir)
-            if any(Path(folder).glob(weights)):
-                break
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    An id is a text ``owner/name``: one slash, no backslash, letters, digits, ``_``,
+    ``-`` and ``.`` in it, beginning with none of ``.``, ``~`` and ``/``. It is a path
+    all the same where something of that name is here, where ``owner`` is a folder
+    here, where it ends as files of models do (``.ckpt``, ``.json``, …), and where it
+    is a Path object.
+    """
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        return False
+    here = os.path.lexists(source) or os.path.isdir(source.partition("/")[0])
+    return not here and not source.lower().endswith(FILE_SUFFIXES)
+
+
+def find_or_fetch(source, patterns, what, **options):
+    """A folder on this machine, or an id on the hub, which is fetched first → Path.
+
+    Arguments
+    ---------
+    source : str or Path
+        Only what :func:`is_hub_id` says is asked of the hub. Without a network its
+        cache is looked into, at once.
+    patterns : list of str
+        Files wanted from the hub.
+    what : str
+        What the folder should be, for the message: ``"a model's folder"``.
+    **options
+        Of ``huggingface_hub.snapshot_download``.
+
+    Raises
+    ------
+    InputError
+        Neither a folder nor an id; the hub, or its cache, does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(source):
+        there = "not a folder" if folder.exists() else "no such folder"
         raise InputError(
-            f"{name}: no such folder, and the hub gave nothing "
-            f"({type(error).__name__}); give a local folder when offline"
+            f"{source}: {there}, and not a hub id, expected {what} or owner/name"
+        )
+    from huggingface_hub import HfApi, snapshot_download
+
+    unreachable, revision = None, options.get("revision") or ""
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        # of a commit snapshot_download asks six times, in 23 s, before it looks here
+        try:
+            HfApi().model_info(source, revision=revision, token=options.get("token"))
+        except Exception as error:
+            unreachable, options["local_files_only"] = error, True
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns, **options))
+    except Exception as error:  # its HTTP client has errors of its own
+        error = unreachable or error
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{source}: no such folder, and the hub gave nothing "
+            f"({type(error).__name__}: {reason}); expected {what}, by a path that "
+            "exists from here, or owner/name on the hub, with a network"
         ) from error
-    return Path(folder)

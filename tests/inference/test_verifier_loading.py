@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -15,6 +16,7 @@ from speechbrain.utils.fetching import FetchConfig
 from tiny_verifier import CPU, load, make_folder, write_voice
 
 from speechbrain_ext import pretrained
+from speechbrain_ext.cli import main
 from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.utils.errors import InputError
 
@@ -147,15 +149,60 @@ def test_a_hub_that_gives_nothing_is_one_line(monkeypatch):
         load("someone/model")
 
 
-@pytest.mark.parametrize("source", ["absent", "a/b/c", "/absent/folder", "a b/c", ""])
+PATHS = ["absent", "a/b/c", "/absent/folder", "a b/c", "", "./model", "../model", "~/m"]
+PATHS += [
+    r"C:\models\mine",
+    "C:/mine",
+    r"a\b",
+    ".a/b",
+    "a/.b",
+    "here/final",
+    "a/b.ckpt",
+]
+
+
+@pytest.mark.parametrize("source", [*PATHS, Path("owner/name")])
 def test_what_is_neither_folder_nor_hub_id(source, no_network, tmp_path, monkeypatch):
     folder = tmp_path / "empty"
-    folder.mkdir()
+    (folder / "here").mkdir(parents=True)
     monkeypatch.chdir(folder)
     with pytest.raises(
         InputError, match=r"no such folder, and not a hub id|no hyperpar"
     ):
         load(source)
+
+
+@pytest.mark.parametrize("command", ["verify a.wav b.wav", "embed a.wav --out a.npz"])
+def test_on_the_command_line(command, no_network, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*command.split(), "--source", "./model"])
+    assert stopped.value.code == 1
+    line = "error: ./model: no such folder, and not a hub id, expected a model's folder"
+    assert capsys.readouterr().err == f"{line} or owner/name\n"
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("revision", [None, "v1.0", "0" * 40])
+def test_without_network_the_hub_is_asked_once(revision, tmp_path, monkeypatch):
+    """A path that looks like a hub id, from another folder than its own."""
+    asked = []
+
+    def refused(*args, **kwargs):
+        asked.append(args)
+        raise socket.gaierror(-2, "no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.chdir(tmp_path)
+    config = FetchConfig(revision=revision, huggingface_cache_dir=str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        load("quickstart/model", fetch_config=config)
+    message = str(caught.value)
+    assert "quickstart/model: no such folder, and the hub gave nothing" in message
+    assert "no network" in message
+    assert "\n" not in message
+    assert len(asked) == 1
 
 
 def test_unknown_settings_are_not_written(tmp_path):

@@ -19,7 +19,7 @@ from transformers import (
 
 from speechbrain_ext.lobes.w2v_bert import UNUSED, W2VBertEncoder
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.weights import load_strictly, read_weights
+from speechbrain_ext.utils.weights import is_hub_id, load_strictly, read_weights
 
 
 @pytest.fixture(autouse=True)
@@ -297,6 +297,7 @@ def test_bad_configuration_is_named(tmp_path, text, message):
         ("missing.json", "missing.json: not a readable .*No such file"),
         ("./no/such/folder", "./no/such/folder: no such folder, and not a hub id"),
         ("nothing", "nothing: no such folder, and not a hub id"),
+        ("owner/name.bin", "owner/name.bin: no such folder, and not a hub id"),
         ("owner/name", "owner/name: no such folder, and the hub gave nothing"),
     ],
 )
@@ -305,6 +306,26 @@ def test_source_that_is_not_there(tmp_path, monkeypatch, source, message):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=message):
         W2VBertEncoder(source, savedir=tmp_path / "cache")
+
+
+def test_names_that_may_be_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = ["owner/name", "facebook/w2v-bert-2.0", "a/b", "0-x.y_z/name_", "JSON/json"]
+    assert all(map(is_hub_id, ids))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    paths = [
+        "results/final",
+        "link",
+        "a/b/",
+        "/a",
+        "~a/b",
+        "a/b.PT",
+        "é/b",
+        "a/b\n",
+        None,
+    ]
+    assert not any(map(is_hub_id, paths))
 
 
 # -- the functions themselves ----------------------------------------------------------

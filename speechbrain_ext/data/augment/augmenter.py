@@ -281,7 +281,7 @@ def _wavs_below(folder):
 
 def _listed(listing, folder):
     """Paths of a rir_list: the last word of each line, ``RIRS_NOISES/...``."""
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    for number, line in enumerate(listing.read_text("utf-8").splitlines(), start=1):
         words = line.split()
         if not words:
             continue

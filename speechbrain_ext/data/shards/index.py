@@ -182,7 +182,7 @@ def from_shards(manifest, folder):
     missing = np.flatnonzero(first < 0)
     if len(missing):
         listing = index.folder / BAD_FILES
-        lines = listing.read_text().splitlines() if listing.exists() else ()
+        lines = listing.read_text("utf-8").splitlines() if listing.exists() else ()
         bad = {line.split("\t")[0] for line in lines}
         names = [n for n in manifest.ids[missing].tolist() if n not in bad]
         if names:

@@ -14,6 +14,8 @@ import functools
 import io
 import os
 import re
+import threading
+import weakref
 from typing import NamedTuple
 
 from speechbrain_ext.utils.errors import InputError
@@ -22,6 +24,7 @@ MARK = ".tar!"
 _MEMBER = re.compile(
     r"(?s)(?P<shard>.+?\.tar)!(?P<id>.+)@(?P<offset>\d+)\+(?P<size>\d+)"
 )
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows changes line ends otherwise
 _SHARDS_OPEN = 128  # a process may usually have 1,024 open files
 
 
@@ -101,8 +104,7 @@ class _ByteRange(io.RawIOBase):
         if wanted <= 0:
             return 0
         start = self._offset + self._position
-        # with a position: workers and threads share the open file
-        read = os.preadv(self._shard.descriptor, [memoryview(buffer)[:wanted]], start)
+        read = self._shard.read_into(memoryview(buffer)[:wanted], start)
         self._position += read
         return read
 
@@ -111,13 +113,20 @@ class _OpenShard:
     """A file descriptor that is closed when nothing refers to it any longer."""
 
     def __init__(self, path):
-        self.descriptor = None
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(path, os.O_RDONLY | _BINARY)
         self.size = os.fstat(self.descriptor).st_size
+        self._lock = threading.Lock()
+        weakref.finalize(self, os.close, self.descriptor)
 
-    def __del__(self):
-        if self.descriptor is not None:
-            os.close(self.descriptor)
+    def read_into(self, buffer, start):
+        """Fill a buffer from byte ``start`` on → bytes that were there."""
+        if hasattr(os, "preadv"):  # forked workers and threads share the open file
+            return os.preadv(self.descriptor, [buffer], start)
+        with self._lock:  # Windows forks no workers
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+            found = os.read(self.descriptor, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
 
 _open_shard = functools.lru_cache(maxsize=_SHARDS_OPEN)(_OpenShard)

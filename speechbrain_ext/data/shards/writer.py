@@ -13,7 +13,6 @@ that was killed continues with the next one.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import io
@@ -25,6 +24,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import numpy as np
 from tqdm import tqdm
 
@@ -195,18 +195,19 @@ def _check_existing(folder, comment):
 def _locked(folder):
     """Refuse a folder in which another process is at work; leave no temporary file."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK, "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: another process is making shards in it, expected one"
-            ) from error
+    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(
+            f"{folder}: another process is making shards in it, expected one"
+        ) from error
+    try:
         _remove_unfinished(folder)  # of a run that was killed
-        try:
-            yield
-        finally:
-            _remove_unfinished(folder)
+        yield
+    finally:
+        _remove_unfinished(folder)
+        lock.release()
 
 
 def _remove_unfinished(folder):

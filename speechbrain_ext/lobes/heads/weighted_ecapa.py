@@ -15,6 +15,7 @@ from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
 from speechbrain_ext.utils.errors import InputError, check_at_least
+from speechbrain_ext.utils.precision import valid_counts
 
 # ECAPA-TDNN reflects up to 4 frames at either end, and must have them.
 ECAPA_MIN_FRAMES = 5
@@ -65,10 +66,9 @@ class WeightedSumECAPA(Head):
         total = self.weighted_sum(states)
         if padding_mask(total.shape[1], lens) is None:
             return self._embed(total)
-        frames = torch.round(lens.double() * total.shape[1]).long()
-        out = None
+        frames, out = valid_counts(lens, total.shape[1]), None
         for length in frames.unique().tolist():
-            rows = (frames == length).nonzero().squeeze(1)
+            rows = (frames == length).nonzero().squeeze(1).to(total.device)
             part = self._embed(total[rows, :length])
             out = part.new_zeros(len(frames), *part.shape[1:]) if out is None else out
             out = out.index_copy(0, rows, part)
@@ -110,7 +110,7 @@ class _MaskedECAPA(WeightedSumECAPA):
     def forward(self, states, lens):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         total = self.weighted_sum(states)
-        frames = torch.round(lens.double() * total.shape[1]).long()
+        frames = valid_counts(lens, total.shape[1])
         inside = torch.arange(total.shape[1], device=total.device) < frames[:, None]
         normalised = _instance_norm(total, inside.unsqueeze(-1), frames.view(-1, 1, 1))
         with _row_ends(self.ecapa_tdnn, frames):
