@@ -1,21 +1,36 @@
-"""A page in the browser to try a model on two clips, uploaded or recorded.
+"""A page in the browser to try a model on clips, uploaded or recorded.
+
+Two clips are compared; voices are enrolled, and clips identified among them. Waveforms
+show where speech was found.
 
 Needs the extra ``app`` (Gradio). The page loads nothing from other hosts, and neither
 the server nor the browser reports to anyone. Clips are deleted after half
 an hour and at the end, and no history of comparisons is kept: a voice is personal data.
+Only enrolled voices stay, in the file that is named or as long as the server runs.
 """
 
+import html
 import os
 from pathlib import Path
 
-from speechbrain_ext.app.page import CSS, problem_html, result_html
-from speechbrain_ext.data.audio import read_header
+from speechbrain_ext.app.page import (
+    CSS,
+    enrolled_html,
+    identified_html,
+    no_speech_html,
+    problem_html,
+    result_html,
+)
+from speechbrain_ext.app.store import LONGEST_NAME, Store
+from speechbrain_ext.data.audio import SAMPLE_RATE, read_header
 from speechbrain_ext.inference.decisions import comparison_report
-from speechbrain_ext.utils.errors import InputError, how_to_install
+from speechbrain_ext.inference.identification import identification_report
+from speechbrain_ext.utils.errors import InputError, NoSpeechError, how_to_install
 
 LARGEST_UPLOAD = "50mb"
 MOST_SECONDS = 600.0  # one recording of an hour would hold up everyone else
 CLIPS = ("Clip 1, the known speaker", "Clip 2, to be tested")
+VOICE, UNKNOWN = "Clip of the voice", "Clip to identify"
 DELETE_EVERY, DELETE_OLDER = 300, 1800  # seconds
 
 INTRODUCTION = """\
@@ -27,7 +42,7 @@ can be imitated or synthesised, and every threshold has its errors.
 """
 
 
-def launch(verifier, name, host=None, port=None, wait=True, **decision):
+def launch(verifier, name, host=None, port=None, wait=True, voices=None, **decision):
     """Serve the page until Ctrl-C.
 
     Arguments
@@ -39,6 +54,8 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
         Where to listen; None leaves it to Gradio, as a Space of the hub wants it.
     wait : bool
         False returns at once, while a thread serves.
+    voices : str, Path or None
+        File of enrolled voices, begun where there is none; None keeps them in memory.
     **decision
         ``threshold``, ``false_accept_rate``, ``score``, as for
         :func:`~speechbrain_ext.inference.decisions.comparison_report`.
@@ -54,7 +71,7 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
         Gradio is not installed; the port is taken.
     """
     gradio = import_gradio()
-    page = _make_page(verifier, name, **decision)
+    page = _make_page(verifier, name, voices, **decision)
     try:
         page.launch(
             server_name=host,
@@ -81,12 +98,43 @@ def launch(verifier, name, host=None, port=None, wait=True, **decision):
     return page
 
 
-def _make_page(verifier, name, **decision):
+def _make_page(verifier, name, voices=None, **decision):
     """The page, not yet served; arguments as for :func:`launch`."""
-    gradio = import_gradio()
+    gradio, store = import_gradio(), Store(verifier, voices)
+
+    def recorder(label, element):
+        return gradio.Audio(
+            sources=["upload", "microphone"],
+            type="filepath",
+            label=label,
+            elem_id=element,
+            min_width=280,
+            buttons=[],  # one of them would send the clip to the hub
+        )
 
     def compare(enrol, test):
         return answer(verifier, enrol, test, **decision)
+
+    def enrol_voice(words, clip):
+        shown = answer_enrol(verifier, store, words, clip, **decision)
+        return shown, *listed()
+
+    def identify(clip):
+        return answer_identify(verifier, store, clip, **decision)
+
+    def forget(words):
+        try:
+            store.remove(words or "")
+            shown = ""
+        except InputError as error:
+            shown = problem_html(str(error), "Not removed")
+        return shown, *listed()
+
+    def listed():
+        known = store.read().describe()
+        rows = [[v["voice"], v["recordings"], round(v["seconds"], 1)] for v in known]
+        names = [row[0] for row in rows]
+        return rows, gradio.Dropdown(choices=names, value=None)
 
     with gradio.Blocks(
         title="Same speaker?",
@@ -94,23 +142,67 @@ def _make_page(verifier, name, **decision):
         delete_cache=(DELETE_EVERY, DELETE_OLDER),
     ) as page:
         gradio.Markdown(INTRODUCTION)
-        with gradio.Row():
-            clips = [
-                gradio.Audio(
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    label=label,
-                    elem_id=element,
-                    min_width=280,
-                    buttons=[],  # one of them would send the clip to the hub
-                )
-                for label, element in zip(CLIPS, ("enrol", "test"))
-            ]
-        button = gradio.Button("Compare", variant="primary", elem_id="compare")
-        result = gradio.HTML(elem_id="result")
+        with gradio.Tab("Compare", elem_id="tab_compare"):
+            with gradio.Row():
+                clips = [recorder(*clip) for clip in zip(CLIPS, ("enrol", "test"))]
+            button = gradio.Button("Compare", variant="primary", elem_id="compare")
+            result = gradio.HTML(elem_id="result")
+            button.click(compare, clips, result, **_served("compare"))
+        with gradio.Tab("Enrol", elem_id="tab_enrol") as enrol_tab:
+            gradio.Markdown(_about_voices(voices))
+            with gradio.Row():
+                with gradio.Column():
+                    words = gradio.Textbox(
+                        label="Name", max_length=LONGEST_NAME, elem_id="name"
+                    )
+                    clip = recorder(VOICE, "voice")
+                    button = gradio.Button(
+                        "Enrol", variant="primary", elem_id="enrol_voice"
+                    )
+                with gradio.Column():
+                    table = gradio.Dataframe(
+                        headers=["Voice", "Recordings", "Seconds of speech"],
+                        datatype=["str", "number", "number"],
+                        interactive=False,
+                        buttons=[],
+                        label="Enrolled voices",
+                        elem_id="voices",
+                    )
+                    gone = gradio.Dropdown(
+                        label="Remove a voice", choices=[], elem_id="removed"
+                    )
+                    remove = gradio.Button("Remove", elem_id="remove")
+            enrolled = gradio.HTML(elem_id="enrolled")
+            shown = [enrolled, table, gone]
+            button.click(enrol_voice, [words, clip], shown, **_served("enrol"))
+            remove.click(forget, gone, shown, **_served("remove"))
+            enrol_tab.select(listed, None, [table, gone], **_served("voices"))
+        with gradio.Tab("Identify", elem_id="tab_identify"):
+            clip = recorder(UNKNOWN, "unknown")
+            button = gradio.Button("Identify", variant="primary", elem_id="identify")
+            identified = gradio.HTML(elem_id="identified")
+            button.click(identify, clip, identified, **_served("identify"))
         gradio.Markdown(f"Model: {name}", elem_id="model")
-        button.click(compare, clips, result, api_name="compare", concurrency_limit=1)
+        page.load(listed, None, [table, gone], **_served("voices_at_start"))
     return page
+
+
+def _served(name):
+    """One request of a kind at a time: each has the whole machine."""
+    return {"api_name": name, "concurrency_limit": 1, "concurrency_id": "model"}
+
+
+def _about_voices(path):
+    where = (
+        "in the server's memory until it ends"
+        if path is None
+        else "in a file on the server until somebody removes them"
+    )
+    return (
+        f"A voice is kept as a few hundred numbers, with its name, {where}; whoever "
+        "sees this page can find it. The clips themselves are deleted after half an "
+        "hour. Enrol nobody who has not agreed."
+    )
 
 
 def answer(verifier, enrol, test, **decision):
@@ -118,22 +210,67 @@ def answer(verifier, enrol, test, **decision):
 
     A file that was not given is None; ``decision`` is as for :func:`launch`.
     """
-    paths = (enrol, test)
-    missing = [title for title, path in zip(CLIPS, paths) if not path]
+
+    def compare(clips):
+        return result_html(
+            comparison_report(verifier, [enrol], [test], **decision), clips
+        )
+
+    named = list(zip(CLIPS, (enrol, test)))
+    return _answered(verifier, named, compare, "Not compared", decision)
+
+
+def answer_enrol(verifier, store, name, clip, **decision):
+    """Enrol a file under a name in a Store; what the page shows, as HTML."""
+
+    def enrol(clips):
+        speaker = verifier.enrol(
+            clip, speech_detection=decision.get("speech_detection")
+        )
+        store.add(name, speaker)
+        return enrolled_html(name.strip(), speaker.seconds, clips)
+
+    return _answered(verifier, [(VOICE, clip)], enrol, "Not enrolled", decision)
+
+
+def answer_identify(verifier, store, clip, **decision):
+    """Whose voice a file is, of those in a Store; what the page shows, as HTML."""
+
+    def identify(clips):
+        report = identification_report(verifier, [clip], store.read(), **decision)
+        return identified_html(report, clips)
+
+    return _answered(verifier, [(UNKNOWN, clip)], identify, "Not identified", decision)
+
+
+def _answered(verifier, named, ask, problem, decision):
+    """``ask`` of the clips as the model hears them, or what is wrong with them."""
+    missing = [title for title, path in named if not path]
     if missing:
-        return problem_html(f"{missing[0]}: missing, expected an upload or recording")
+        return problem_html(
+            f"{missing[0]}: missing, expected an upload or recording", problem
+        )
+    clips = []
     try:
-        clips = [_heard(verifier, *clip) for clip in zip(CLIPS, paths)]
-        comparison = comparison_report(verifier, [enrol], [test], **decision)
-        if comparison["same_speaker"] is None:  # the warnings say where no speech is
-            return problem_html(_with_titles(" ".join(comparison["warnings"]), paths))
-        return result_html(comparison, clips)
+        detects = decision.get("speech_detection")
+        if detects is None:
+            detects = verifier.speech.speech_detection
+        clips = [_heard(verifier, *clip, detects) for clip in named]
+        page = ask(clips)
+    except NoSpeechError as error:
+        page = no_speech_html([f"{error}."], clips)
     except InputError as error:
-        return problem_html(_with_titles(str(error), paths))
+        page = problem_html(str(error), problem)
+    for title, path in named:
+        # the visitor knows clips and file names, not where the server keeps them
+        page = page.replace(
+            html.escape(path), html.escape(f"{title} ({Path(path).name})")
+        )
+    return page
 
 
-def _heard(verifier, title, path):
-    """Title and waveform [T] of a clip, as the model hears it."""
+def _heard(verifier, title, path, detects):
+    """Title, waveform [T] and speech [S, 2] of a clip, as the model hears it."""
     if not os.path.exists(path):
         raise InputError(
             f"{path}: deleted, expected it to be uploaded less than "
@@ -145,15 +282,13 @@ def _heard(verifier, title, path):
         raise InputError(
             f"{path}: {seconds:.0f} s, expected {MOST_SECONDS:.0f} s or less"
         )
+    wav, segments = verifier.load_audio(path).cpu().numpy(), None
     title = f"{title}: {Path(path).name}, {seconds:.1f} s"
-    return title, verifier.load_audio(path).cpu().numpy()
-
-
-def _with_titles(message, paths):
-    """The visitor knows clips and file names, not where the server keeps them."""
-    for title, path in zip(CLIPS, paths):
-        message = message.replace(str(path), f"{title} ({Path(path).name})")
-    return message
+    if detects:
+        segments = verifier.detector.segments(wav)
+        spoken = sum(stop - start for start, stop in segments) / SAMPLE_RATE
+        title += f", {spoken:.1f} s of speech"
+    return title, wav, segments
 
 
 def import_gradio():

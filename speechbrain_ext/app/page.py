@@ -1,4 +1,4 @@
-"""What the page shows of a comparison, as HTML: decision, gauge, spectrograms, errors.
+"""What the page shows, as HTML: decisions, gauges, clips with their speech, errors.
 
 Pictures lie inside the text as base64: nothing of a voice is left on the disk. File
 names come from strangers and are escaped.
@@ -7,7 +7,7 @@ names come from strangers and are escaped.
 import base64
 import html
 
-from speechbrain_ext.app.plots import draw_gauge, draw_spectrogram
+from speechbrain_ext.app.plots import draw_clip, draw_gauge
 
 NAMES = {
     "cosine": "Cosine",
@@ -25,6 +25,11 @@ CSS = """
 .verdict.same { border-color: #1f77b4; }
 .verdict.different { border-color: #ff7f0e; }
 .verdict.problem { border-color: #d62728; }
+.verdict.none { border-color: #7f7f7f; }
+.candidates { border-collapse: collapse; margin: 0.4rem 0 1rem; }
+.candidates th, .candidates td { padding: 0.25rem 1rem 0.25rem 0; text-align: left;
+  overflow-wrap: anywhere; }
+.candidates td + td, .candidates th + th { text-align: right; white-space: nowrap; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 .pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; }
 .pictures figcaption { font-weight: 600; overflow-wrap: anywhere; }
@@ -37,8 +42,11 @@ def result_html(comparison, clips):
     """The whole answer to two clips, as HTML.
 
     ``comparison``: of :func:`~speechbrain_ext.inference.decisions.comparison_report`;
-    ``clips``: title and waveform [T] at 16 kHz of each, as the model heard it.
+    ``clips``: of each its title, its waveform [T] at 16 kHz, as the model heard it, and
+    the segments [S, 2] of speech in it, or None.
     """
+    if comparison["same_speaker"] is None:
+        return no_speech_html(comparison["warnings"], clips)
     same, kind = comparison["same_speaker"], comparison["score_kind"]
     words = "Same speaker" if same else "Different speakers"
     sign = "at or above" if same else "below"
@@ -49,25 +57,91 @@ def result_html(comparison, clips):
         _probability_sentence(comparison["probability"]),
         _others_sentence(comparison["scores"], kind),
     ]
-    gauge = draw_gauge(
-        comparison["score"], comparison["threshold"], NAMES[kind], LIMITS[kind]
-    )
     verdict = _verdict("same" if same else "different", words, sentences)
-    line = f"{NAMES[kind]} {comparison['score']:.3f} on a line with the threshold"
+    sides = "different speakers", "same speaker"
+    return verdict + _gauge(comparison, "of the two clips", sides) + clips_html(clips)
+
+
+def no_speech_html(warnings, clips):
+    """The answer where nobody speaks in a clip: no decision."""
+    words = [*warnings, "Nothing is decided without speech."]
+    return _verdict("none", "No speech found", words) + clips_html(clips)
+
+
+def enrolled_html(name, seconds, clips):
+    """The answer to clips that were enrolled."""
+    sentence = f"{seconds:.1f} s of speech were added to the voice."
+    return _verdict("same", f"Enrolled: {name}", [sentence]) + clips_html(clips)
+
+
+def identified_html(report, clips):
+    """Whose voice it is, of a report of ``identification_report``."""
+    if not report["candidates"]:
+        return no_speech_html(report["warnings"], clips)
+    kind, voice = report["score_kind"], report["voice"]
+    sign = "below" if voice is None else "at or above"
+    among = f"{report['n_voices']} voice{'s' * (report['n_voices'] > 1)}"
+    sentences = [
+        f"Best of {among}: {report['candidates'][0]['voice']}. {NAMES[kind]} "
+        f"{report['score']:.3f}, {sign} the threshold {report['threshold']:.3f}.",
+        f"Threshold: {report['threshold_from']}.",
+    ]
+    if report["unknown_probability"] is not None:
+        percent = 100 * report["unknown_probability"]
+        sentences.append(
+            f"Probability of somebody unknown: {percent:.1f} %, where half of the clips "
+            "are of enrolled speakers."
+        )
+    verdict = (
+        _verdict("different", "Unknown", sentences)
+        if voice is None
+        else _verdict("same", voice, sentences)
+    )
+    sides = "unknown", "this voice"
+    return (
+        verdict
+        + _gauge(report, "of the best voice", sides)
+        + _candidates(report["candidates"])
+        + clips_html(clips)
+    )
+
+
+def _candidates(candidates):
+    """A table of the best voices: scores that the model has, a column each."""
+    kinds = [kind for kind in NAMES if candidates[0][kind] is not None]
+    head = "".join(f"<th>{html.escape(NAMES[kind])}</th>" for kind in kinds)
+    probable = candidates[0]["probability"] is not None
+    head += "<th>Probability</th>" * probable
+    rows = "".join(
+        f"<tr><td>{html.escape(candidate['voice'])}</td>"
+        + "".join(f"<td>{candidate[kind]:.3f}</td>" for kind in kinds)
+        + (f"<td>{100 * candidate['probability']:.1f} %</td>" if probable else "")
+        + "</tr>"
+        for candidate in candidates
+    )
+    return f'<table class="candidates"><tr><th>Voice</th>{head}</tr>{rows}</table>'
+
+
+def _gauge(report, of_what, sides):
+    kind, score = report["score_kind"], report["score"]
+    words = f"{NAMES[kind]} {of_what}: {score:.3f}"
+    picture = draw_gauge(score, report["threshold"], words, LIMITS[kind], sides)
+    return f'<div class="gauge">{_picture(picture, f"{words}, on a line")}</div>'
+
+
+def clips_html(clips):
+    """Waveforms and spectrograms of clips, as for :func:`result_html`."""
     figures = "".join(
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f"{_picture(draw_spectrogram(wav), f'Spectrogram of {title}')}</figure>"
-        for title, wav in clips
+        f"{_picture(draw_clip(*clip), f'Sound of {title}')}</figure>"
+        for title, *clip in clips
     )
-    return (
-        f'{verdict}<div class="gauge">{_picture(gauge, line)}</div>'
-        f'<div class="pictures">{figures}</div>'
-    )
+    return f'<div class="pictures">{figures}</div>'
 
 
-def problem_html(message):
-    """One line about what is wrong with a clip, in the place of the answer."""
-    return _verdict("problem", "Not compared", [message], role="alert")
+def problem_html(message, title="Not compared"):
+    """One line about what is wrong, in the place of the answer."""
+    return _verdict("problem", title, [message], role="alert")
 
 
 def _verdict(style, title, sentences, role="status"):

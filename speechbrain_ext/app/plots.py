@@ -1,4 +1,4 @@
-"""Pictures of a comparison: a score against its threshold, and spectrograms.
+"""Pictures of the page: a score against its threshold; clips, with their speech marked.
 
     S[k, m] = 20 log10 |Σₙ w[n] x[n + m·H] exp(-2πikn / N)|
 
@@ -16,7 +16,7 @@ from speechbrain_ext.utils.errors import InputError
 WINDOW, FFT, HOP = 400, 512, 160  # samples at 16 kHz
 MOST_COLUMNS = 1000
 RANGE_DB = 70.0  # shown below the loudest point
-SAME, DIFFERENT = "tab:blue", "tab:orange"
+SAME, DIFFERENT, SPEECH = "tab:blue", "tab:orange", "tab:green"
 
 
 def spectrogram(wav):
@@ -42,10 +42,39 @@ def spectrogram(wav):
     return levels.T.astype(np.float32), hop
 
 
-def draw_spectrogram(wav):
-    """:func:`spectrogram` as a picture, seconds by kHz → PNG, bytes."""
+def envelope(wav):
+    """Parts of a waveform [T] → lowest, highest and first samples [M], M ≤ 1000."""
+    wav = np.asarray(wav, dtype=np.float32)
+    starts = np.unique(
+        np.linspace(0, len(wav), MOST_COLUMNS, endpoint=False, dtype=int)
+    )
+    return np.minimum.reduceat(wav, starts), np.maximum.reduceat(wav, starts), starts
+
+
+def draw_clip(wav, segments=None):
+    """Waveform and :func:`spectrogram` over the same seconds → PNG, bytes.
+
+    ``segments`` [S, 2], first sample and the one after the last, are where somebody
+    speaks: the rest is grey. None: nobody looked for speech.
+    """
     levels, _ = spectrogram(wav)
-    figure, axes = new_figure(5.6, 2.6)
+    figure, axes = new_figure(5.6, 3.4)
+    axes.remove()
+    above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    low, high, starts = envelope(wav)
+    style = {"step": "post", "linewidth": 0}
+    seconds = starts / SAMPLE_RATE
+    above.fill_between(seconds, low, high, color="0.6", **style)
+    for start, stop in [] if segments is None else segments:
+        place = start / SAMPLE_RATE, stop / SAMPLE_RATE
+        above.axvspan(*place, color=SPEECH, alpha=0.18, linewidth=0)
+        inside = (starts >= start) & (starts < stop)
+        above.fill_between(seconds, low, high, where=inside, color=SPEECH, **style)
+    peak = max(np.abs(low).max(), np.abs(high).max(), 1e-6)
+    above.set(ylim=(-1.08 * peak, 1.08 * peak), yticks=[])
+    if segments is not None:
+        words = "speech" if len(segments) else "no speech found"
+        above.set_ylabel(words, color=SPEECH if len(segments) else "0.4")
     image = axes.imshow(
         levels,
         origin="lower",
@@ -58,14 +87,15 @@ def draw_spectrogram(wav):
     )
     axes.set_xlabel("seconds")
     axes.set_ylabel("kHz")
-    figure.colorbar(image, ax=axes, label="dB", pad=0.02, aspect=14)
+    figure.colorbar(image, ax=[above, axes], label="dB", pad=0.02, aspect=20)
     return png_bytes(figure)
 
 
-def draw_gauge(score, threshold, kind, limits):
+def draw_gauge(score, threshold, words, limits, sides):
     """A score on a line that the threshold divides → PNG, bytes.
 
-    ``kind`` names the score; ``limits`` (low, high) are widened to hold both numbers.
+    ``words`` stand below; ``sides`` name what lies below the threshold and above it;
+    ``limits`` (low, high) are widened to hold both numbers.
     """
     if not np.isfinite([score, threshold, *limits]).all():
         raise InputError(
@@ -74,22 +104,22 @@ def draw_gauge(score, threshold, kind, limits):
         )
     low, high = gauge_limits(score, threshold, limits)
     figure, axes = new_figure(7.2, 1.75)
-    for start, end, colour, words in (
-        (low, threshold, DIFFERENT, "different speakers"),
-        (threshold, high, SAME, "same speaker"),
+    for start, end, colour, side in (
+        (low, threshold, DIFFERENT, sides[0]),
+        (threshold, high, SAME, sides[1]),
     ):
         axes.axvspan(start, end, color=colour, alpha=0.28, linewidth=0)
         if end - start > 0.22 * (high - low):  # else the words do not fit
             style = {"ha": "center", "va": "center", "fontsize": 9, "alpha": 0.85}
-            axes.text((start + end) / 2, 0.22, words, **style)
+            axes.text((start + end) / 2, 0.22, side, **style)
     axes.axvline(threshold, color="black", linestyle="--", linewidth=1.4)
     colour = SAME if score >= threshold else DIFFERENT
     axes.plot([score], [0.6], "o", markersize=13, color=colour, markeredgecolor="black")
     _label(axes, threshold, f"threshold {threshold:.3f}", low, high)
     axes.set(xlim=(low, high), ylim=(0, 1), yticks=[])
-    axes.set_xlabel(f"{kind} of the two clips: {score:.3f}")
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
+    axes.set_xlabel(words)
+    for spine in ("left", "right", "top"):
+        axes.spines[spine].set_visible(False)
     return png_bytes(figure)
 
 

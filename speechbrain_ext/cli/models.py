@@ -69,6 +69,12 @@ def add_models(commands):
     app = commands.add_parser("app", help=about, description=about)
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network")
     app.add_argument("--port", type=int, default=7860, help="(default: 7860)")
+    app.add_argument(
+        "--voices",
+        metavar="FILE",
+        help="enrolled voices, as of enrol; begun where there is none (default: in "
+        "memory, until the page ends)",
+    )
     for parser in (verify, embed):
         add_channel(parser)
     verify.add_argument(
@@ -183,6 +189,7 @@ def run_app(arguments):
     with logged_to_stderr():
         launch(
             *(verifier, arguments.source, arguments.host, arguments.port),
+            voices=arguments.voices,
             **decision_of(arguments),
         )
 

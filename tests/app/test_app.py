@@ -4,14 +4,24 @@ import re
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import soundfile
+from tiny_speech import silence, spoken
 from tiny_verifier import add_backend, load, make_folder, write_voice
 
 from speechbrain_ext import app
-from speechbrain_ext.app import answer, import_gradio, launch
+from speechbrain_ext.app import (
+    answer,
+    answer_enrol,
+    answer_identify,
+    import_gradio,
+    launch,
+)
+from speechbrain_ext.app.store import Store
+from speechbrain_ext.inference.voices import Voices
 from speechbrain_ext.utils.errors import InputError
 
 
@@ -96,10 +106,107 @@ def test_bad_clips_are_named_in_the_page(plain_verifier, clips, tmp_path, monkey
 
 def test_a_clip_without_speech_is_no_other_speaker(plain_verifier, clips):
     page = answer(plain_verifier, *clips, speech_detection=True)  # tones
-    assert "Not compared" in page
+    assert words(page).startswith("No speech found ")
     assert "Clip 2, to be tested (take1.wav): no speech found: no decision" in page
+    assert "take1.wav, 1.5 s, 0.0 s of speech" in page
     assert "ifferent speakers" not in page
     assert str(clips[0]) not in page
+    assert page.count("data:image/png;base64,") == 2  # the clips are shown
+
+
+# ---- enrolled voices -----------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request, verifier, tmp_path):
+    path = tmp_path / "voices.safetensors" if request.param == "file" else None
+    return Store(verifier, path)
+
+
+def test_enrolled_voices_are_identified(verifier, store, clips, tmp_path):
+    others = [write_voice(tmp_path / f"{n}.wav", n, 1.5, 3) for n in range(3)]
+    page = answer_enrol(verifier, store, " Zoë ", clips[0])
+    assert words(page).startswith("Enrolled: Zoë 1.0 s of speech were added")
+    for number, other in enumerate(others):
+        answer_enrol(verifier, store, f"other {number}", other)
+    page = answer_identify(verifier, store, clips[1], score="cosine", threshold=-1.0)
+    found = verifier.identify(clips[1], store.read(), score="cosine", threshold=-1.0)
+    text = words(page)
+    assert text.startswith(f"{found.voice} Best of 4 voices: {found.voice}.")
+    for candidate in found.candidates:
+        assert f"{candidate.voice} {candidate.cosine:.3f}" in text
+    page = answer_identify(verifier, store, clips[1], score="cosine", threshold=1.5)
+    assert words(page).startswith("Unknown ")
+    assert "below the threshold 1.500" in words(page)
+
+
+def test_the_file_is_what_enrol_writes(verifier, clips, tmp_path):
+    """Other programs read it, and what they add is seen."""
+    store = Store(verifier, tmp_path / "v.safetensors")
+    answer_enrol(verifier, store, "a", clips[0])
+    with Voices.edit(store.path, verifier) as voices:
+        assert voices.names == ["a"]
+        voices.add("b", clips[1])
+    assert store.read().names == ["a", "b"]
+    store.remove("a")
+    assert Voices.load(store.path).names == ["b"]
+    assert Store(verifier, store.path).read().names == ["b"]
+
+
+def test_voices_of_another_model_are_told_at_the_start(verifier, clips, tmp_path):
+    store = Store(verifier, tmp_path / "v.safetensors")
+    answer_enrol(verifier, store, "a", clips[0])
+    with pytest.raises(InputError, match=r"v\.safetensors: of another model"):
+        Store(load(make_folder(tmp_path / "other", seed=1)), store.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("", "no name"), (None, "no name"), ("x" * 81, "81 letters"), ("a\nb", "name")],
+)
+def test_names_that_are_none(verifier, store, clips, name, reason):
+    page = answer_enrol(verifier, store, name, clips[0])
+    assert 'role="alert"' in page
+    assert reason in words(page)
+    assert not len(store.read())
+
+
+def test_names_of_voices_are_no_html(verifier, store, clips):
+    name = "<img src=x onerror=alert(1)>"
+    for page in (
+        answer_enrol(verifier, store, name, clips[0]),
+        answer_identify(verifier, store, clips[0], score="cosine", threshold=-1.0),
+    ):
+        assert "<img src=x" not in page
+        assert "&lt;img src=x" in page
+
+
+def test_nobody_is_enrolled_without_speech(verifier, store, clips):
+    page = answer_enrol(verifier, store, "a", clips[0], speech_detection=True)  # tones
+    assert words(page).startswith("No speech found ")
+    assert not len(store.read())
+    assert "no voice is enrolled" in answer_identify(verifier, store, clips[0])
+    answer_enrol(verifier, store, "a", clips[0])
+    page = answer_identify(verifier, store, clips[1], speech_detection=True)
+    assert words(page).startswith("No speech found ")
+
+
+def test_many_visitors_at_once(verifier, clips, tmp_path):
+    for path in (None, tmp_path / "v.safetensors"):
+        store, names = Store(verifier, path), [f"voice {n}" for n in range(24)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(store.add, names, [verifier.enrol(clips[0])] * 24))
+        assert sorted(store.read().names) == sorted(names)
+
+
+def test_speech_is_counted(plain_verifier, tmp_path):
+    path = tmp_path / "spoken.wav"
+    voice = spoken("f2")
+    soundfile.write(path, np.concatenate([silence(2.0), voice, silence(3.0)]), 16000)
+    page = answer(plain_verifier, str(path), str(path), speech_detection=True)
+    (said,) = set(re.findall(r"spoken\.wav, ([\d.]+) s, ([\d.]+) s of speech", page))
+    assert float(said[0]) == pytest.approx(5 + len(voice) / 16000, abs=0.06)
+    assert float(said[1]) == pytest.approx(len(voice) / 16000, abs=0.8)
 
 
 def test_a_missing_clip(plain_verifier, clips):

@@ -8,12 +8,15 @@ from PIL import Image
 
 from speechbrain_ext.app.plots import (
     MOST_COLUMNS,
+    draw_clip,
     draw_gauge,
-    draw_spectrogram,
+    envelope,
     gauge_limits,
     spectrogram,
 )
 from speechbrain_ext.utils.errors import InputError
+
+SIDES = "different speakers", "same speaker"
 
 
 def tone(hertz, seconds):
@@ -50,6 +53,32 @@ def test_no_window_fits(wav):
         spectrogram(wav)
 
 
+@pytest.mark.parametrize("samples", [1, 999, 1000, 1001, 12_345])
+def test_the_envelope_holds_every_sample(samples):
+    wav = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    low, high, starts = envelope(wav)
+    assert len(starts) == min(samples, MOST_COLUMNS)
+    for part, least, most in zip(np.split(wav, starts[1:]), low, high, strict=True):
+        assert (part.min(), part.max()) == (least, most)
+
+
+def green(segments):
+    """Share of a clip's picture in each of its quarters that speech's colour fills."""
+    image = pixels(draw_clip(tone(700, 4.0), segments)).astype(int)
+    spoken = (image[..., 1] > image[..., 0] + 60) & (image[..., 1] > image[..., 2] + 60)
+    spoken[len(image) // 3 :] = False  # the waveform stands above the spectrogram
+    return [part.mean() for part in np.array_split(spoken[:, 90:-90], 4, axis=1)]
+
+
+def test_speech_is_marked_where_it_is():
+    none, all_of_it = green(None), green([[0, 64000]])
+    assert max(none) == 0
+    assert min(all_of_it) > 0.15
+    second = green([[17000, 31000]])
+    assert second[1] > 0.5 * all_of_it[1]
+    assert second[0] == second[2] == second[3] == 0
+
+
 def test_silence_has_a_picture():
     levels, _ = spectrogram(np.zeros(4000))
     assert np.isfinite(levels).all()
@@ -57,8 +86,8 @@ def test_silence_has_a_picture():
 
 def test_the_same_sound_gives_the_same_bytes():
     wav = tone(700, 0.5)
-    assert draw_spectrogram(wav) == draw_spectrogram(wav)
-    assert pixels(draw_spectrogram(wav)).shape[2] == 3
+    assert draw_clip(wav) == draw_clip(wav)
+    assert pixels(draw_clip(wav)).shape[2] == 3
 
 
 def pixels(png):
@@ -68,7 +97,8 @@ def pixels(png):
 def centre_of_marker(score, threshold):
     """Column of the marker in the picture, by its full colour."""
     colour = (31, 119, 180) if score >= threshold else (255, 127, 14)
-    found = (pixels(draw_gauge(score, threshold, "Cosine", (-1, 1))) == colour).all(2)
+    picture = draw_gauge(score, threshold, "Cosine", (-1, 1), SIDES)
+    found = (pixels(picture) == colour).all(2)
     assert found.any()
     return np.flatnonzero(found.any(axis=0)).mean()
 
@@ -99,4 +129,4 @@ def test_equal_numbers_still_make_a_line():
 
 def test_no_line_for_nan():
     with pytest.raises(InputError, match=r"score nan, .* expected finite numbers"):
-        draw_gauge(float("nan"), 0.3, "Cosine", (-1, 1))
+        draw_gauge(float("nan"), 0.3, "Cosine", (-1, 1), SIDES)
