@@ -89,7 +89,7 @@ def identified_html(report, clips):
     if report["unknown_probability"] is not None:
         percent = 100 * report["unknown_probability"]
         sentences.append(
-            f"Probability of somebody unknown: {percent:.1f} %, where half of the clips "
+            f"Probability of somebody unknown: {percent:.1f} %, where half of clips "
             "are of enrolled speakers."
         )
     verdict = (
