@@ -324,15 +324,20 @@ def load_model_weights(model, folder):
     return model.eval()
 
 
+def configuration_of(folder):
+    """What hyperparams.yaml says of an encoder with a configuration, else None."""
+    encoder = read_tree(Path(folder) / HYPERPARAMS).get("encoder")
+    source = encoder.get("source") if isinstance(encoder, Mapping) else None
+    return source if isinstance(source, Mapping) else None
+
+
 def check_config(folder):
     """InputError where encoder_config.json says something else than hyperparams.yaml.
 
     Folders written before have the configuration in the first alone.
     """
-    path = Path(folder) / HYPERPARAMS
-    encoder = read_tree(path).get("encoder")
-    source = encoder.get("source") if isinstance(encoder, Mapping) else None
-    if not isinstance(source, Mapping):
+    source, path = configuration_of(folder), Path(folder) / HYPERPARAMS
+    if source is None:
         return
     own = Path(folder) / ENCODER_CONFIG
     config = read_json(own, {}, what="the configuration of the encoder")

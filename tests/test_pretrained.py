@@ -1,6 +1,5 @@
 """Pretrained folders: what goes in comes out, whole, strictly, without any network."""
 
-import json
 import os
 import resource
 import shutil
@@ -37,6 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FILES = {
     *("hyperparams.yaml", "encoder_config.json", "training.json"),
+    "custom_interface.py",
     *("speaker_encoder.safetensors", "classifier.safetensors"),
 }
 
@@ -264,14 +264,19 @@ def test_weights_that_do_not_fit_are_named(folder, change, expected):
 
 
 def test_a_configuration_of_another_encoder_does_not_fit(folder):
-    path = folder / "encoder_config.json"
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "hidden_size": 32}))
-    with pytest.raises(InputError, match="wrong shape"):
-        load_pretrained(folder)
-    path.write_text(json.dumps({**values, "num_attention_heads": 3}))
-    with pytest.raises(InputError, match="no multiple"):
-        load_pretrained(folder)
+    config, yaml = folder / "encoder_config.json", folder / "hyperparams.yaml"
+    before = config.read_text(), yaml.read_text()
+    for name, value, other, expected in (
+        ("hidden_size", 16, 32, "wrong shape"),
+        ("num_attention_heads", 2, 3, "no multiple"),
+    ):
+        config.write_text(before[0].replace(f'"{name}": {value}', f'"{name}": {other}'))
+        with pytest.raises(InputError, match=f"{name} is {other}, expected {value} as"):
+            load_pretrained(folder)
+        yaml.write_text(before[1].replace(f" {name}: {value}", f" {name}: {other}"))
+        with pytest.raises(InputError, match=expected):
+            load_pretrained(folder)
+        yaml.write_text(before[1])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from speechbrain_ext.export.card import FILES, check_card
 from speechbrain_ext.export.folder import is_export, read_training
-from speechbrain_ext.pretrained import HYPERPARAMS, MODEL_FILE, TRAINING
+from speechbrain_ext.pretrained import (
+    ENCODER_CONFIG,
+    HYPERPARAMS,
+    INTERFACE_FILE,
+    MODEL_FILE,
+    TRAINING,
+    configuration_of,
+)
 from speechbrain_ext.utils.errors import InputError
 
 NEEDED = (HYPERPARAMS, MODEL_FILE, TRAINING, "README.md")
@@ -82,7 +89,10 @@ def plan_push(folder, repo_id=None, private=True):
         )
     needed = list(NEEDED)
     if (folder / HYPERPARAMS).is_file():
-        needed += NAMED.findall((folder / HYPERPARAMS).read_text(encoding="utf-8"))
+        text = (folder / HYPERPARAMS).read_text(encoding="utf-8")
+        needed += NAMED.findall(text)
+        needed += [ENCODER_CONFIG] * (configuration_of(folder) is not None)
+        needed += [INTERFACE_FILE] * ("\npretrainer:" in text)  # not written before
     for name in needed:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file, expected a whole export")

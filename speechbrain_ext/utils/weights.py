@@ -293,11 +293,11 @@ def find_or_fetch(source, patterns, what, **options):
     InputError
         Neither a folder nor an id; the hub, or its cache, does not give it.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    folder = os.path.expanduser(source)  # pathlib's raises for a user who is not there
+    if os.path.isdir(folder):
+        return Path(folder)
     if not is_hub_id(source):
-        there = "not a folder" if folder.exists() else "no such folder"
+        there = "not a folder" if os.path.exists(folder) else "no such folder"
         raise InputError(
             f"{source}: {there}, and not a hub id, expected {what} or owner/name"
         )

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODEL = {
     *("README.md", "hyperparams.yaml", "encoder_config.json", "training.json"),
+    "custom_interface.py",
     "speaker_encoder.safetensors",
 }
 BACKEND = {"cohort.npz", "calibration.json", "thresholds.json"}

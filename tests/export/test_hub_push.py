@@ -21,7 +21,7 @@ from speechbrain_ext.utils.errors import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FILES = [
-    *("README.md", "encoder_config.json", "hyperparams.yaml"),
+    *("README.md", "custom_interface.py", "encoder_config.json", "hyperparams.yaml"),
     *("speaker_encoder.safetensors", "training.json"),
 ]
 
@@ -199,7 +199,7 @@ def test_what_the_plan_shows_is_what_is_sent(exported, server, capsys):
     main(["push", str(exported), "--message", "Better thresholds"])
     found = capsys.readouterr()
     assert found.out.strip().endswith("/me/voice/commit/1a")
-    assert "bytes in 6 files" in found.err
+    assert "bytes in 7 files" in found.err
     header, files, deleted = commit_of(server)
     assert header["summary"] == "Better thresholds"
     assert set(files) == {*FILES, "LICENSE [mine]"}

@@ -187,9 +187,7 @@ def test_another_model_is_told_apart(onnx_models):
 
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(
-        InputError, match=r"onnxscript is missing.*speechbrain_ext\[onnx\]"
-    ):
+    with pytest.raises(InputError, match=r"onnxscript is missing.*\.\[onnx\]"):
         export_onnx(mfa(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -149,7 +149,7 @@ def test_a_recording_cut_after_the_preparation_is_named(corpus):
         (STAGE1, "--rirs_folder={c}/nowhere", "{c}/nowhere: no such folder"),
         (STAGE1, "--trial_lists={c}/no.txt", "{c}/no.txt: no such file"),
         (STAGE1, "--encoder_source={c}/no", "{c}/no: no such folder, and not a hub"),
-        (STAGE1, "--encoder_source={c}/trials.txt", "{c}/trials.txt: no such folder"),
+        (STAGE1, "--encoder_source={c}/trials.txt", "{c}/trials.txt: not a folder"),
         (STAGE1, "--encoder_source={c}/no.json", "{c}/no.json: not a readable"),
         (STAGE1, "--prepare=", "prepare: None, expected"),
         (STAGE1, "--train_data=", "train_data: None, expected"),

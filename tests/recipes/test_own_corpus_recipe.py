@@ -140,7 +140,8 @@ def test_a_pruned_model_with_lora_stopped_verified_and_exported(corpus, tmp_path
         + ["--results", str(tmp_path / "verify")]
     )
     verifier = SpeakerVerifier.from_hparams(str(model))
-    score, _ = verifier.verify_files(*(corpus / "audio" / n for n in names[:2]))
+    pair = [corpus / "audio" / name for name in names[:2]]
+    score, _ = verifier.verify_files(*pair, speech_detection=False)  # tones
     assert torch.isfinite(torch.as_tensor(score)).all()
 
 
