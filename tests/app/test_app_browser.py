@@ -19,6 +19,9 @@ from urllib.parse import urlsplit
 import pytest
 from tiny_verifier import add_backend, load, make_folder, write_voice
 
+from speechbrain_ext import __version__
+from speechbrain_ext.inference.voices import Voices
+
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "hparams_templates/space"
 PATIENCE, AGAIN = 300, 20  # seconds, of a busy machine
@@ -111,7 +114,8 @@ def test_what_the_hub_reads_of_the_space():
     assert "app_file: app.py" in front
     requirements = (SPACE / "requirements.txt").read_text().splitlines()
     wanted = [line for line in requirements if not line.startswith("#")]
-    assert wanted[0] == "speechbrain_ext[app]"
+    wheel = f"./speechbrain_ext-{__version__}-py3-none-any.whl[app]"
+    assert wanted[0] == wheel
     assert set(wanted[1:]) <= set(pins)
 
 
@@ -147,7 +151,8 @@ def page(browser, url):
     """The page, freshly loaded."""
     browser.get_log("performance")  # what an earlier test asked for
     browser.get(url)
-    _wait(lambda: len(_all(browser, "input[type=file]")) == 2)
+    _wait(lambda: len(_all(browser, "#enrol input[type=file]")) == 1)
+    _wait(lambda: len(_all(browser, "#test input[type=file]")) == 1)
     return browser
 
 
@@ -197,6 +202,52 @@ def test_two_uploads_are_compared_and_nobody_else_is_asked(page, model, clips):
         _wait(lambda picture=picture: picture.get_attribute("complete"))
         assert int(picture.get_attribute("naturalWidth")) > 400
         assert picture.is_displayed()
+    assert _hosts(page) == {"127.0.0.1"}
+
+
+def _open_tab(browser, name):
+    def opened():
+        for tab in _all(browser, "button[role=tab]"):
+            if tab.text == name and tab.is_displayed():
+                tab.click()
+                return True
+        return False
+
+    _wait(opened)
+
+
+def _answer(browser, button, result):
+    """What stands in ``result`` once the button's answer has come."""
+    before = [v.id for v in _all(browser, f"#{result} .verdict")]
+    _all(browser, f"#{button}")[0].click()
+    verdict = _wait(
+        lambda: [v for v in _all(browser, f"#{result} .verdict") if v.id not in before]
+    )[0]
+    return _wait(lambda: verdict.text)
+
+
+def test_voices_are_enrolled_identified_and_removed(page, model, clips):
+    _open_tab(page, "Enrol")
+    _wait(lambda: _shown(page, "#name textarea, #name input"))[0].send_keys("Zoë")
+    _upload(page, "voice", clips["a"])
+    assert _answer(page, "enrol_voice", "enrolled").splitlines()[0] == "Enrolled: Zoë"
+    _wait(lambda: "Zoë" in _all(page, "#voices")[0].text)
+    _open_tab(page, "Identify")
+    _upload(page, "unknown", clips["b"])
+    text = _answer(page, "identify", "identified")
+    verifier = load(model)
+    voices = Voices(verifier)
+    voices.add("Zoë", clips["a"])
+    found = verifier.identify(clips["b"], voices)
+    assert text.splitlines()[0] == (found.voice or "Unknown")
+    table = _all(page, "#identified .candidates")[0].text
+    assert f"{found.candidates[0].cosine:.3f}" in table
+    assert len(_all(page, "#identified img")) == 2
+    _open_tab(page, "Enrol")
+    _wait(lambda: _shown(page, "#removed input"))[0].click()
+    _wait(lambda: _shown(page, "[role=option]"))[0].click()
+    _all(page, "#remove")[0].click()
+    _wait(lambda: "Zoë" not in _all(page, "#voices")[0].text)
     assert _hosts(page) == {"127.0.0.1"}
 
 

@@ -66,7 +66,7 @@ def test_a_dry_run_shows_everything_and_sends_nothing(exported, no_network, caps
         assert line.split()[0] == f"{(exported / name).stat().st_size:,}"
         assert ("not written by the export" in line) == (name == "LICENSE")
     total = sum((exported / name).stat().st_size for name in shown)
-    assert lines[-2].split() == [f"{total:,}", "bytes", "in", "6", "files"]
+    assert lines[-2].split() == [f"{total:,}", "bytes", "in", "7", "files"]
     assert lines[-1] == "dry run: nothing was sent"
 
 
