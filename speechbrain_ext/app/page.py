@@ -27,11 +27,11 @@ CSS = """
 .verdict.problem { border-color: #d62728; }
 .verdict.none { border-color: #7f7f7f; }
 .candidates { border-collapse: collapse; margin: 0.4rem 0 1rem; }
-.candidates th, .candidates td { padding: 0.25rem 1rem 0.25rem 0; text-align: left;
+.candidates th, .candidates td { padding: 0.25rem 0.8rem !important; text-align: left;
   overflow-wrap: anywhere; }
 .candidates td + td, .candidates th + th { text-align: right; white-space: nowrap; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; }
+.pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; max-width: 38rem; }
 .pictures figcaption { font-weight: 600; overflow-wrap: anywhere; }
 .picture { width: 100%; border-radius: 0.4rem; display: block; }
 .gauge { max-width: 48rem; margin: 0 auto 1rem; }
