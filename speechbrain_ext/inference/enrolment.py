@@ -5,18 +5,16 @@ people/NAME/…/FILE → {NAME: files} → embeddings → one file of voices
 
 import logging
 import os
-import unicodedata
 
 import numpy as np
 
+from speechbrain_ext.data.prepare.folders import preference
 from speechbrain_ext.inference.decisions import kept_warnings
 from speechbrain_ext.inference.folders import recordings_below
 from speechbrain_ext.inference.voices import Voices, checked_name, embed_recordings
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-LOSSLESS = (".wav", ".flac")
 
 
 def recordings_of_speakers(root):
@@ -40,8 +38,8 @@ def recordings_of_speakers(root):
     """
     pairs, _ = recordings_below(root)
     speakers, loose = {}, []
-    for name, path in sorted(pairs, key=lambda pair: _preference(*pair)):
-        speaker, below, _ = unicodedata.normalize("NFC", name).partition("/")
+    for name, path in sorted(pairs, key=lambda pair: (pair[0], preference(pair[1]))):
+        speaker, below, _ = name.partition("/")
         if below:
             speakers.setdefault(speaker, {}).setdefault(name, path)
         else:
@@ -57,11 +55,6 @@ def recordings_of_speakers(root):
             *(root, len(loose), loose[0]),
         )
     return {speaker: list(files.values()) for speaker, files in speakers.items()}
-
-
-def _preference(name, path):
-    """By name; of one name, what was stored without loss first."""
-    return name, not path.lower().endswith(LOSSLESS), path
 
 
 def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False, **options):

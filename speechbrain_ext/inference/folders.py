@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import check_same_file
+from speechbrain_ext.data.prepare.folders import Found
 from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.inference.sources import split_segment
@@ -47,10 +47,11 @@ class Listing(NamedTuple):
 def list_inputs(inputs):
     """Find the recordings of folders, all below them, of files, and parts of files.
 
-    Hidden files and folders are ignored. Links are followed. InputError: an input that
-    is not there, or holds no recordings; two files with one ID.
+    Hidden files and folders are ignored. Links are followed. Of files in one folder
+    with one ID the format that comes first in ``RECORDINGS`` is taken. InputError: an
+    input that is not there, or holds no recordings; two folders with one ID.
     """
-    paths, refused, left_out = {}, [], Counter()
+    found, parts, refused, left_out = Found(), {}, [], Counter()
     for source in map(Path, inputs):
         file, part = _parted(str(source))
         if source.is_dir():
@@ -66,9 +67,14 @@ def list_inputs(inputs):
         for name, path in sorted(pairs):
             if reason := _unfit(name):
                 refused.append((path, f"{reason} in its name, expected none"))
-            elif (first := paths.setdefault(name, path)) is not path:
-                check_same_file(name, _parted(first)[0], _parted(path)[0])
-    return Listing(list(paths), list(paths.values()), refused, dict(left_out))
+            else:
+                file, parts[name] = _parted(path)
+                found.add(name, file)
+    found.warn()
+    if found.beside:
+        left_out["files beside another format"] = len(found.beside)
+    paths = [file + parts[name] for name, file in found.paths.items()]
+    return Listing(list(found.paths), paths, refused, dict(left_out))
 
 
 def _parted(path):

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.scoring.trials import read_rows, rows_of, utterance_id
+from speechbrain_ext.scoring.trials import numbered, read_rows, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 PARTS = frozenset({"eval", "enrol", "enroll", "test"})
@@ -105,7 +105,7 @@ class EnrolMap:
         ``source`` names the manifest or file that the IDs are from. InputError for an
         unknown utterance names the map, the line and the utterance.
         """
-        known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
+        known = numbered(ids)
         for line, (model, names) in enumerate(self.utterances.items(), 1):
             absent = [name for name in names if name not in known]
             if absent:

@@ -29,7 +29,7 @@ from speechbrain_ext.data.prepare.convert import convert_where_needed
 from speechbrain_ext.data.prepare.selection import choose_training, read_trial_lists
 from speechbrain_ext.data.prepare.splits import split
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.files import write_atomically
+from speechbrain_ext.utils.files import composed, write_atomically
 from speechbrain_ext.utils.jobs import Marker
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,9 @@ class PrepareOptions:
             "enrol_maps",
         ):
             setattr(self, name, [resolve(p) for p in as_list(getattr(self, name))])
-        self.exclude_speakers = sorted({str(s) for s in as_list(self.exclude_speakers)})
+        self.exclude_speakers = sorted(
+            {composed(str(s)) for s in as_list(self.exclude_speakers)}
+        )
         self.save_folder = resolve(self.save_folder)
         folder = self.convert_folder
         self.convert_folder = resolve(folder) if folder else None
