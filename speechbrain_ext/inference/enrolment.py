@@ -41,7 +41,8 @@ def recordings_of_speakers(root):
     for name, path in sorted(pairs, key=lambda pair: (pair[0], preference(pair[1]))):
         speaker, below, _ = name.partition("/")
         if below:
-            speakers.setdefault(speaker, {}).setdefault(name, path)
+            stem = os.path.splitext(path)[0]
+            speakers.setdefault(speaker, {}).setdefault(stem, path)
         else:
             loose.append(path)
     if not speakers:

@@ -79,7 +79,7 @@ def _check_value(name, parameter, value):
     except PydanticUserError:  # a type that it knows nothing of
         return
     errors = _errors(adapter, value)
-    if isinstance(value, (list, tuple)):  # one is as good as the other in YAML
+    if errors and isinstance(value, (list, tuple)):  # to YAML they are the same
         other = _errors(adapter, tuple(value) if type(value) is list else list(value))
         errors = other if not other or other[0]["loc"] else errors
     if not errors or any(  # inside of another value
