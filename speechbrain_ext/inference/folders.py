@@ -28,7 +28,7 @@ from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
-from speechbrain_ext.utils.jobs import fingerprint
+from speechbrain_ext.utils.jobs import fingerprint, states_of
 
 
 class Listing(NamedTuple):
@@ -224,7 +224,8 @@ def _embed(verifier, listing, out, save_every, options):
     """
     ids = np.array(listing.ids)
     run = _fingerprint(verifier, listing, options)
-    parts = PartialResults(out, run, ids, save_every)
+    states = states_of([[_parted(path)[0]] for path in listing.paths])
+    parts = PartialResults(out, run, ids, save_every, states)
     if parts.finished() is not None:
         return []
     failures = []
@@ -261,23 +262,14 @@ def _embed_block(verifier, listing, rows, parts, options):
 
 
 def _fingerprint(verifier, listing, options):
-    """Of model, settings and recordings, with their sizes in the place of durations."""
-    sizes = [_size(path) for path in listing.paths]
+    """Of model, settings and recordings, whose durations nobody knows yet."""
     paths = [os.path.abspath(path) for path in listing.paths]
-    manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
+    manifest = Manifest(listing.ids, paths, [0.0] * len(paths), [""] * len(paths))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
     settings["channel"] = options["channel"]
     if options["speech_detection"]:
         settings["speech"] = str(verifier.speech)
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
-
-
-def _size(path):
-    """Bytes; -1 of what cannot be looked at, which is among the failures later."""
-    try:
-        return float(os.path.getsize(_parted(path)[0]))
-    except OSError:
-        return -1.0
 
 
 def _printable(text):

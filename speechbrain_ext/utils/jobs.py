@@ -16,14 +16,17 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from speechbrain_ext import __version__
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import sha256, write_atomically, write_json
+from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +151,41 @@ class Marker(NamedTuple):
         )
 
 
+def states_of(recordings, num_workers=16):
+    """What changes where a recording is replaced by another: of size and time.
+
+    Arguments
+    ---------
+    recordings : list of list of str
+        N recordings, and the files of each. A file is asked once; one that is not there
+        counts as such.
+    num_workers : int
+        Threads: on a network's disk each answer takes a while.
+
+    Returns
+    -------
+    np.ndarray
+        uint64 [N]; a number for each.
+    """
+    files = list(dict.fromkeys(file for files in recordings for file in files))
+    found = parallel_map(_state, files, num_workers, "asking files", "file")
+    state_of = dict(zip(files, found))
+    states = np.empty(len(recordings), np.uint64)
+    for row, of_one in enumerate(recordings):
+        text = b";".join(map(state_of.__getitem__, of_one))
+        digest = hashlib.blake2b(text, digest_size=8).digest()
+        states[row] = int.from_bytes(digest, "little")
+    return states
+
+
+def _state(file):
+    try:
+        state = os.stat(file)
+    except (OSError, ValueError):  # a null in its name
+        return b"absent"
+    return b"%d %d" % (state.st_size, state.st_mtime_ns)
+
+
 _SCALARS = (bool, int, float, str, type(None))
 _ROWS_AT_ONCE = 20_000
 
@@ -157,9 +195,9 @@ def fingerprint(model, manifest, **settings):
 
     Counted of a model are the class and the plain attributes of each module (number of
     heads, strides, …), every parameter and every buffer, not the training mode; of the
-    manifest IDs, paths and durations in their order. The sound files are not read: one
-    that is replaced by another of the same name and duration goes unnoticed.
-    ``settings`` are whatever else matters: ``precision``, ``max_seconds``.
+    manifest IDs, paths and durations in their order. ``settings`` are whatever else
+    matters: ``precision``, ``max_seconds``. The sound files are not read:
+    :func:`states_of` tells which was replaced.
     """
     digest = hashlib.sha256()
     _add(digest, __version__, sorted(settings.items()))

@@ -14,6 +14,7 @@ from speechbrain_ext.scoring.trials import read_trials, rows_of
 from speechbrain_ext.utils.errors import InputError
 
 HEADER = "ID,duration,wav,spk_id\n"
+CUT = "ID,wav,spk_id,start,stop\n"
 
 
 def write(folder, text):
@@ -58,8 +59,15 @@ def test_columns_in_any_order_and_others(tmp_path, caplog):
         ("ID,wav,speaker\n", ", line 1: no column 'spk_id' in 'ID,wav,speaker', exp"),
         ("ID;wav;spk_id\n", ", line 1: no column 'ID' in 'ID;wav;spk_id', expected"),
         ("ID,wav,spk_id,wav\n", ", line 1: 'wav' twice in 'ID,wav,spk_id,wav', exp"),
-        ("ID,wav,start,stop,spk_id\n", ", line 1: column 'start', expected whole"),
-        (HEADER, ": no rows below the header"),
+        (HEADER, ": no rows, expected recordings"),
+        (CUT + "a,w,s,x,\n", ", line 2: start 'x', expected a number of samples, or n"),
+        (CUT + "a,w,s,-5,\n", ", line 2: start '-5', expected a number of samples"),
+        (CUT + "a,w,s,5,7.5\n", ", line 2: stop '7.5', expected a number of samples"),
+        (CUT + "a,w,s,5,5\n", ", line 2: stop 5 after start 5, expected a later"),
+        (
+            CUT + "a,w,s,5,9\nb,w,s,5,10\nc,w,t,5,9\n",
+            "/w 5-9' again, expected each once (also in line 2)",
+        ),
         (HEADER + "a,1,w,s\nb,1,v\n", ", line 3: 3 fields, expected 4: ID,duration,"),
         (HEADER + "a,1,w,s\nb,1,v,s,t\n", ", line 3: 5 fields, expected 4"),
         (HEADER + "a,1,w, \n", ", line 2: empty spk_id, expected text"),

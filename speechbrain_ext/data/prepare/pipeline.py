@@ -22,7 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.data.audio import BAD_FILES, read_durations, report_bad_files
+from speechbrain_ext.data.audio import (
+    BAD_FILES,
+    SAMPLE_RATE,
+    read_durations,
+    report_bad_files,
+    segment_path,
+)
 from speechbrain_ext.data.concatenated_audio import join_short
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.prepare.convert import convert_where_needed
@@ -61,6 +67,9 @@ class Row(NamedTuple):
         Where the corpus says how long it is: checked.
     place : str
         File and line where it is listed, for messages.
+    start, stop : int or None
+        Of a segment of the recording, the first sample at 16 kHz, and the one after the
+        last; None: its end.
     """
 
     id: str
@@ -71,6 +80,13 @@ class Row(NamedTuple):
     genre: str = ""
     seconds: float | None = None
     place: str = ""
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def is_cut(self):
+        """Whether it is a segment of the recording."""
+        return self.start > 0 or self.stop is not None
 
     @property
     def name(self):
@@ -269,15 +285,18 @@ def _open(options, rows, test_rows, num_workers):
     if not any(row.place for row in both):  # a list's m4a files are bad files
         failed = convert_where_needed(paths, options.convert_folder, num_workers)
         reasons = dict(failed)
-    seconds, unreadable = read_durations(list(paths.values()), num_workers)
-    seconds = dict(zip(paths, seconds.tolist()))
+    files = list(dict.fromkeys(paths.values()))  # one may hold many segments
+    seconds, unreadable = read_durations(files, num_workers)
+    seconds = dict(zip(files, seconds.tolist()))
     reasons |= dict(unreadable)
     usable, bad = [], []
     for row in both:
         path = paths.get(row.id, row.path)  # of the copy, if it was converted
-        reason = reasons.get(path) or _disagreement(row, seconds[row.id])
+        reason = reasons.get(path)
         if reason is None:
-            usable.append(row._replace(path=path, seconds=seconds[row.id]))
+            found, reason = _checked(row._replace(path=path), seconds[path])
+        if reason is None:
+            usable.append(found)
             continue
         if not os.path.exists(path):
             reason = "no such file"
@@ -289,14 +308,33 @@ def _open(options, rows, test_rows, num_workers):
     return usable[:n_train], usable[n_train:]
 
 
-def _disagreement(row, seconds):
-    """What is wrong with the duration that a row says, or None."""
-    if row.seconds is None or abs(row.seconds - seconds) <= TOLERANCE:
-        return None
-    return (
-        f"lasts {seconds:.2f} s, duration says {row.seconds:g}, expected them to agree "
-        f"within {TOLERANCE} s, or no duration"
-    )
+def _checked(row, seconds):
+    """A row of a recording of so many seconds → the row with its own; what is wrong.
+
+    A segment may end a little behind the recording, as far as Kaldi allows it: there
+    it is cut. Its duration may be stated as that of the recording.
+    """
+    lengths = [seconds]
+    if row.is_cut:
+        frames = round(seconds * SAMPLE_RATE)
+        stop = frames if row.stop is None else row.stop
+        if row.start >= frames or stop > frames + TOLERANCE * SAMPLE_RATE:
+            return row, (
+                f"lasts {frames} samples, expected more for the segment of "
+                f"{row.start} to {stop}"
+            )
+        stop = min(stop, frames)
+        lengths.append((stop - row.start) / SAMPLE_RATE)
+        if (row.start, stop) != (0, frames):
+            row = row._replace(path=segment_path(row.path, row.start, stop))
+    if row.seconds is not None and all(
+        abs(row.seconds - length) > TOLERANCE for length in lengths
+    ):
+        return row, (
+            f"lasts {lengths[-1]:.2f} s, duration says {row.seconds:g}, expected them "
+            f"to agree within {TOLERANCE} s, or no duration"
+        )
+    return row._replace(seconds=lengths[-1]), None
 
 
 def _manifest(rows):
