@@ -10,6 +10,7 @@ shapes the result, of the size and time of every list that was read, and of the 
 of the format; and the SHA-256 of each file that was written. A second run with the same
 arguments, whose files are all unchanged, has nothing to do. Whatever stopped a run in
 between, no marker matches what it left behind. A part's record is written last, too.
+Where the job says so, size and time of the recordings count as well.
 """
 
 import hashlib
@@ -108,8 +109,12 @@ class Marker(NamedTuple):
         digest = hashlib.sha256(text.encode()).hexdigest()
         return cls(folder, json.loads(text), digest)
 
-    def load(self):
-        """The counts of an earlier run that made just this, or None; logs why."""
+    def load(self, recordings=None):
+        """The counts of an earlier run that made just this, or None; logs why.
+
+        ``recordings``, a function, gives what :meth:`save` was given of them, or None
+        where they are not there to be compared.
+        """
         path = self.folder / MARKER
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -130,6 +135,10 @@ class Marker(NamedTuple):
             if not file.is_file() or sha256(file) != digest:
                 logger.info("%s is missing or was changed: all is made anew", file)
                 return None
+        states = recordings() if recordings and "recordings" in earlier else None
+        if states is not None and states != earlier["recordings"]:
+            logger.info("%s: recordings changed: all is made anew", self.folder)
+            return None
         logger.info("%s: prepared before with the same arguments: skipped", self.folder)
         return counts
 
@@ -137,8 +146,11 @@ class Marker(NamedTuple):
         """Take the marker away before the first file changes."""
         (self.folder / MARKER).unlink(missing_ok=True)
 
-    def save(self, names, counts):
-        """Write the marker: last of all, when the files ``names`` are whole."""
+    def save(self, names, counts, recordings=None):
+        """Write the marker: last of all, when the files ``names`` are whole.
+
+        ``recordings``: a text that changes where one of them is replaced.
+        """
         files = {name: sha256(self.folder / name) for name in names}
         write_json(
             self.folder / MARKER,
@@ -147,6 +159,7 @@ class Marker(NamedTuple):
                 "arguments": self.arguments,
                 "counts": counts,
                 "files": files,
+                "recordings": recordings,
             },
         )
 
@@ -173,16 +186,24 @@ def states_of(recordings, num_workers=16):
     states = np.empty(len(recordings), np.uint64)
     for row, of_one in enumerate(recordings):
         text = b";".join(map(state_of.__getitem__, of_one))
-        digest = hashlib.blake2b(text, digest_size=8).digest()
-        states[row] = int.from_bytes(digest, "little")
+        states[row] = _number(text)
     return states
+
+
+def _number(text):
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+_ABSENT = b"absent"
+ABSENT = _number(_ABSENT)  # the state of a recording of one file that is not there
 
 
 def _state(file):
     try:
         state = os.stat(file)
     except (OSError, ValueError):  # a null in its name
-        return b"absent"
+        return _ABSENT
     return b"%d %d" % (state.st_size, state.st_mtime_ns)
 
 

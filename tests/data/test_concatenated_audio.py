@@ -163,7 +163,7 @@ def test_a_segment_is_read_from_within_and_is_a_recording_of_its_own(tmp_path, s
     np.testing.assert_allclose(read_audio(path), expected, **exact)
     np.testing.assert_allclose(read_audio(path, 500, 700), expected[500:1200], **exact)
     assert read_header(path) == (12000, 16000, 1)
-    with pytest.raises(InputError, match="700 samples decoded .* expected 800"):
+    with pytest.raises(InputError, match=r"700 samples decoded .* expected 800"):
         read_audio(path, 11300, 800)
     rows = Manifest(["a"], [path], [0.75], ["s"])
     write_manifest(tmp_path / "m.csv", rows)

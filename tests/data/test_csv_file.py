@@ -202,6 +202,22 @@ def test_it_is_made_again_where_the_file_changes(corpus, caplog):
     assert "lists changed: all is made anew" in caplog.text
 
 
+def test_it_is_made_again_where_a_recording_is_replaced(corpus, caplog):
+    prepare(corpus)
+    path = corpus / "audio/anna0.wav"  # without a stated duration
+    soundfile.write(path, np.full(9600, 0.1), 16000)
+    with caplog.at_level(logging.INFO):
+        prepared = prepare(corpus)
+    assert not prepared.skipped
+    assert "recordings changed: all is made anew" in caplog.text
+    rows = [read_manifest(file) for file in prepared[:2]]
+    seconds = {n: s for m in rows for n, s in zip(m.ids.tolist(), m.durations.tolist())}
+    assert seconds["anna0"] == 0.6
+    assert prepare(corpus).skipped
+    path.unlink()  # as where shards took the place of the files
+    assert prepare(corpus).skipped
+
+
 def test_relative_paths_begin_in_the_data_folder(corpus, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (corpus / "mine.csv").rename(elsewhere / "mine.csv")

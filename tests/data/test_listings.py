@@ -1,5 +1,5 @@
-"""Segments of recordings, listed in CSV, by Kaldi, by NeMo or in RTTM: each becomes a row
-of its samples, and what is wrong is named by its line."""
+"""Segments of recordings, listed in CSV, by Kaldi, by NeMo or in RTTM: each becomes
+a row of its samples, and what is wrong is named by its line."""
 
 import json
 

@@ -17,6 +17,7 @@ the files are those of the same arguments (:mod:`speechbrain_ext.utils.jobs`).
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +26,19 @@ import numpy as np
 from speechbrain_ext.data.audio import (
     BAD_FILES,
     SAMPLE_RATE,
+    parts_of,
     read_durations,
     report_bad_files,
     segment_path,
 )
 from speechbrain_ext.data.concatenated_audio import join_short
-from speechbrain_ext.data.manifest import Manifest, write_manifest
+from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.prepare.convert import convert_where_needed
 from speechbrain_ext.data.prepare.selection import choose_training, read_trial_lists
 from speechbrain_ext.data.prepare.splits import split
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.files import composed, write_atomically
-from speechbrain_ext.utils.jobs import Marker
+from speechbrain_ext.utils.jobs import ABSENT, Marker, digest_of, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +204,7 @@ def prepare(options, find, num_workers=16, source=None):
     ---------
     options : PrepareOptions
         What to do. All of it is in the fingerprint, and so are size and time of its
-        lists.
+        lists. Those of the recordings are compared as long as all are there.
     find : callable
         (options, IDs of the trial lists, num_workers) → list of Row: every recording
         that may be trained on and every one of those IDs that there is, in an order
@@ -226,11 +228,12 @@ def prepare(options, find, num_workers=16, source=None):
     check_at_least("num_workers", num_workers, 1)
     lists = [*options.trial_lists, *options.train_lists, *options.enrol_maps]
     marker = Marker.of(options.save_folder, asdict(options), lists)
-    counts = marker.load()
+    states = partial(_states, marker.folder, num_workers)
+    counts = marker.load(states)
     skipped = counts is not None
     if not skipped:
         contents, counts = _read(options, find, num_workers, source)
-        _write(marker, contents, counts)
+        _write(marker, contents, counts, states)
     _log_counts(counts)
     files = [marker.folder / name for name in (TRAIN, VALID, VALID_TRIALS, TEST)]
     return Prepared(*(f if f.is_file() else None for f in files), counts, skipped)
@@ -353,7 +356,20 @@ def _in_words(folders):
     return ", ".join(map(str, folders))
 
 
-def _write(marker, contents, counts):
+def _states(folder, num_workers):
+    """Of all recordings in prepared manifests, a text; None where one is not there.
+
+    They may be packed into shards, and gone.
+    """
+    files = {}
+    for path in (folder / name for name in (TRAIN, VALID, TEST)):
+        for row in read_manifest(path).paths.tolist() if path.is_file() else ():
+            files |= dict.fromkeys(part.file for part in parts_of(row))
+    states = states_of([[file] for file in sorted(files)], num_workers)
+    return None if (states == ABSENT).any() else digest_of(states.tolist())
+
+
+def _write(marker, contents, counts, states):
     """Write all files, drop those of an earlier run, and the marker at the end."""
     marker.remove()
     for name in (TRAIN, VALID, TEST, VALID_TRIALS):
@@ -366,7 +382,7 @@ def _write(marker, contents, counts):
             with write_atomically(path) as file:
                 file.writelines(content)
     listed = [BAD_FILES] if (marker.folder / BAD_FILES).is_file() else []
-    marker.save([*contents, *listed], counts)
+    marker.save([*contents, *listed], counts, states())
 
 
 def _count(manifest, genres):
