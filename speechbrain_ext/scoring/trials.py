@@ -98,11 +98,16 @@ def utterance_id(name):
 
 
 def numbered(ids):
-    """{ID: its row} of IDs [U]; an ID of decomposed letters is found composed, too."""
+    """{ID: its row} of IDs [U], in either form of Unicode."""
     known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
+    return in_either_form(known)
+
+
+def in_either_form(known):
+    """{ID: anything} where an ID of decomposed letters is found composed, too."""
     if all(map(str.isascii, known)):
         return known
-    return {composed(name): row for name, row in known.items()} | known
+    return {composed(name): value for name, value in known.items()} | known
 
 
 def rows_among(ids, names):

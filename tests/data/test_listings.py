@@ -6,12 +6,15 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from tiny_extraction import make_model
+from tiny_training import voice
 
-from speechbrain_ext.data.audio import parts_of, read_audio
+from speechbrain_ext.data.audio import parts_of, read_audio, segment_path
 from speechbrain_ext.data.corpora.csv_file import prepare_own_corpus, read_listing
-from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.data.manifest import Manifest, read_manifest
 from speechbrain_ext.data.shards.index import ShardIndex
 from speechbrain_ext.data.shards.writer import make_shards
+from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.utils.errors import InputError
 
 RATE = 16000
@@ -232,6 +235,33 @@ def test_what_is_wrong_is_named_in_one_line(folder, listing, expected):
 def test_a_folder_that_is_none_of_kaldi_s(folder):
     with pytest.raises(InputError, match=r"audio/wav.scp: No such file .*expected lin"):
         read_listing(folder / "audio")
+
+
+def test_segments_are_embedded_as_the_files_that_are_cut_from_them(tmp_path):
+    wav = voice(0, 6.0, np.random.default_rng(0))
+    soundfile.write(tmp_path / "long.flac", wav, RATE)
+    wav, starts, length = (
+        soundfile.read(tmp_path / "long.flac")[0],
+        (0, 4000, 70000),
+        9000,
+    )
+    rows = []
+    for number, start in enumerate(starts):
+        soundfile.write(
+            tmp_path / f"{number}.wav", wav[start : start + length], RATE, "FLOAT"
+        )
+        path = segment_path(tmp_path / "long.flac", start, start + length)
+        rows.append((str(number), path, str(tmp_path / f"{number}.wav")))
+    ids, segments, files = zip(*rows)
+    vectors = [
+        extract_embeddings(
+            make_model(),
+            Manifest(ids, p, [length / RATE] * 3, [""] * 3),
+            progress=False,
+        )
+        for p in (segments, files)
+    ]
+    np.testing.assert_allclose(*vectors, atol=1e-5)
 
 
 def test_shards_hold_the_samples_of_segments(folder):
