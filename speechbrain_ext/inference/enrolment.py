@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 
-from speechbrain_ext.data.prepare.folders import preference
+from speechbrain_ext.data.prepare.folders import preference, warn_of_copies
 from speechbrain_ext.inference.decisions import kept_warnings
 from speechbrain_ext.inference.folders import recordings_below
 from speechbrain_ext.inference.voices import Voices, checked_name, embed_recordings
@@ -37,12 +37,14 @@ def recordings_of_speakers(root):
         No folder of a speaker with a recording.
     """
     pairs, _ = recordings_below(root)
-    speakers, loose = {}, []
+    speakers, loose, copies = {}, [], []
     for name, path in sorted(pairs, key=lambda pair: (pair[0], preference(pair[1]))):
         speaker, below, _ = name.partition("/")
         if below:
             stem = os.path.splitext(path)[0]
-            speakers.setdefault(speaker, {}).setdefault(stem, path)
+            taken = speakers.setdefault(speaker, {}).setdefault(stem, path)
+            if taken is not path:
+                copies.append((taken, path))
         else:
             loose.append(path)
     if not speakers:
@@ -55,6 +57,7 @@ def recordings_of_speakers(root):
             "%s: %d recordings beside the speakers' folders are left out, first %s",
             *(root, len(loose), loose[0]),
         )
+    warn_of_copies(copies)
     return {speaker: list(files.values()) for speaker, files in speakers.items()}
 
 

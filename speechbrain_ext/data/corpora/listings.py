@@ -212,7 +212,7 @@ def read_rttm(path, data_folder):
                 "duration <NA> <NA> speaker'"
             )
         name, channel, speaker = words[1], words[2], words[7]
-        if channel not in ("1", "<NA>"):
+        if channel not in ("1", "0", "<NA>"):  # Kaldi's scripts write 0
             raise InputError(f"{place}: channel {channel!r}, expected 1: mono")
         start = _samples(place, "start", words[3])
         stop = start + _samples(place, "duration", words[4])

@@ -228,17 +228,22 @@ class Found:
 
     def warn(self):
         """One warning of all that was left out, for either reason."""
-        if self.beside:
-            logger.warning(
-                "%s is taken, not %s: one utterance ID in one folder (%d such files); "
-                "wav goes before flac, and these before other formats",
-                *(*min(self.beside), len(self.beside)),
-            )
+        warn_of_copies(self.beside)
         if self.strange:
             logger.warning(
                 "%s; left out (%d such files)",
                 *(_strange(min(self.strange)), len(self.strange)),
             )
+
+
+def warn_of_copies(pairs):
+    """One warning of [(file that was taken, other format of it beside)], if any."""
+    if pairs:
+        logger.warning(
+            "%s is taken, not %s: one utterance ID in one folder (%d such files); wav "
+            "goes before flac, and these before other formats",
+            *(*min(pairs), len(pairs)),
+        )
 
 
 def preference(path):
