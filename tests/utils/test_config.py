@@ -468,6 +468,8 @@ def test_a_list_of_texts_by_its_annotation(file, text, value):
     file.write_text("save: x\n")
     found = load_run([str(file), f"--others={text}"], of_voices)[3]["others"]
     assert found == value
+    file.write_text("save: x\nothers: [a, 12]\n")
+    assert "others: 12, expected a text" in complaint(file, function=of_voices)
 
 
 @pytest.mark.parametrize(
