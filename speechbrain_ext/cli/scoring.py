@@ -166,11 +166,11 @@ def _embeddings_of(arguments):
 
     from speechbrain_ext.data.manifest import read_manifest
     from speechbrain_ext.scoring.embeddings import load_embeddings
+    from speechbrain_ext.scoring.trials import rows_among
 
     manifest = read_manifest(arguments.manifest)
     ids, vectors = load_embeddings(arguments.embeddings)
-    row_of = {name: row for row, name in enumerate(manifest.ids.tolist())}
-    rows = np.array([row_of.get(name, -1) for name in ids.tolist()])
+    rows = rows_among(manifest.ids, ids)
     if (rows < 0).any():
         raise InputError(
             f"{arguments.manifest}: no recording '{ids[np.argmin(rows)]}', expected "

@@ -6,9 +6,11 @@ holds, there is a warning, one for each kind of file.
 
 A path of a manifest may stand for one recording inside a tar file
 (:mod:`speechbrain_ext.data.shards.index`), or for several, one after the other, with
-their lengths in samples::
+their lengths in samples; a part of a recording has its first sample and the one
+after its last, and ends in the sign that else stands between two::
 
     /data/id10001/interview-01-001.flac:34560|/data/id10001/interview-01-002.flac:51200
+    /data/meetings/07.flac:184000-233600|
 
 :func:`read_audio` reads these as one recording, and opens only those parts that the
 wanted samples are in. The lengths are in the path so that a crop is found without
@@ -19,6 +21,7 @@ of them sees all at once, and decides how many are few enough to be left out.
 """
 
 import logging
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +35,23 @@ from speechbrain_ext.utils.parallel import parallel_map
 JOINT, LENGTH = "|", ":"
 
 
+_PART = re.compile(r"(?s)(?P<file>.+):(?:(?P<start>\d+)-)?(?P<stop>\d+)")
+
+
+class Part(NamedTuple):
+    """Samples of a file, ``frames`` from ``start`` on; None: as many as there are.
+
+    ``is_cut``: the file may hold others, before and behind.
+    """
+
+    file: str
+    start: int = 0
+    frames: int | None = None
+    is_cut: bool = False
+
+
 def is_joined(path):
-    """Whether a path of a manifest stands for several recordings."""
+    """Whether a path of a manifest stands for several recordings, or a part of one."""
     return is_path(path) and JOINT in str(path)
 
 
@@ -48,23 +66,29 @@ def joined_path(paths, frames):
     return JOINT.join(f"{path}{LENGTH}{n}" for path, n in zip(paths, frames))
 
 
-def parts_of(path):
-    """[(recording, its length in samples)] that a path of a manifest stands for.
+def segment_path(path, start, stop):
+    """Path of samples ``start`` to before ``stop`` of one recording."""
+    return f"{path}{LENGTH}{start}-{stop}{JOINT}"
 
-    A plain path does not tell its length: None. InputError: a part of a joined path
-    that does not end in its length.
+
+def parts_of(path):
+    """[Part] that a path of a manifest stands for.
+
+    A plain path does not tell its length. InputError: a part of a joined path that does
+    not end in its length, or in its first sample and the one after its last.
     """
     if not is_joined(path):
-        return [(str(path), None)]
+        return [Part(str(path))]
     parts = []
-    for part in str(path).split(JOINT):
-        name, _, frames = part.rpartition(LENGTH)
-        if not name or not frames.isdecimal():
+    for text in str(path).removesuffix(JOINT).split(JOINT):
+        match = _PART.fullmatch(text)
+        start, stop = (int(match[n] or 0) for n in ("start", "stop")) if match else "00"
+        if not match or (match["start"] and start >= stop):
             raise InputError(
-                f"{path}: part '{part}', expected PATH{LENGTH}SAMPLES of each of the "
-                f"recordings that '{JOINT}' joins"
+                f"{path}: part '{text}', expected PATH{LENGTH}SAMPLES of each of the "
+                f"recordings that '{JOINT}' joins, or PATH{LENGTH}START-STOP"
             )
-        parts.append((name, int(frames)))
+        parts.append(Part(match["file"], start, stop - start, bool(match["start"])))
     return parts
 
 
@@ -76,10 +100,10 @@ def parts_between(path, start=0, frames=-1):
     """
     wanted, begin = [], 0
     stop = float("inf") if frames < 0 else start + frames
-    for name, length in parts_of(path):
+    for file, offset, length, _ in parts_of(path):
         first, last = max(start, begin), min(stop, begin + length)
         if first < last:
-            wanted.append((name, first - begin, last - first))
+            wanted.append((file, offset + first - begin, last - first))
         begin += length
     return wanted
 
@@ -127,6 +151,9 @@ def inspect(source):
     doubt : Doubt or None
         For :func:`warn_of_doubts`.
     """
+    if is_joined(source):  # whose path says it
+        frames = sum(part.frames for part in parts_of(source))
+        return AudioHeader(frames, SAMPLE_RATE, 1), None
     with open_sound(source) as sound:
         header = AudioHeader(sound.frames, sound.samplerate, sound.channels)
         return header, sound.doubt
@@ -210,10 +237,12 @@ def read_channels(source, start=0, frames=-1):
     InputError
         Missing, corrupt, empty, truncated, NaN.
     """
+    if is_joined(source):
+        return _read_joined(source, start, frames), SAMPLE_RATE
     return _read(source, start, frames)
 
 
-def _read_joined(path, start, frames, check, average):
+def _read_joined(path, start, frames, check=True, average=False):
     """:func:`read_audio` of a joined path."""
     parts = parts_between(path, start, frames)
     if not parts:

@@ -286,7 +286,7 @@ def _check_cohort(plan, source):
 
 
 def _check_present(path, manifest):
-    files = (part for row in manifest.paths.tolist() for part, _ in parts_of(row))
+    files = (part.file for row in manifest.paths.tolist() for part in parts_of(row))
     for file in files:
         if not os.path.isfile(file):
             raise InputError(

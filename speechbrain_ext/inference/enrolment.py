@@ -5,18 +5,16 @@ people/NAME/…/FILE → {NAME: files} → embeddings → one file of voices
 
 import logging
 import os
-import unicodedata
 
 import numpy as np
 
+from speechbrain_ext.data.prepare.folders import preference, warn_of_copies
 from speechbrain_ext.inference.decisions import kept_warnings
 from speechbrain_ext.inference.folders import recordings_below
 from speechbrain_ext.inference.voices import Voices, checked_name, embed_recordings
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-LOSSLESS = (".wav", ".flac")
 
 
 def recordings_of_speakers(root):
@@ -39,11 +37,14 @@ def recordings_of_speakers(root):
         No folder of a speaker with a recording.
     """
     pairs, _ = recordings_below(root)
-    speakers, loose = {}, []
-    for name, path in sorted(pairs, key=lambda pair: _preference(*pair)):
-        speaker, below, _ = unicodedata.normalize("NFC", name).partition("/")
+    speakers, loose, copies = {}, [], []
+    for name, path in sorted(pairs, key=lambda pair: (pair[0], preference(pair[1]))):
+        speaker, below, _ = name.partition("/")
         if below:
-            speakers.setdefault(speaker, {}).setdefault(name, path)
+            stem = os.path.splitext(path)[0]
+            taken = speakers.setdefault(speaker, {}).setdefault(stem, path)
+            if taken is not path:
+                copies.append((taken, path))
         else:
             loose.append(path)
     if not speakers:
@@ -56,12 +57,8 @@ def recordings_of_speakers(root):
             "%s: %d recordings beside the speakers' folders are left out, first %s",
             *(root, len(loose), loose[0]),
         )
+    warn_of_copies(copies)
     return {speaker: list(files.values()) for speaker, files in speakers.items()}
-
-
-def _preference(name, path):
-    """By name; of one name, what was stored without loss first."""
-    return name, not path.lower().endswith(LOSSLESS), path
 
 
 def enrol_inputs(verifier, store, recordings, replace=False, skip_bad=False, **options):

@@ -20,7 +20,8 @@ import torch
 from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from tqdm import tqdm
 
-from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.data.audio import SAMPLE_RATE, parts_of
+from speechbrain_ext.data.shards.members import is_member, parse_member
 from speechbrain_ext.inference.audio_input import (
     ChunkingConfig,
     Recording,
@@ -32,7 +33,7 @@ from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.embeddings import check_ids, check_suffix
 from speechbrain_ext.utils.distributed import rank_and_world
 from speechbrain_ext.utils.errors import InputError, NoSpeechError
-from speechbrain_ext.utils.jobs import fingerprint
+from speechbrain_ext.utils.jobs import fingerprint, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +284,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     To be called on every rank, on a disk that all ranks share. While it runs, finished
     batches lie beside ``path``
     (:class:`~speechbrain_ext.inference.partial_results.PartialResults`). A file that
-    the same model made from the same recordings is taken as it is.
+    the same model made from the same recordings is taken as it is; a recording whose
+    size or time has changed is embedded anew.
 
     Arguments
     ---------
@@ -319,7 +321,9 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
         settings = {name: options.get(name) for name in names}
         windows = (options.get("chunking") or ChunkingConfig())[1:]
         run = fingerprint(model, manifest, windows=windows, **settings)
-    parts = PartialResults(path, ddp_broadcast(run), manifest.ids, save_every)
+        run = run, states_of(list(map(_files_of, manifest.paths.tolist())))
+    run, states = ddp_broadcast(run)
+    parts = PartialResults(path, run, manifest.ids, save_every, states)
     if main:
         vectors = parts.finished()
     if not ddp_broadcast(vectors is not None):
@@ -329,6 +333,12 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
     if main:
         parts.remove()
     return vectors
+
+
+def _files_of(path):
+    """The files on the disk that a path of a manifest stands for."""
+    files = [part.file for part in parts_of(path)]
+    return [parse_member(f).shard if is_member(f) else f for f in files]
 
 
 def _own_share(jobs, done):

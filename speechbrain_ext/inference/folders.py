@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import check_same_file
+from speechbrain_ext.data.prepare.folders import Found
 from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.inference.sources import split_segment
@@ -28,7 +28,7 @@ from speechbrain_ext.scoring.embeddings import check_suffix, save_embeddings
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
-from speechbrain_ext.utils.jobs import fingerprint
+from speechbrain_ext.utils.jobs import fingerprint, states_of
 
 
 class Listing(NamedTuple):
@@ -47,10 +47,11 @@ class Listing(NamedTuple):
 def list_inputs(inputs):
     """Find the recordings of folders, all below them, of files, and parts of files.
 
-    Hidden files and folders are ignored. Links are followed. InputError: an input that
-    is not there, or holds no recordings; two files with one ID.
+    Hidden files and folders are ignored. Links are followed. Of files in one folder
+    with one ID the format that comes first in ``RECORDINGS`` is taken. InputError: an
+    input that is not there, or holds no recordings; two folders with one ID.
     """
-    paths, refused, left_out = {}, [], Counter()
+    found, parts, refused, left_out = Found(), {}, [], Counter()
     for source in map(Path, inputs):
         file, part = _parted(str(source))
         if source.is_dir():
@@ -66,9 +67,14 @@ def list_inputs(inputs):
         for name, path in sorted(pairs):
             if reason := _unfit(name):
                 refused.append((path, f"{reason} in its name, expected none"))
-            elif (first := paths.setdefault(name, path)) is not path:
-                check_same_file(name, _parted(first)[0], _parted(path)[0])
-    return Listing(list(paths), list(paths.values()), refused, dict(left_out))
+            else:
+                file, parts[name] = _parted(path)
+                found.add(name, file)
+    found.warn()
+    if found.beside:
+        left_out["files beside another format"] = len(found.beside)
+    paths = [file + parts[name] for name, file in found.paths.items()]
+    return Listing(list(found.paths), paths, refused, dict(left_out))
 
 
 def _parted(path):
@@ -218,7 +224,8 @@ def _embed(verifier, listing, out, save_every, options):
     """
     ids = np.array(listing.ids)
     run = _fingerprint(verifier, listing, options)
-    parts = PartialResults(out, run, ids, save_every)
+    states = states_of([[_parted(path)[0]] for path in listing.paths])
+    parts = PartialResults(out, run, ids, save_every, states)
     if parts.finished() is not None:
         return []
     failures = []
@@ -255,23 +262,14 @@ def _embed_block(verifier, listing, rows, parts, options):
 
 
 def _fingerprint(verifier, listing, options):
-    """Of model, settings and recordings, with their sizes in the place of durations."""
-    sizes = [_size(path) for path in listing.paths]
+    """Of model, settings and recordings, whose durations nobody knows yet."""
     paths = [os.path.abspath(path) for path in listing.paths]
-    manifest = Manifest(listing.ids, paths, sizes, [""] * len(sizes))
+    manifest = Manifest(listing.ids, paths, [0.0] * len(paths), [""] * len(paths))
     settings = {"chunking": str(verifier.chunking), "precision": verifier.precision}
     settings["channel"] = options["channel"]
     if options["speech_detection"]:
         settings["speech"] = str(verifier.speech)
     return fingerprint(verifier.mods.speaker_encoder, manifest, **settings)
-
-
-def _size(path):
-    """Bytes; -1 of what cannot be looked at, which is among the failures later."""
-    try:
-        return float(os.path.getsize(_parted(path)[0]))
-    except OSError:
-        return -1.0
 
 
 def _printable(text):

@@ -3,9 +3,10 @@
     embeddings.npz                                 the result, written last
     embeddings.npz.parts-FINGERPRINT/RANDOM.npz    some batches each, by one process
 
-A part holds rows of the list, their vectors and the fingerprint of the run. Every file
-has its own name and appears by one rename, so any number of processes may write at
-once, and a process may be killed at any moment.
+A part holds rows of the list, their vectors, the states of their recordings and the
+fingerprint of the run. Every file has its own name and appears by one rename, so any
+number of processes may write at once, and a process may be killed at any moment. A
+recording that was replaced since has another state: its vector does not count.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from speechbrain_ext.scoring.embeddings import (
     write_arrays,
 )
 from speechbrain_ext.utils.errors import InputError, describe_os_error
+from speechbrain_ext.utils.jobs import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class PartialResults:
         [N] str, IDs of all recordings.
     save_every : float
         Seconds between two parts of a process: as much work may be lost.
+    states : np.ndarray, optional
+        [N] uint64, of :func:`~speechbrain_ext.utils.jobs.states_of`.
 
     Attributes
     ----------
@@ -53,9 +57,11 @@ class PartialResults:
         [N] bool, the recordings that parts had at the start; equal on every rank.
     """
 
-    def __init__(self, path, fingerprint, ids, save_every=60.0):
+    def __init__(self, path, fingerprint, ids, save_every=60.0, states=None):
         self.path = Path(path)
         self.fingerprint = fingerprint
+        self.states = np.zeros(len(ids), np.uint64) if states is None else states
+        self.of_all = digest_of(fingerprint, self.states.tolist())
         self.ids = ids
         self.save_every = save_every
         self.folder = self.path.with_name(f"{self.path.name}.parts-{fingerprint[:16]}")
@@ -80,7 +86,8 @@ class PartialResults:
         if self._pending:
             rows, vectors = map(np.concatenate, zip(*self._pending))
             name = f"{uuid.uuid4().hex}.npz"
-            self._write(self.folder / name, rows=rows, vectors=vectors)
+            of_rows = {"rows": rows, "states": self.states[rows], "vectors": vectors}
+            self._write(self.folder / name, self.fingerprint, **of_rows)
         self._pending = []
         self._saved_at = time.monotonic()
 
@@ -130,9 +137,10 @@ class PartialResults:
         except InputError as error:
             logger.info("%s: is made anew", error)
             return None
-        if fingerprint.tolist() != [self.fingerprint]:
+        if fingerprint.tolist() != [self.of_all]:
             logger.info(
-                "%s: of another model, setting or list: is made anew", self.path
+                "%s: of another model, setting, list or recording: is made anew",
+                self.path,
             )
             return None
         logger.info("%s: was finished by another run", self.path)
@@ -141,7 +149,7 @@ class PartialResults:
     def finish(self, vectors):
         """Write the file ``path``; on the main process. Raises as :meth:`add`."""
         ids, vectors = check_embeddings(self.path, self.ids, vectors)
-        self._write(self.path, ids=ids, vectors=vectors)
+        self._write(self.path, self.of_all, ids=ids, vectors=vectors)
 
     def remove(self):
         """Delete the parts, even while another process writes more of them."""
@@ -172,8 +180,9 @@ class PartialResults:
         """(rows [n], vectors [n, E]) of every undamaged part, one at a time."""
         for path in sorted(set(self.folder.glob("*.npz")) - self._ignored):
             try:
-                fingerprint, rows, vectors = read_arrays(
-                    path, "a part of embeddings", "fingerprint", "rows", "vectors"
+                fingerprint, rows, states, vectors = read_arrays(
+                    *(path, "a part of embeddings", "fingerprint"),
+                    *("rows", "states", "vectors"),
                 )
                 if fingerprint.tolist() != [self.fingerprint]:
                     raise InputError(f"{path}: not a part of these embeddings")
@@ -181,14 +190,15 @@ class PartialResults:
                 logger.warning("%s: left aside", error)
                 self._ignored.add(path)
             else:
-                yield rows, vectors
+                same = states == self.states[rows]
+                yield rows[same], vectors[same]
 
     def _siblings(self, start, pattern):
         """Paths in the folder of ``path`` whose names begin with ``start``."""
         return sorted(self.path.parent.glob(glob.escape(start) + pattern))
 
-    def _write(self, path, **arrays):
-        arrays["fingerprint"] = np.array([self.fingerprint])
+    def _write(self, path, fingerprint, **arrays):
+        arrays["fingerprint"] = np.array([fingerprint])
         try:
             write_arrays(path, **arrays)
         except OSError as error:

@@ -28,8 +28,6 @@ from speechbrain_ext.data.audio import (
     AudioHeader,
     inspect,
     is_joined,
-    parts_of,
-    read_audio,
     read_channels,
 )
 from speechbrain_ext.utils.errors import InputError
@@ -283,15 +281,10 @@ class FileSound(NamedTuple):
 
     def header(self):
         """What is in it → (AudioHeader, Doubt or None)."""
-        if isinstance(self.content, str) and is_joined(self.content):
-            frames = sum(frames for _, frames in parts_of(self.content))
-            return AudioHeader(frames, SAMPLE_RATE, 1), None
         return self._by(inspect)
 
     def read(self, start=0, frames=-1):
         """(float32 [T] of one channel or [T, C] of several, rate)."""
-        if isinstance(self.content, str) and is_joined(self.content):
-            return read_audio(self.content, start, frames), SAMPLE_RATE
         return self._by(read_channels, start, frames)
 
     def _by(self, read, *place):

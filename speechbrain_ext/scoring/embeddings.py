@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from speechbrain_ext.scoring.trials import rows_among
 from speechbrain_ext.utils.errors import InputError, describe_os_error
 from speechbrain_ext.utils.files import write_atomically
 
@@ -160,12 +161,10 @@ def select_vectors(embeddings, ids, source):
     ``source`` says where the embeddings are from; InputError names the first recording
     that has none.
     """
-    row_of = {name: row for row, name in enumerate(embeddings.ids.tolist())}
-    names = np.asarray(ids).tolist()
-    rows = np.array([row_of.get(name, -1) for name in names], dtype=np.int64)
+    rows = rows_among(embeddings.ids, ids)
     if (rows < 0).any():
         raise InputError(
-            f"{source}: no embedding of '{names[int(np.argmin(rows))]}', expected "
+            f"{source}: no embedding of '{ids[int(np.argmin(rows))]}', expected "
             f"those of all {len(rows)} recordings ({int((rows < 0).sum())} absent)"
         )
     return embeddings.vectors[rows]

@@ -33,7 +33,13 @@ from pathlib import Path
 
 import numpy as np
 
-from speechbrain_ext.scoring.trials import read_rows, rows_of, utterance_id
+from speechbrain_ext.scoring.trials import (
+    in_either_form,
+    numbered,
+    read_rows,
+    rows_of,
+    utterance_id,
+)
 from speechbrain_ext.utils.errors import InputError
 
 PARTS = frozenset({"eval", "enrol", "enroll", "test"})
@@ -54,7 +60,7 @@ def speakers_of(names, speaker_by_id=None):
     Numbers count the speakers' names in their order. ``speaker_by_id``, utterance ID →
     speaker as in a manifest, is preferred to :func:`speaker_of`.
     """
-    known = speaker_by_id or {}
+    known = in_either_form(speaker_by_id or {})
     names = np.asarray(names).tolist()
     speakers = [known.get(name) or speaker_of(name) for name in names]
     return np.unique(np.array(speakers, dtype=np.str_), return_inverse=True)[1]
@@ -105,7 +111,7 @@ class EnrolMap:
         ``source`` names the manifest or file that the IDs are from. InputError for an
         unknown utterance names the map, the line and the utterance.
         """
-        known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
+        known = numbered(ids)
         for line, (model, names) in enumerate(self.utterances.items(), 1):
             absent = [name for name in names if name not in known]
             if absent:
@@ -121,7 +127,7 @@ class EnrolMap:
 
         Models whose recordings are unknown, or of several speakers, are left out.
         """
-        speaker_of_model = {}
+        speaker_of_model, speaker_by_id = {}, in_either_form(speaker_by_id)
         for model, names in self.utterances.items():
             speakers = {speaker_by_id.get(name) for name in names}
             if len(speakers) == 1 and None not in speakers:

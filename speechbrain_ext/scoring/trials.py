@@ -27,6 +27,7 @@ import pyarrow
 from pyarrow import csv
 
 from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
+from speechbrain_ext.utils.files import composed
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,33 @@ class Trials:
 def utterance_id(name):
     """Strip a sound file's extension, in any case: ``id1/a/1.wav`` → ``id1/a/1``.
 
-    Lists, manifests and embedding files meet on this ID, whatever the file format.
+    Lists, manifests and embedding files meet on this ID, whatever the file format, and
+    whichever form of Unicode a disk has: a letter and its accent become one.
     """
-    return _EXTENSION.sub("", name)
+    return composed(_EXTENSION.sub("", name))
+
+
+def numbered(ids):
+    """{ID: its row} of IDs [U], in either form of Unicode."""
+    known = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
+    return in_either_form(known)
+
+
+def in_either_form(known):
+    """{ID: anything} where an ID of decomposed letters is found composed, too."""
+    if all(map(str.isascii, known)):
+        return known
+    return {composed(name): value for name, value in known.items()} | known
+
+
+def rows_among(ids, names):
+    """Row of each of N names in the IDs [U]: int64 [N], -1 of one that is not there."""
+    known, names = numbered(ids), np.asarray(names).tolist()
+    rows = [known.get(name, -1) for name in names]
+    for place, row in enumerate(rows):
+        if row < 0:
+            rows[place] = known.get(composed(names[place]), -1)
+    return np.array(rows, dtype=np.int64)
 
 
 def read_trials(path, labelled=True, allow_duplicates=False, label_column=None):
@@ -145,9 +170,7 @@ def rows_of(trials, known_ids, source, side=None):
     only: with an enrolment map the other names models, whose rows are -1. InputError
     names the list, the line and the utterance that is unknown.
     """
-    known = {name: row for row, name in enumerate(np.asarray(known_ids).tolist())}
-    rows = [known.get(name, -1) for name in trials.names.tolist()]
-    rows = np.array(rows, dtype=np.int64)
+    rows = rows_among(known_ids, trials.names)
     sides = [getattr(trials, name) for name in ([side] if side else ("enrol", "test"))]
     looked_up = np.zeros(len(rows), dtype=bool)
     for column in sides:

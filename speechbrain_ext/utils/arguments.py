@@ -79,14 +79,17 @@ def _check_value(name, parameter, value):
     except PydanticUserError:  # a type that it knows nothing of
         return
     errors = _errors(adapter, value)
-    if isinstance(value, (list, tuple)):  # one is as good as the other in YAML
+    if errors and isinstance(value, (list, tuple)):  # to YAML they are the same
         other = _errors(adapter, tuple(value) if type(value) is list else list(value))
-        errors = other if not other or other[0]["loc"] else errors
+        if not other or (other[0]["loc"] and WORDS.get(other[0]["type"]) != "a list"):
+            errors = other
     if not errors or any(  # inside of another value
         e["type"] == "tuple_type" and isinstance(e["input"], list) and e["loc"]
         for e in errors
     ):
         return
+    # of one that is a list or something else: which of its items is wrong
+    errors = [error for error in errors if len(error["loc"]) > 1][:1] or errors
     expected = [
         WORDS.get(e["type"], e["msg"].removeprefix("Input should be ")) for e in errors
     ]

@@ -14,8 +14,9 @@ classes that the file names. What ``--key=value`` may set:
     --batch_size=8        the parameter of the one object in the file that takes it
 
 A value is what the file's own value (or the parameter's default) says it is: a text
-stays as it was typed. SpeechBrain joins the overrides to one YAML text instead, which
-cuts a value at its second ``=`` or at `` #``, and takes ``2026-11-21`` for a date.
+stays as it was typed, and so do those of a list of texts (``list[str]``), and ``0012``,
+which is an ID and no number. SpeechBrain joins the overrides to one YAML text instead,
+which cuts a value at its second ``=`` or at `` #``, and makes ``2026-11-21`` a date.
 """
 
 import contextlib
@@ -27,9 +28,9 @@ from pathlib import Path
 
 from hyperpyyaml import load_hyperpyyaml
 from hyperpyyaml.core import _load_node
-from ruamel.yaml import YAML, Loader, MappingNode, RoundTripRepresenter, SequenceNode
+from ruamel.yaml import YAML, Loader, MappingNode, SequenceNode
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_ext.utils.arguments import (
     check_arguments,
@@ -43,32 +44,20 @@ from speechbrain_ext.utils.run_options import (
     read_run_options,
     settle_run_options,
 )
+from speechbrain_ext.utils.typed_values import (
+    CONSTANTS,
+    are_texts,
+    read_value,
+    takes_texts,
+    why,
+)
 
 NAME_IN_REFERENCE = re.compile(r"<([A-Za-z_]\w*)")
 OBJECT = re.compile(r"!(?:new|name|apply):(.+)")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-CONSTANTS = {
-    **dict.fromkeys(["", "~", "null", "Null", "NULL", "None"]),
-    **dict.fromkeys(["true", "True", "TRUE"], True),
-    **dict.fromkeys(["false", "False", "FALSE"], False),
-}
-YAML_BEGINS = ("[", "{", "!", '"', "'")
 # What building the objects of a YAML file from wrong values may raise.
 WRONG_VALUES = (
     *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     *(ArithmeticError, AssertionError),
-)
-
-
-class _Whole(list):
-    """[A mapping] that replaces the file's value, where HyperPyYAML would merge it.
-
-    As a list, so that HyperPyYAML resolves the references inside.
-    """
-
-
-RoundTripRepresenter.add_representer(
-    _Whole, lambda dumper, whole: dumper.represent_data(whole[0])
 )
 
 
@@ -108,7 +97,7 @@ class _Loader(Loader):
             named = str(error).startswith(f"{key}.") or str(error).startswith(f"{key}:")
             raise _AtKey(str(error) if named else f"{key}: {error}") from error
         except WRONG_VALUES as error:
-            raise _AtKey(f"{key}: {_why(error)}") from error
+            raise _AtKey(f"{key}: {why(error)}") from error
 
 
 def load_run(argv, function):
@@ -185,7 +174,7 @@ def load_yaml(path, overrides=None, new_keys=False):
             raise InputError(describe_os_error(error)) from error
         raise InputError(f"{path}: {error.strerror or error}") from error
     except (YAMLError, *WRONG_VALUES) as error:
-        raise InputError(f"{path}: {_why(error)}") from error
+        raise InputError(f"{path}: {why(error)}") from error
     except (ImportError, pydoc.ErrorDuringImport) as error:
         raise InputError(f"{path}: names something not installed ({error})") from error
 
@@ -250,11 +239,14 @@ def parse_overrides(path, tree, texts, parameters=()):
             if not isinstance(into, Mapping):  # --section=null --section.depth=1
                 raise _unknown(path, tree, key, parameters)
         takes = parameters if inside is tree else _takes(inside)
+        own, texts = inside.get(last, _default(takes, last)), False
+        if isinstance(own, list) or own is None:
+            texts = are_texts(own) or takes_texts(takes.get(last))
         optional = last in takes and takes[last].default is None
         if optional and CONSTANTS.get(text.strip(), text) is None:
             into[last] = None
         else:
-            into[last] = _value(key, text, inside.get(last, _default(takes, last)))
+            into[last] = read_value(key, text, own, texts)
     return values
 
 
@@ -323,67 +315,6 @@ def _dotted_names(tree, prefix=""):
             yield from _dotted_names(value, f"{prefix}{key}.")
 
 
-def _value(key, text, own):
-    """One value, of the kind of the file's ``own`` value."""
-    word, stripped = f"--{key}={text}", text.strip()
-    if stripped.startswith("!"):
-        value = _parse(word, stripped)
-        # HyperPyYAML would merge it into the file's node, and keep the file's tag
-        return _Whole([value]) if isinstance(value, Mapping) else value
-    if stripped.startswith(YAML_BEGINS):
-        value = _parse(word, stripped)
-    elif type(own) is str:
-        value = stripped or None
-    elif stripped in CONSTANTS:
-        value = CONSTANTS[stripped]
-    elif NUMBER.fullmatch(stripped):
-        value = (int if stripped.lstrip("+-").isdigit() else float)(stripped)
-    else:
-        value = stripped
-    expected = _expected_instead(value, own)
-    if expected:
-        raise InputError(f"{word}: expected {expected}, as in the YAML file")
-    if isinstance(value, Mapping) and not isinstance(own, Mapping):
-        return _Whole([value])
-    return value
-
-
-def _parse(word, text):
-    try:
-        value = YAML().load(text)
-    except YAMLError as error:
-        raise InputError(f"{word}: not valid YAML: {_why(error)}") from error
-    for name in value if isinstance(value, Mapping) else ():
-        if value[name] is None and ":" in str(name):
-            spaced = str(name).replace(":", ": ", 1)
-            raise InputError(f"{word}: expected {spaced!r}, a space after the colon")
-    return value
-
-
-def _expected_instead(value, own):
-    """What the value should be, in words, where it is something else."""
-    if isinstance(own, bool):
-        return "" if isinstance(value, bool) else "True or False"
-    if isinstance(own, int):
-        return "" if _is_number(value, int) else "a whole number"
-    if isinstance(own, float):
-        return "" if _is_number(value) else "a number"
-    if type(own) is str:
-        return "" if isinstance(value, str) else "a text"
-    if value is None:
-        return ""
-    if isinstance(own, list) and own and all(_is_number(x) for x in own):
-        right = isinstance(value, list) and all(_is_number(x) for x in value)
-        return "" if right else "a list of numbers such as [1.0, 2.0]"
-    if isinstance(own, Mapping):
-        return "" if isinstance(value, Mapping) else "{key: value} or null"
-    return ""
-
-
-def _is_number(value, kind=(int, float)):
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 # ---- the file ------------------------------------------------------------------------
 
 
@@ -392,9 +323,9 @@ def read_tree(path):
     try:
         tree = YAML().load(Path(path).read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
-        raise InputError(f"{path}: {_why(error)}: each key once") from error
+        raise InputError(f"{path}: {why(error)}: each key once") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {_why(error)}") from error
+        raise InputError(f"{path}: not valid YAML: {why(error)}") from error
     if not isinstance(tree, Mapping):
         raise InputError(f"{path}: not a list of `key: value`")
     return tree
@@ -464,11 +395,3 @@ def _unfilled(tree, overrides):
                 # the name alone identifies a parameter of an object
                 return unfilled if unfilled in _takes(value) else f"{key}.{unfilled}"
     return None
-
-
-def _why(error):
-    """One line for an error: of ruamel.yaml with the line number."""
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    reason = ": ".join(map(str, error.args)) or type(error).__name__
-    return " ".join(reason.split())[:300]

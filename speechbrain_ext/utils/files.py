@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON checked against a schema, SHA-256.
+"""Files: atomic writes, JSON checked against a schema, SHA-256, forms of names.
 
 A file or folder is written beside its place, then renamed. JSON is read by
 :func:`read_json`, which compares it with a schema.
@@ -13,6 +13,7 @@ import reprlib
 import secrets
 import shutil
 import sys
+import unicodedata
 from pathlib import Path
 
 from speechbrain_ext.utils.errors import InputError, describe_os_error
@@ -56,6 +57,28 @@ def write_atomically(path, mode="w"):
         if isinstance(error, OSError) and error.filename in (None, beside, str(beside)):
             error.filename = str(path)  # the name that the user knows
         raise
+
+
+def composed(name):
+    """A name with each letter and its accents as one character (Unicode's NFC)."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def as_on_disk(folder, name):
+    """Path of ``name`` below a folder, in the form of Unicode that the disk has.
+
+    A disk of macOS may hold a letter and its accent as two characters where a list has
+    one, or the other way round. What is not there is returned as it was written.
+    """
+    path = os.path.join(folder, name)
+    if name.isascii() or os.path.exists(path):
+        return path
+    for part in name.split("/"):
+        with contextlib.suppress(OSError):
+            there = {composed(entry): entry for entry in os.listdir(folder or ".")}
+            part = there.get(composed(part), part)
+        folder = os.path.join(folder, part)
+    return folder
 
 
 def write_json(path, value):

@@ -10,20 +10,24 @@ shapes the result, of the size and time of every list that was read, and of the 
 of the format; and the SHA-256 of each file that was written. A second run with the same
 arguments, whose files are all unchanged, has nothing to do. Whatever stopped a run in
 between, no marker matches what it left behind. A part's record is written last, too.
+Where the job says so, size and time of the recordings count as well.
 """
 
 import hashlib
 import itertools
 import json
 import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from speechbrain_ext import __version__
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import sha256, write_atomically, write_json
+from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +109,12 @@ class Marker(NamedTuple):
         digest = hashlib.sha256(text.encode()).hexdigest()
         return cls(folder, json.loads(text), digest)
 
-    def load(self):
-        """The counts of an earlier run that made just this, or None; logs why."""
+    def load(self, recordings=None):
+        """The counts of an earlier run that made just this, or None; logs why.
+
+        ``recordings``, a function, gives what :meth:`save` was given of them, or None
+        where they are not there to be compared.
+        """
         path = self.folder / MARKER
         try:
             earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -127,6 +135,10 @@ class Marker(NamedTuple):
             if not file.is_file() or sha256(file) != digest:
                 logger.info("%s is missing or was changed: all is made anew", file)
                 return None
+        states = recordings() if recordings and "recordings" in earlier else None
+        if states is not None and states != earlier["recordings"]:
+            logger.info("%s: recordings changed: all is made anew", self.folder)
+            return None
         logger.info("%s: prepared before with the same arguments: skipped", self.folder)
         return counts
 
@@ -134,8 +146,11 @@ class Marker(NamedTuple):
         """Take the marker away before the first file changes."""
         (self.folder / MARKER).unlink(missing_ok=True)
 
-    def save(self, names, counts):
-        """Write the marker: last of all, when the files ``names`` are whole."""
+    def save(self, names, counts, recordings=None):
+        """Write the marker: last of all, when the files ``names`` are whole.
+
+        ``recordings``: a text that changes where one of them is replaced.
+        """
         files = {name: sha256(self.folder / name) for name in names}
         write_json(
             self.folder / MARKER,
@@ -144,8 +159,52 @@ class Marker(NamedTuple):
                 "arguments": self.arguments,
                 "counts": counts,
                 "files": files,
+                "recordings": recordings,
             },
         )
+
+
+def states_of(recordings, num_workers=16):
+    """What changes where a recording is replaced by another: of size and time.
+
+    Arguments
+    ---------
+    recordings : list of list of str
+        N recordings, and the files of each. A file is asked once; one that is not there
+        counts as such.
+    num_workers : int
+        Threads: on a network's disk each answer takes a while.
+
+    Returns
+    -------
+    np.ndarray
+        uint64 [N]; a number for each.
+    """
+    files = list(dict.fromkeys(file for files in recordings for file in files))
+    found = parallel_map(_state, files, num_workers, "asking files", "file")
+    state_of = dict(zip(files, found))
+    states = np.empty(len(recordings), np.uint64)
+    for row, of_one in enumerate(recordings):
+        text = b";".join(map(state_of.__getitem__, of_one))
+        states[row] = _number(text)
+    return states
+
+
+def _number(text):
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+_ABSENT = b"absent"
+ABSENT = _number(_ABSENT)  # the state of a recording of one file that is not there
+
+
+def _state(file):
+    try:
+        state = os.stat(file)
+    except (OSError, ValueError):  # a null in its name
+        return _ABSENT
+    return b"%d %d" % (state.st_size, state.st_mtime_ns)
 
 
 _SCALARS = (bool, int, float, str, type(None))
@@ -157,9 +216,9 @@ def fingerprint(model, manifest, **settings):
 
     Counted of a model are the class and the plain attributes of each module (number of
     heads, strides, …), every parameter and every buffer, not the training mode; of the
-    manifest IDs, paths and durations in their order. The sound files are not read: one
-    that is replaced by another of the same name and duration goes unnoticed.
-    ``settings`` are whatever else matters: ``precision``, ``max_seconds``.
+    manifest IDs, paths and durations in their order. ``settings`` are whatever else
+    matters: ``precision``, ``max_seconds``. The sound files are not read:
+    :func:`states_of` tells which was replaced.
     """
     digest = hashlib.sha256()
     _add(digest, __version__, sorted(settings.items()))

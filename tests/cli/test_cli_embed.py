@@ -89,6 +89,25 @@ def test_the_list_of_an_earlier_run_goes(folder, model, capsys, tmp_path):
     assert len(load_embeddings(out).ids) == 6
 
 
+def test_a_recording_replaced_by_another_of_its_size(
+    folder, model, verifier, capsys, tmp_path
+):
+    out = tmp_path / "e.npz"
+    embed(capsys, folder, model, "--out", str(out))
+    first, path = load_embeddings(out), folder / "id1/s/3.wav"
+    size = path.stat().st_size
+    wav, rate = soundfile.read(path, dtype="int16")
+    soundfile.write(path, wav[::-1], rate)
+    assert path.stat().st_size == size
+    os.utime(path, ns=(0, 1))
+    embed(capsys, folder, model, "--out", str(out))
+    again = load_embeddings(out)
+    changed = (again.vectors != first.vectors).any(axis=1)
+    assert again.ids[changed].tolist() == ["id1/s/3"]
+    expected = verifier.encode_files([str(path)]).numpy()
+    np.testing.assert_allclose(again.vectors[changed], expected, atol=1e-6)
+
+
 def test_straight_into_score(folder, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     embed(capsys, "wav", model, "--out", "e.npz")

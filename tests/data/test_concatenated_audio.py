@@ -13,6 +13,8 @@ from speechbrain_ext.data.audio import (
     parts_between,
     parts_of,
     read_audio,
+    read_header,
+    segment_path,
 )
 from speechbrain_ext.data.concatenated_audio import (
     concatenate_enrolment,
@@ -47,9 +49,23 @@ def test_a_joined_path_by_hand():
     path = joined_path(["/a b/1.flac", "/a:b/2.wav"], [10, 3])
     assert path == "/a b/1.flac:10|/a:b/2.wav:3"
     assert is_joined(path)
-    assert parts_of(path) == [("/a b/1.flac", 10), ("/a:b/2.wav", 3)]
+    assert parts_of(path) == [
+        ("/a b/1.flac", 0, 10, False),
+        ("/a:b/2.wav", 0, 3, False),
+    ]
     assert not is_joined("/a:7")
-    assert parts_of("/a:7") == [("/a:7", None)]
+    assert parts_of("/a:7") == [("/a:7", 0, None, False)]
+
+
+def test_the_path_of_a_segment_by_hand():
+    path = segment_path("/a:b/2-3.wav", 7, 12)
+    assert path == "/a:b/2-3.wav:7-12|"
+    assert is_joined(path)
+    assert parts_of(path) == [("/a:b/2-3.wav", 7, 5, True)]
+    assert parts_between(path) == [("/a:b/2-3.wav", 7, 5)]
+    assert parts_between(path, 2, 9) == [("/a:b/2-3.wav", 9, 3)]
+    assert parts_between(path, 5) == []
+    assert not is_joined("/a:7-12")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +90,9 @@ def test_a_path_with_the_joint_in_its_name_is_refused():
         joined_path(["/c", "/a|b"], [1, 2])
 
 
-@pytest.mark.parametrize("path", ["/a:1|/b", "/a|/b:3", "/a:1|:3", "/a:1|/b:-3", "|"])
+@pytest.mark.parametrize(
+    "path", ["/a:1|/b", "/a|/b:3", "/a:1|:3", "/a:1|/b:-3", "|", "/a:3-3|"]
+)
 def test_a_part_without_its_length_is_refused(path):
     with pytest.raises(InputError, match="expected PATH:SAMPLES of each of the rec"):
         parts_of(path)
@@ -135,6 +153,30 @@ def test_a_joined_row_is_trained_on_and_embedded_as_one_recording(ramp, tmp_path
     assert np.array_equal(items[0][-1], whole)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_segment_is_read_from_within_and_is_a_recording_of_its_own(tmp_path, suffix):
+    wav = 0.1 * np.random.default_rng(1).standard_normal(40000)
+    soundfile.write(tmp_path / f"long.{suffix}", wav, 16000)
+    path = segment_path(tmp_path / f"long.{suffix}", 9000, 21000)
+    expected = read_audio(tmp_path / f"long.{suffix}")[9000:21000]
+    exact = {"atol": 0 if suffix in ("wav", "flac") else 1e-4}
+    np.testing.assert_allclose(read_audio(path), expected, **exact)
+    np.testing.assert_allclose(read_audio(path, 500, 700), expected[500:1200], **exact)
+    assert read_header(path) == (12000, 16000, 1)
+    with pytest.raises(InputError, match=r"700 samples decoded .* expected 800"):
+        read_audio(path, 11300, 800)
+    rows = Manifest(["a"], [path], [0.75], ["s"])
+    write_manifest(tmp_path / "m.csv", rows)
+    rows = read_manifest(tmp_path / "m.csv")
+    draw = Draw(0, 3, 1, 4000, 0)
+    wavs = []
+    soundfile.write(tmp_path / "cut.wav", read_audio(path), 16000, subtype="FLOAT")
+    cut = Manifest(["a"], [str(tmp_path / "cut.wav")], [0.75], ["s"])
+    for manifest in (rows, cut):
+        wavs.append(TrainingSet(manifest, 0, speeds=(1.0,))[draw]["wav"].numpy())
+    np.testing.assert_allclose(*wavs, **exact)
+
+
 # ---- grouping ------------------------------------------------------------------------
 
 
@@ -165,7 +207,7 @@ def joined(names, seconds, shortest=5):
     genres = [name.split("/")[1].split("-")[0] for name in names]
     rows = join_short(manifest, sessions, genres, shortest)
     return {
-        name: (duration, [part for part, _ in parts_of(path)])
+        name: (duration, [part.file for part in parts_of(path)])
         for name, duration, path in zip(
             rows.ids.tolist(), rows.durations.tolist(), rows.paths.tolist()
         )

@@ -14,6 +14,7 @@ from speechbrain_ext.scoring.trials import read_trials, rows_of
 from speechbrain_ext.utils.errors import InputError
 
 HEADER = "ID,duration,wav,spk_id\n"
+CUT = "ID,wav,spk_id,start,stop\n"
 
 
 def write(folder, text):
@@ -58,8 +59,15 @@ def test_columns_in_any_order_and_others(tmp_path, caplog):
         ("ID,wav,speaker\n", ", line 1: no column 'spk_id' in 'ID,wav,speaker', exp"),
         ("ID;wav;spk_id\n", ", line 1: no column 'ID' in 'ID;wav;spk_id', expected"),
         ("ID,wav,spk_id,wav\n", ", line 1: 'wav' twice in 'ID,wav,spk_id,wav', exp"),
-        ("ID,wav,start,stop,spk_id\n", ", line 1: column 'start', expected whole"),
-        (HEADER, ": no rows below the header"),
+        (HEADER, ": no rows, expected recordings"),
+        (CUT + "a,w,s,x,\n", ", line 2: start 'x', expected a number of samples, or n"),
+        (CUT + "a,w,s,-5,\n", ", line 2: start '-5', expected a number of samples"),
+        (CUT + "a,w,s,5,7.5\n", ", line 2: stop '7.5', expected a number of samples"),
+        (CUT + "a,w,s,5,5\n", ", line 2: stop 5 after start 5, expected a later"),
+        (
+            CUT + "a,w,s,5,9\nb,w,s,5,10\nc,w,t,5,9\n",
+            "/w 5-9' again, expected each once (also in line 2)",
+        ),
         (HEADER + "a,1,w,s\nb,1,v\n", ", line 3: 3 fields, expected 4: ID,duration,"),
         (HEADER + "a,1,w,s\nb,1,v,s,t\n", ", line 3: 5 fields, expected 4"),
         (HEADER + "a,1,w, \n", ", line 2: empty spk_id, expected text"),
@@ -192,6 +200,22 @@ def test_it_is_made_again_where_the_file_changes(corpus, caplog):
     with caplog.at_level(logging.INFO):
         assert not prepare(corpus).skipped
     assert "lists changed: all is made anew" in caplog.text
+
+
+def test_it_is_made_again_where_a_recording_is_replaced(corpus, caplog):
+    prepare(corpus)
+    path = corpus / "audio/anna0.wav"  # without a stated duration
+    soundfile.write(path, np.full(9600, 0.1), 16000)
+    with caplog.at_level(logging.INFO):
+        prepared = prepare(corpus)
+    assert not prepared.skipped
+    assert "recordings changed: all is made anew" in caplog.text
+    rows = [read_manifest(file) for file in prepared[:2]]
+    seconds = {n: s for m in rows for n, s in zip(m.ids.tolist(), m.durations.tolist())}
+    assert seconds["anna0"] == 0.6
+    assert prepare(corpus).skipped
+    path.unlink()  # as where shards took the place of the files
+    assert prepare(corpus).skipped
 
 
 def test_relative_paths_begin_in_the_data_folder(corpus, tmp_path_factory):

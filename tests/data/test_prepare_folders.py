@@ -11,6 +11,8 @@ from speechbrain_ext.data.prepare.folders import (
     find_recordings,
     scan_corpus,
 )
+from speechbrain_ext.data.prepare.selection import read_speaker_lists
+from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 LAYOUT = Layout(("wav", "flac", "aac", "m4a"), levels=2)
@@ -102,9 +104,36 @@ def test_one_id_in_two_files_is_an_error_naming_both(tmp_path):
         scan_corpus([tmp_path / "a", tmp_path / "b"], LAYOUT)
     assert str(first) in str(error.value)
     assert str(second) in str(error.value)
-    touch(first.with_suffix(".m4a"))
-    with pytest.raises(InputError, match="same utterance ID"):
-        scan_corpus([tmp_path / "a"], LAYOUT)
+
+
+def test_of_two_formats_in_one_folder_the_first_in_order(tmp_path, caplog):
+    session = tmp_path / "wav/id1/s"
+    touch(session / "1.m4a", session / "1.wav", session / "2.flac", session / "2.mp3")
+    touch(session / "3.m4a", session / "4.M4A", session / "4.WAV")
+    paths, *_ = scan_corpus([tmp_path], LAYOUT)
+    names = ["1.wav", "2.flac", "3.m4a", "4.WAV"]
+    assert list(paths.values()) == [str(session / name) for name in names]
+    (message,) = caplog.messages
+    assert f"{session}/1.wav is taken, not {session}/1.m4a" in message
+    assert "(3 such files)" in message
+    found, _ = find_recordings(["id1/s/1", "id1/s/3"], [tmp_path], LAYOUT)
+    assert list(found.values()) == [str(session / name) for name in names[::2]]
+
+
+NFC, NFD = "Zo\u00e9", "Zoe\u0301"
+
+
+@pytest.mark.parametrize(("listed", "there"), [(NFC, NFD), (NFD, NFC)])
+def test_a_name_in_another_form_of_unicode(tmp_path, listed, there):
+    path = tmp_path / f"wav/{there}/s{there}/{there}.wav"
+    touch(path)
+    name = utterance_id(f"{listed}/s{listed}/{listed}.wav")
+    assert scan_corpus([tmp_path], LAYOUT)[0] == {name: str(path)}
+    assert find_recordings([name], [tmp_path], LAYOUT)[0] == {name: str(path)}
+    train_list = tmp_path / "train.txt"
+    train_list.write_text(f"{listed} {listed}/s{listed}/{listed}.wav\n", "utf-8")
+    known = {name: name.split("/")[0]}
+    assert read_speaker_lists([train_list], known, "here") == {name}
 
 
 def test_one_file_reached_twice_counts_once(tmp_path):
@@ -123,12 +152,27 @@ def test_converted_copies_below_a_root_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a b.wav", "a\nb.wav", "a\tb.wav", b"\xff.wav"])
-def test_names_that_break_lists(tmp_path, name):
-    touch(tmp_path / "wav/id1/s/1.wav")
-    (tmp_path / "wav/id1/s" / os.fsdecode(name)).touch()
+def test_names_that_break_lists_are_left_out(tmp_path, name, caplog):
+    strange = tmp_path / "wav/id1/s" / os.fsdecode(name)
+    touch(strange)
     with pytest.raises(InputError, match="white space or unprintable") as error:
-        scan_corpus([tmp_path], LAYOUT)
+        scan_corpus([tmp_path], LAYOUT)  # there is nothing else
     str(error.value).encode("utf-8")  # can be printed
+    touch(tmp_path / "wav/id1/s/1.wav", tmp_path / "wav/id 2/s/1.wav")
+    assert list(scan_corpus([tmp_path], LAYOUT)[0]) == ["id1/s/1"]
+    (message,) = caplog.messages
+    assert "white space or unprintable" in message
+    assert "left out (2 such files)" in message
+    message.encode("utf-8")
+    assert list(find_recordings(["id1/s/1"], [tmp_path], LAYOUT)[0]) == ["id1/s/1"]
+    assert len(caplog.messages) == 1
+
+
+def test_a_strange_name_in_a_list_is_named(tmp_path):
+    name = "id1/s/a\u200bb"  # nothing to see, and no white space to a list
+    touch(tmp_path / f"wav/{name}.wav", tmp_path / "wav/id1/s/1.wav")
+    with pytest.raises(InputError, match=r"a\\u200bb.wav: white space or unprintable"):
+        find_recordings([name], [tmp_path], LAYOUT)
 
 
 def test_spaces_above_the_speakers_do_no_harm(tmp_path):

@@ -251,7 +251,8 @@ def test_a_speaker_in_two_folders_is_one_speaker(corpus):
         "utterances": 36,
         "hours": pytest.approx(0.005),
     }
-    soundfile.write(second / VIDEOS[1] / "00000.flac", noise(0), 16000)
+    (second / VIDEOS[0]).mkdir()
+    soundfile.write(second / VIDEOS[0] / "00000.flac", noise(0), 16000)
     with pytest.raises(InputError, match="the same utterance ID"):
         prepare(corpus, folders=both, min_seconds=0.3)
 

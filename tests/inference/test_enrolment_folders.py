@@ -35,6 +35,9 @@ def test_speakers_are_the_first_folders(tmp_path, caplog):
         "Zoë": [f"{apart}/1.wav", "Zoë/1.wav", "Zoë/2.ogg"],
     }
     assert "1 recordings beside the speakers' folders are left out" in caplog.text
+    assert (
+        f"{root}/Bo Li/day/2.flac is taken, not {root}/Bo Li/day/2.mp3" in caplog.text
+    )
 
 
 def test_no_folder_of_a_speaker(tmp_path):

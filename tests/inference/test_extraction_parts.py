@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from tiny_extraction import (
     OPTIONS,
@@ -117,6 +118,24 @@ def test_a_finished_file_is_taken_as_it_is(manifest, path, unbroken, suffix, cap
     assert "was finished by another run" in caplog.text
     np.testing.assert_array_equal(vectors, unbroken)
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_recording_replaced_by_another_of_its_size(
+    manifest, path, unbroken, finished
+):
+    if finished:
+        go_on(manifest, path)
+    else:
+        begin(manifest, path, 4)
+    wav, _ = soundfile.read(manifest.paths[3])
+    soundfile.write(manifest.paths[3], wav[::-1], 16000, subtype="FLOAT")
+    os.utime(manifest.paths[3], ns=(0, 1))
+    vectors, embedded = go_on(manifest, path)
+    assert embedded == N if finished else embedded < N
+    same = (vectors == unbroken).all(axis=1)
+    assert same.tolist() == [row != 3 for row in range(N)]
+    assert go_on(manifest, path)[1] == 0
 
 
 def test_parts_left_by_a_run_killed_at_its_very_end_go(manifest, path, unbroken):

@@ -58,6 +58,26 @@ def test_two_files_of_one_name(tmp_path):
         list_inputs([tmp_path / "a", tmp_path / "b"])
 
 
+def test_of_two_formats_in_one_folder_the_first_in_order(tmp_path, caplog):
+    touch(tmp_path, "a/1.m4a", "a/1.wav", "a/2.ogg", "a/2.flac", "a/2.webm")
+    found = list_inputs([tmp_path])
+    assert found.paths == [str(tmp_path / "a/1.wav"), str(tmp_path / "a/2.flac")]
+    assert found.left_out == {"files beside another format": 3}
+    (message,) = caplog.messages
+    assert f"{tmp_path}/a/1.wav is taken, not {tmp_path}/a/1.m4a" in message
+    files = [tmp_path / "a/1.m4a", f"{tmp_path / 'a/2.flac'}:1-2", tmp_path / "a/1.wav"]
+    found = list_inputs(files)
+    assert found.ids == ["1", "2:1-2"]
+    assert found.paths == [str(tmp_path / "a/1.wav"), f"{tmp_path / 'a/2.flac'}:1-2"]
+
+
+def test_ids_are_in_the_composed_form_of_unicode(tmp_path):
+    touch(tmp_path, "Zoe\u0301.wav")
+    found = list_inputs([tmp_path])
+    assert found.ids == ["Zo\u00e9"]
+    assert found.paths == [str(tmp_path / "Zoe\u0301.wav")]
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(InputError, match="gone: no such file or folder"):
         list_inputs([tmp_path / "gone"])

@@ -69,19 +69,19 @@ def test_no_speaker_is_in_two_parts(good):
 def test_every_training_recording_is_in_one_row_and_no_row_is_too_short(good):
     prepared = prepare_cnceleb(**good)
     train = read_manifest(prepared.train)
-    parts = [part for path in train.paths.tolist() for part, _ in parts_of(path)]
+    parts = [part for path in train.paths.tolist() for part, *_ in parts_of(path)]
     assert len(parts) == len(set(parts)) == 4 * PER_SPEAKER
     assert prepared.counts["train"]["recordings"] == 4 * PER_SPEAKER
     assert (train.durations >= JOIN_SECONDS).all()
     for row in range(len(train)):
         path, seconds = train.paths[row], train.durations[row]
-        names = {part.rsplit("/", 2)[1] for part, _ in parts_of(path)}
-        genres = {part.rsplit("/", 1)[1].split("-")[0] for part, _ in parts_of(path)}
+        names = {part.rsplit("/", 2)[1] for part, *_ in parts_of(path)}
+        genres = {part.rsplit("/", 1)[1].split("-")[0] for part, *_ in parts_of(path)}
         assert names == {train.speakers[row]}
         assert genres == {train.ids[row].split("/")[1].split("-")[0]}
         wav = read_audio(path)
         assert len(wav) == round(seconds * 16000)
-        alone = [read_audio(part) for part, _ in parts_of(path)]
+        alone = [read_audio(part) for part, *_ in parts_of(path)]
         assert np.array_equal(wav, np.concatenate(alone))
 
 
@@ -226,11 +226,6 @@ def sessions_in_folders(first, second):
         path.rename(folder / "a" / path.name)
 
 
-def both_formats(first, second):
-    name = f"data/{DEV[0]}/singing-01-001"
-    shutil.copy(first / f"{name}.flac", first / f"{name}.wav")
-
-
 def one_name_for_two(first, second):
     folder = (second / "data" / SECOND[0]).rename(second / "data" / DEV[0])
     for path in list(folder.iterdir()):  # other recordings, too
@@ -283,12 +278,10 @@ TRIALS, MAP = "eval/lists/trials.lst", "eval/lists/enroll.map"
             one_name_for_two,
             "spk.lst: line 1: speaker 'id00000' again, expected each on",
         ),
-        (both_formats, ": the same utterance ID as "),
         (
             add_recording("id00000/interview01.flac"),
             "recording 'id00000/interview01': malformed name, expected SPEAKER/GENRE-",
         ),
-        (add_recording("id00000/a b-01-001.flac"), "white space or unprintable"),
         (lose(MAP), "enroll.map: no such list, expected it as in CN-Celeb_flac"),
         (lose("dev/dev.lst"), "dev.lst: no such list"),
         (

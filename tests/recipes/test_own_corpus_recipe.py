@@ -5,7 +5,9 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from random_gates import set_gates
 from recipe_scripts import REPOSITORY, run
@@ -92,6 +94,30 @@ def test_from_a_csv_file_to_a_folder_that_verifies(corpus, tmp_path):
     assert before.keys() == after.keys()
     moved = [(before[name] - after[name]).abs().max().item() for name in before]
     assert 0 < max(moved) < 0.02  # ten steps of 0.001
+
+
+def test_segments_by_rttm_train_as_the_files_that_are_cut_from_them(corpus, tmp_path):
+    """All recordings of the corpus one after the other, and the turns in them."""
+    turns, wavs, at = [], [], 0
+    for _, wav, name, _ in rows_of(corpus)[1:]:
+        wavs.append(soundfile.read(corpus / wav, dtype="int16")[0])
+        speaker, length = name.split("/")[1][:4], len(wavs[-1])
+        turns.append(
+            f"SPEAKER all 1 {at / 16000:.6f} {length / 16000:.6f} <NA> <NA> {speaker}"
+            " <NA> <NA>\n"
+        )
+        at += length
+    soundfile.write(tmp_path / "all.flac", np.concatenate(wavs), 16000)
+    (tmp_path / "mine.rttm").write_text("".join(turns))
+    words = words_of(corpus, tmp_path / "out")
+    words[1] = f"--manifest={tmp_path}/mine.rttm"
+    final = trained([*words, "--number_of_epochs=1"], tmp_path)
+    told = json.loads((final / "training.json").read_text())
+    assert len(told["speakers"]) == 4
+    assert told["validation_eer_percent"] is not None
+    train = read_manifest(tmp_path / "out/prepared/train.csv")
+    assert len(train) == 20
+    assert train.paths[0].startswith(f"{tmp_path}/all.flac:")
 
 
 @pytest.mark.slow  # three trainings, a verification

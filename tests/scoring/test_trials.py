@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from speechbrain_ext.scoring import trials as lines
-from speechbrain_ext.scoring.enrolment import check_speakers, speakers_of
+from speechbrain_ext.scoring.embeddings import Embeddings, select_vectors
+from speechbrain_ext.scoring.enrolment import (
+    check_speakers,
+    read_enrol_map,
+    speakers_of,
+)
 from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
@@ -188,6 +193,27 @@ def test_rows_of_names_line_utterance_and_list(write):
         f"{trials.path}: line 2: utterance 'c' is not in embeddings.npz, expected all "
         "4 utterances of the list there (2 absent)"
     )
+
+
+NFC, NFD = "Zo\u00e9", "Zoe\u0301"
+
+
+@pytest.mark.parametrize(("listed", "known"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+def test_names_in_either_form_of_unicode(write, tmp_path, listed, known):
+    path = write(f"1 {listed}/1.wav {listed}/2.wav\n0 {listed}/1 b/1\n")
+    trials = read_trials(path)
+    ids = np.array(["b/1", f"{known}/2", f"{known}/1"])
+    assert rows_of(trials, ids, "here")[trials.enrol].tolist() == [2, 2]
+    assert rows_of(trials, ids, "here")[trials.test].tolist() == [1, 0]
+    vectors = np.eye(3, dtype=np.float32)
+    chosen = select_vectors(Embeddings(ids, vectors), [f"{listed}/2", "b/1"], "here")
+    np.testing.assert_array_equal(chosen, vectors[[1, 0]])
+    (tmp_path / "map").write_text(f"m {listed}/1.wav {listed}/2.wav\n", "utf-8")
+    enrol_map = read_enrol_map(tmp_path / "map")
+    assert [rows.tolist() for rows in enrol_map.rows(ids, "here")] == [[2, 1]]
+    speakers = {name: name[:1] for name in ids.tolist()}
+    assert enrol_map.speakers(speakers) == {"m": "Z"}
+    assert speakers_of(trials.names, speakers).tolist() == [0, 0, 1]
 
 
 def test_rows_of_one_side(write):

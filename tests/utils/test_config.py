@@ -158,6 +158,9 @@ def test_numbers_are_numbers(file, text, value):
         ("{a: 1}", {"a": 1}),
         ("[]", []),
         ("'12'", "12"),
+        ("0012", "0012"),
+        ("[0012, 12, 1.05, {a: 007}]", ["0012", 12, 1.05, {"a": "007"}]),
+        ("{a: 0012, b: [08, 0]}", {"a": "0012", "b": ["08", 0]}),
         ("!ref <count>", 4),
         ("!new:torch.nn.Identity", torch.nn.Identity),
     ],
@@ -175,6 +178,9 @@ def test_lists_and_nulls(file):
     assert values(file, "--words=[/a b/c, d]")["words"] == ["/a b/c", "d"]
     assert values(file, "--words=/only/one")["words"] == "/only/one"
     assert values(file, "--words=null")["words"] is None
+    typed = ["0012", "12", "1e5", "2026-11-21", "true", "1_0"]  # as the file's are
+    assert values(file, f"--words=[{', '.join(typed)}]")["words"] == typed
+    assert values(file, "--count=08")["count"] == 8
     assert values(file, "--section=null")["section"] is None
     assert values(file, "--flag=True")["flag"] is True
 
@@ -441,6 +447,29 @@ def typed(
 
 def test_annotations_that_are_kept(file):
     assert load_run([str(file)], typed)[3]["numbers"] == [2.0, 3.0]
+
+
+def of_voices(*, save, others: list[str] | str | None = ()):
+    """Its annotation says that these are texts, whatever they look like."""
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[0012, 13]", ["0012", "13"]),
+        ("[1e5, 2026-11-21]", ["1e5", "2026-11-21"]),
+        ("0012", "0012"),
+        ("13", "13"),
+        ("null", None),
+        ("[]", []),
+    ],
+)
+def test_a_list_of_texts_by_its_annotation(file, text, value):
+    file.write_text("save: x\n")
+    found = load_run([str(file), f"--others={text}"], of_voices)[3]["others"]
+    assert found == value
+    file.write_text("save: x\nothers: [a, 12]\n")
+    assert "others: 12, expected a text" in complaint(file, function=of_voices)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def prepare_cnceleb(
     cnceleb2_folder=None,
     join_seconds=5.0,
     enrolment=tuple(ENROLMENT),
-    exclude_speakers=(),
+    exclude_speakers: list[str] | str | None = (),
     n_valid_speakers=40,
     n_valid_trials=4000,
     max_valid_utterances=10,

@@ -1,4 +1,4 @@
-"""A user's own corpus: what a CSV file lists, wherever the recordings are.
+"""A user's own corpus: what one file lists, wherever the recordings are.
 
     ID,duration,wav,spk_id
     anna/monday,3.2,recordings/a17.wav,anna
@@ -6,7 +6,13 @@
 
 Columns in any order; others are passed over, and logged. ``duration`` may be empty or
 missing. A column ``session`` tells what was recorded on one occasion; without it that
-is the folder in the ID, or each recording by itself.
+is the folder in the ID, or each recording by itself. Columns ``start`` and ``stop``, in
+samples, make a row a segment of its recording, as in SpeechBrain's recipes; segments of
+one recording are of one occasion.
+
+Besides CSV, the listings of other programs are read
+(:mod:`speechbrain_ext.data.corpora.listings`). What is listed becomes rows, checked in
+one place.
 
 A speaker of a trial list is never trained on, nor is a validation speaker.
 """
@@ -15,53 +21,104 @@ import logging
 from pathlib import Path
 
 from speechbrain_ext.data.audio import JOINT
+from speechbrain_ext.data.corpora.listings import (
+    Entry,
+    kaldi_files,
+    read_kaldi,
+    read_nemo,
+    read_rttm,
+)
 from speechbrain_ext.data.manifest import read_csv
 from speechbrain_ext.data.prepare.folders import session_of
 from speechbrain_ext.data.prepare.pipeline import PrepareOptions, Row, prepare, resolve
 from speechbrain_ext.data.shards.members import MARK
 from speechbrain_ext.scoring.trials import utterance_id
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import as_on_disk, composed
 
 logger = logging.getLogger(__name__)
 
 NEEDED = ("ID", "wav", "spk_id")
-OPTIONAL = ("duration", "session")
-SEGMENTS = ("start", "stop")  # of SpeechBrain's own recipes
+OPTIONAL = ("duration", "session", "start", "stop")
 
 
 def read_listing(path, data_folder=None):
-    """Rows of such a file, in its order.
+    """Rows of a listing, in its order.
 
-    Relative paths begin at ``data_folder``; None: the folder of the CSV file.
-    InputError names file and line: missing file, a header without a column that is
-    needed, a row of another length, an empty field, white space in an ID, a duration
-    that is no positive number, an ID or a recording that comes twice, no rows.
+    Arguments
+    ---------
+    path : str or Path
+        CSV, lines of JSON as NeMo's, RTTM, or a data folder of Kaldi's: the suffix
+        tells, or the first line.
+    data_folder : str or Path, optional
+        Where relative paths begin; None: the folder of the listing.
+
+    Returns
+    -------
+    list of Row
+
+    Raises
+    ------
+    InputError
+        Names file and line: missing file, a header without a column that is needed, a
+        row of another length, an empty field, white space in an ID, a duration that is
+        no positive number, a segment that ends before it begins, an ID, a recording or
+        a segment that comes twice, no rows.
     """
     path = Path(path)
-    folder = path.parent if data_folder is None else Path(data_folder)
-    rows, ids, files = [], {}, {}
-    for place, fields in _fields(path):
-        row = _row(place, fields, folder)
-        for what, value, seen in (("ID", row.id, ids), ("wav", row.path, files)):
-            first = seen.setdefault(value, place)
-            if first is not place:
+    folder = path if path.is_dir() else path.parent
+    folder = folder if data_folder is None else Path(data_folder)
+    rows, ids, parts = [], {}, {}
+    for entry in _reader_of(path)(path, folder):
+        row = _row(entry, folder)
+        if row.is_cut:
+            what, part = "segment", f"{row.path} {row.start}-{row.stop or ''}"
+        else:
+            what, part = "wav", row.path
+        for kind, value, seen in (("ID", row.id, ids), (what, part, parts)):
+            first = seen.setdefault(value, row.place)
+            if first is not row.place:
                 raise InputError(
-                    f"{place}: {what} {value!r} again, expected each once (also in "
-                    f"{first.removeprefix(f'{path}, ')})"
+                    f"{row.place}: {kind} {value!r} again, expected each once (also "
+                    f"in {first.removeprefix(f'{path}, ')})"
                 )
         rows.append(row)
     if not rows:
-        raise InputError(f"{path}: no rows below the header, expected recordings")
+        raise InputError(f"{path}: no rows, expected recordings")
     return rows
 
 
-def _fields(path):
-    """(place, {column: text}) of every row."""
+def _reader_of(path):
+    """The function that reads a listing: by its suffix, else by its first line."""
+    by_suffix = {".rttm": read_rttm, ".json": read_nemo, ".jsonl": read_nemo}
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return read_kaldi
+    if suffix in (*by_suffix, ".csv") or not path.is_file():
+        return by_suffix.get(suffix, _read_csv)
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = next((line for line in file if line.strip()), "")
+    if first.lstrip().startswith("{"):
+        return read_nemo
+    return read_rttm if first.split()[:1] == ["SPEAKER"] else _read_csv
+
+
+def _read_csv(path, _data_folder):
+    """Entries of a CSV file."""
     rows = read_csv(path)
     header = [name.strip() for name in next(rows)[1]]
     _check_header(path, header)
     for line, texts in rows:
-        yield f"{path}, line {line}", dict(zip(header, map(str.strip, texts)))
+        fields, place = dict(zip(header, map(str.strip, texts))), f"{path}, line {line}"
+        for name in NEEDED:
+            if not fields[name]:
+                raise InputError(f"{place}: empty {name}, expected text")
+        yield Entry(
+            *(place, fields["ID"], fields["spk_id"], fields["wav"]),
+            fields.get("session", ""),
+            *(_sample(place, name, fields.get(name, "")) for name in ("start", "stop")),
+            _seconds(place, fields.get("duration", "")),
+        )
 
 
 def _check_header(path, header):
@@ -73,22 +130,13 @@ def _check_header(path, header):
             f"{path}, line 1: {wrong} in {','.join(header)!r}, expected "
             f"'ID,duration,wav,spk_id'"
         )
-    segments = [name for name in SEGMENTS if name in header]
-    if segments:
-        raise InputError(
-            f"{path}, line 1: column {segments[0]!r}, expected whole recordings: cut "
-            "them into files"
-        )
     unread = [name for name in header if name not in NEEDED + OPTIONAL]
     if unread:
         logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
 
 
-def _row(place, fields, folder):
-    for name in NEEDED:
-        if not fields[name]:
-            raise InputError(f"{place}: empty {name}, expected text")
-    name, wav = utterance_id(fields["ID"]), fields["wav"]
+def _row(entry, folder):
+    place, name, wav = entry.place, utterance_id(entry.id), entry.wav
     if any(letter.isspace() or not letter.isprintable() for letter in name):
         raise InputError(
             f"{place}: white space in ID {name!r}, expected none: lists separate names "
@@ -99,14 +147,34 @@ def _row(place, fields, folder):
             f"{place}: wav {wav!r}, expected one file, without '{JOINT}', '{MARK}' and "
             "unprintable characters in its name"
         )
-    return Row(
-        name,
-        str(folder / Path(wav).expanduser()),
-        fields["spk_id"],
-        fields.get("session", "") or session_of(name),
-        seconds=_seconds(place, fields.get("duration", "")),
-        place=place,
-    )
+    start, stop = entry.start or 0, entry.stop
+    if stop is not None and stop <= start:
+        raise InputError(
+            f"{place}: stop {stop} after start {start}, expected a later sample"
+        )
+    path, speaker = folder / Path(wav).expanduser(), composed(entry.speaker)
+    if not str(path).isascii():
+        path = as_on_disk(path.anchor, str(path.relative_to(path.anchor)))
+    session = entry.session or session_of(name)
+    if (start or stop) and session == name:
+        session = f"{speaker}/{wav}"
+    row = Row(name, str(path), speaker, session, seconds=entry.seconds, place=place)
+    return row._replace(start=start, stop=stop)
+
+
+def _sample(place, what, text):
+    """A number of samples, or None of an empty field."""
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf") or number % 1:
+        raise InputError(
+            f"{place}: {what} {text!r}, expected a number of samples, or nothing"
+        )
+    return int(number)
 
 
 def _seconds(place, text):
@@ -137,7 +205,7 @@ def prepare_own_corpus(
     seed=1986,
     num_workers=16,
 ):
-    """Prepare what a CSV file lists.
+    """Prepare what a listing names.
 
     What is not described here is as in
     :func:`~speechbrain_ext.data.corpora.voxceleb.prepare_voxceleb`.
@@ -145,19 +213,21 @@ def prepare_own_corpus(
     Arguments
     ---------
     manifest : str or Path
-        CSV file with the columns ``ID,duration,wav,spk_id``, see
-        :mod:`speechbrain_ext.data.corpora.csv_file`. Recordings are 16 kHz mono, wav,
-        flac, ogg or mp3.
+        CSV file with the columns ``ID,duration,wav,spk_id``, and ``start,stop`` of
+        segments; or another listing, see :func:`read_listing`. Recordings are 16 kHz
+        mono.
     data_folder : str or Path, optional
-        Where relative paths begin; None: the folder of the CSV file.
+        Where relative paths begin, and where the recordings of an RTTM file are; None:
+        the folder of the listing.
     trial_lists : str, Path or list of them
-        Of IDs in the CSV file, whose recordings go into test.csv.
+        Of IDs in the listing, whose recordings go into test.csv.
     """
     path = resolve(manifest)
-    folder = path.parent if data_folder is None else resolve(data_folder)
+    own_folder = path if path.is_dir() else path.parent
+    folder = own_folder if data_folder is None else resolve(data_folder)
     options = PrepareOptions(
         train_folders=folder,
-        train_lists=path,
+        train_lists=kaldi_files(path) if path.is_dir() else path,
         save_folder=save_folder,
         trial_lists=trial_lists,
         n_valid_speakers=n_valid_speakers,

@@ -43,8 +43,8 @@ from speechbrain_ext.data.audio import (
     report_bad_files,
 )
 from speechbrain_ext.data.prepare.folders import (
+    Found,
     check_outside,
-    check_same_file,
     list_recordings,
 )
 from speechbrain_ext.data.prepare.pipeline import as_list, resolve
@@ -379,14 +379,15 @@ class Corpus:
 
     def read(self, speaker, videos=None):
         """List the recordings of a speaker, or of some videos; read their headers."""
-        paths, n_unlisted = {}, 0
+        found, n_unlisted = Found(), 0
         for folder in self._folders[speaker]:
             for name, path in list_recordings(folder, "", levels=1)[0]:
                 if videos is not None and name.split("/")[0] not in videos:
                     n_unlisted += 1
-                elif paths.setdefault(name, path) != path:
-                    check_same_file(f"{speaker}/{name}", paths[name], path)
-        return _read_headers(paths)._replace(n_unlisted=n_unlisted)
+                else:
+                    found.add(name, path)
+        found.warn()
+        return _read_headers(found.paths)._replace(n_unlisted=n_unlisted)
 
 
 def read_spk2videos(path):

@@ -18,7 +18,7 @@ def prepare_voxceleb(
     test_folders=(),
     trial_lists=(),
     train_lists=(),
-    exclude_speakers=(),
+    exclude_speakers: list[str] | str | None = (),
     n_valid_speakers=40,
     n_valid_trials=4000,
     max_valid_utterances=10,

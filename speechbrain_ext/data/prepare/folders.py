@@ -8,7 +8,11 @@ none, the root itself is the folder of speakers. All else (noise corpora kept be
 speech, licences, hidden files) is ignored, counted and logged.
 
 The ID of an utterance is its path below the folder of speakers, without extension, so
-that a trial list written for wav files serves a corpus kept as flac.
+that a trial list written for wav files serves a corpus kept as flac. Of files in one
+folder that have one ID, ``1.m4a`` beside ``1.wav``, the format that comes first in
+:data:`~speechbrain_ext.scoring.trials.RECORDINGS` is taken: wav, flac, then others that
+libsndfile reads, then those that need a decoder. A file whose name fits into no list is
+left out, unless a list names it.
 
 That shape is asked of what is trained on. A trial list names its recordings by path, in
 any shape: CN-Celeb's are ``test/id00800-singing-01-001.wav`` below ``eval``. Those are
@@ -24,6 +28,7 @@ from speechbrain_ext.data.prepare.pipeline import Row
 from speechbrain_ext.scoring.enrolment import speaker_of
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import as_on_disk, composed
 from speechbrain_ext.utils.parallel import parallel_map
 
 logger = logging.getLogger(__name__)
@@ -72,9 +77,9 @@ def find_rows(
     Raises
     ------
     InputError
-        A folder that is missing or holds no recording; two recordings with one ID; a
-        name that does not fit into lists separated by spaces; an output folder among
-        the recordings.
+        A folder that is missing or holds no recording; two folders with one ID; a
+        name in a list that does not fit into one; an output folder among the
+        recordings.
     """
     leave_out = [options.convert_folder] if options.convert_folder else []
     train, holders = {}, []
@@ -110,7 +115,7 @@ def scan_corpus(roots, layout, num_workers=16, leave_out=()):
     folders of speakers, resolved; how many files and folders fit no layout. InputError
     as :func:`find_rows`.
     """
-    paths, folders, total_ignored = {}, [], 0
+    found, folders, total_ignored = Found(), [], 0
     for root in map(Path, roots):
         holders, ignored = _find_speaker_folders(root, layout, leave_out)
         n_found = 0
@@ -122,10 +127,12 @@ def scan_corpus(roots, layout, num_workers=16, leave_out=()):
             entries = _entries(folder)
             speakers = [e for e in entries if e.is_dir() and not _is_ignored(e)]
             jobs = [(e.path, f"{e.name}/", layout.levels - 1) for e in speakers]
-            n_new, n_ignored = _list_all(jobs, num_workers, f"listing {folder}", paths)
+            n_new, n_ignored = _list_all(jobs, num_workers, f"listing {folder}", found)
             n_found += n_new
             ignored += n_ignored + len(entries) - len(speakers)
         if not n_found:
+            if found.strange:
+                raise InputError(_strange(found.strange[0]))
             raise InputError(
                 f"{root}: no recording found, expected {layout.describe()}"
             )
@@ -138,7 +145,8 @@ def scan_corpus(roots, layout, num_workers=16, leave_out=()):
             "the folder itself" if inside == "." else inside,
             ignored,
         )
-    return dict(sorted(paths.items())), folders, total_ignored
+    found.warn()
+    return dict(sorted(found.paths.items())), folders, total_ignored
 
 
 def find_recordings(names, roots, layout, num_workers=16, leave_out=()):
@@ -146,35 +154,105 @@ def find_recordings(names, roots, layout, num_workers=16, leave_out=()):
 
     A name is a path below a folder of speakers or, where it is not found there, below
     the root itself. → {utterance ID: path}, sorted, without those not found; the
-    folders of speakers, resolved. InputError: a root that is missing; two recordings of
-    one name.
+    folders of speakers, resolved. InputError: a root that is missing; two folders with
+    one name; a recording whose name does not fit into lists.
     """
     roots, holders = list(map(Path, roots)), []
     for root in roots:
         holders += _find_speaker_folders(root, layout, leave_out)[0]
     # A list that leads out of the folder would also lead copies out of theirs.
     inside = [n for n in names if not {"", ".", ".."}.intersection(n.split("/"))]
-    paths = {}
+    found = Found(names)
     for bases in (holders, [root for root in roots if root not in holders]):
-        absent = {name for name in inside if name not in paths}
+        absent = found.names = {name for name in inside if name not in found.paths}
         folders = dict.fromkeys(map(os.path.dirname, sorted(absent)))
         jobs = [
-            (os.path.join(base, folder), f"{folder}/" if folder else "", 0)
+            (as_on_disk(base, folder), f"{folder}/" if folder else "", 0)
             for base in bases
             for folder in folders
         ]
-        _list_all(jobs, num_workers, "looking up", paths, absent)
+        _list_all(jobs, num_workers, "looking up", found)
+    found.warn()
     logger.info(
         "%s: %d of %d recordings of lists found",
         ", ".join(map(str, roots)),
-        len(paths),
+        len(found.paths),
         len(names),
     )
-    return dict(sorted(paths.items())), [holder.resolve() for holder in holders]
+    return dict(sorted(found.paths.items())), [holder.resolve() for holder in holders]
 
 
-def _list_all(jobs, num_workers, description, paths, names=None):
-    """Add the recordings of many folders, or those of some names, to ``paths``.
+class Found:
+    """Recordings as they are found: {ID: path}, one for each ID.
+
+    Arguments
+    ---------
+    names : set of str, optional
+        The only IDs that count, those of a list. None: all.
+
+    Attributes
+    ----------
+    paths : dict of str to str
+    beside : list of (str, str)
+        A file that was taken, and another of its ID in the same folder, left out.
+    strange : list of str
+        Files that are left out, since no list could name them.
+    """
+
+    def __init__(self, names=None):
+        self.names = names
+        self.paths, self.beside, self.strange = {}, [], []
+
+    def add(self, name, path):
+        """→ whether it counts. InputError: two folders with one ID; as ``names``."""
+        if self.names is not None and name not in self.names:
+            return False
+        # isprintable() is false for line ends, tabs and bytes that are not UTF-8.
+        if " " in name or not name.isprintable():
+            if self.names is not None:
+                raise InputError(_strange(path))
+            self.strange.append(path)
+            return False
+        known = self.paths.setdefault(name, path)
+        if known is not path:
+            self._settle(name, known, path)
+        return True
+
+    def _settle(self, name, known, path):
+        if os.path.dirname(known) != os.path.dirname(path):
+            check_same_file(name, known, path)
+        elif not os.path.samefile(known, path):
+            taken, left_out = sorted((known, path), key=preference)
+            self.paths[name] = taken
+            self.beside.append((taken, left_out))
+
+    def warn(self):
+        """One warning of all that was left out, for either reason."""
+        warn_of_copies(self.beside)
+        if self.strange:
+            logger.warning(
+                "%s; left out (%d such files)",
+                *(_strange(min(self.strange)), len(self.strange)),
+            )
+
+
+def warn_of_copies(pairs):
+    """One warning of [(file that was taken, other format of it beside)], if any."""
+    if pairs:
+        logger.warning(
+            "%s is taken, not %s: one utterance ID in one folder (%d such files); wav "
+            "goes before flac, and these before other formats",
+            *(*min(pairs), len(pairs)),
+        )
+
+
+def preference(path):
+    """Sorts files of one ID: by format as in RECORDINGS, then by name."""
+    return RECORDINGS.index(os.path.splitext(path)[1].lower()), path
+
+
+def _list_all(jobs, num_workers, description, found):
+    """Add the recordings of many folders to what was found.
 
     ``jobs`` are arguments of :func:`list_recordings`. → recordings, entries ignored
     """
@@ -189,12 +267,7 @@ def _list_all(jobs, num_workers, description, paths, names=None):
     listed = parallel_map(run, jobs, num_workers, description, "folder", chunk=8)
     for recordings, ignored in listed:
         n_ignored += ignored
-        for utterance, path in recordings:
-            if names is None or utterance in names:
-                n_found += 1
-                known = paths.setdefault(utterance, path)
-                if known is not path:
-                    check_same_file(utterance, known, path)
+        n_found += sum(found.add(*recording) for recording in recordings)
     return n_found, n_ignored
 
 
@@ -205,6 +278,8 @@ def _find_speaker_folders(root, layout, leave_out):
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder, expected {layout.describe()}")
+    if not str(root).isprintable():
+        raise InputError(_strange(str(root)))
     folders, ignored = _speaker_folders(root, layout.folder_names)
     return [f for f in folders if f == root or f.resolve() not in leave_out], ignored
 
@@ -269,22 +344,19 @@ def list_recordings(folder, prefix, levels=0):
                 found += below
                 ignored += more
             elif os.path.splitext(entry.name)[1].lower() in RECORDINGS:
-                utterance = prefix + utterance_id(entry.name)
-                _check_name(utterance, entry.path)
+                utterance = composed(prefix + utterance_id(entry.name))
                 found.append((utterance, entry.path))
             else:
                 ignored += 1
     return found, ignored
 
 
-def _check_name(utterance, path):
-    # isprintable() is false for line ends, tabs and bytes that are not UTF-8.
-    if " " in utterance or not path.isprintable():
-        shown = path.encode("unicode_escape", "backslashreplace").decode()
-        raise InputError(
-            f"{shown}: white space or unprintable characters in its name, expected "
-            "none: lists separate names by spaces"
-        )
+def _strange(path):
+    shown = path.encode("unicode_escape", "backslashreplace").decode()
+    return (
+        f"{shown}: white space or unprintable characters in its name, expected none: "
+        "lists separate names by spaces"
+    )
 
 
 def check_same_file(utterance, first, second):

@@ -17,20 +17,28 @@ the files are those of the same arguments (:mod:`speechbrain_ext.utils.jobs`).
 import logging
 import os
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.data.audio import BAD_FILES, read_durations, report_bad_files
+from speechbrain_ext.data.audio import (
+    BAD_FILES,
+    SAMPLE_RATE,
+    parts_of,
+    read_durations,
+    report_bad_files,
+    segment_path,
+)
 from speechbrain_ext.data.concatenated_audio import join_short
-from speechbrain_ext.data.manifest import Manifest, write_manifest
+from speechbrain_ext.data.manifest import Manifest, read_manifest, write_manifest
 from speechbrain_ext.data.prepare.convert import convert_where_needed
 from speechbrain_ext.data.prepare.selection import choose_training, read_trial_lists
 from speechbrain_ext.data.prepare.splits import split
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.files import write_atomically
-from speechbrain_ext.utils.jobs import Marker
+from speechbrain_ext.utils.files import composed, write_atomically
+from speechbrain_ext.utils.jobs import ABSENT, Marker, digest_of, states_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +69,9 @@ class Row(NamedTuple):
         Where the corpus says how long it is: checked.
     place : str
         File and line where it is listed, for messages.
+    start, stop : int or None
+        Of a segment of the recording, the first sample at 16 kHz, and the one after the
+        last; None: its end.
     """
 
     id: str
@@ -71,6 +82,13 @@ class Row(NamedTuple):
     genre: str = ""
     seconds: float | None = None
     place: str = ""
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def is_cut(self):
+        """Whether it is a segment of the recording."""
+        return self.start > 0 or self.stop is not None
 
     @property
     def name(self):
@@ -108,7 +126,9 @@ class PrepareOptions:
             "enrol_maps",
         ):
             setattr(self, name, [resolve(p) for p in as_list(getattr(self, name))])
-        self.exclude_speakers = sorted({str(s) for s in as_list(self.exclude_speakers)})
+        self.exclude_speakers = sorted(
+            {composed(str(s)) for s in as_list(self.exclude_speakers)}
+        )
         self.save_folder = resolve(self.save_folder)
         folder = self.convert_folder
         self.convert_folder = resolve(folder) if folder else None
@@ -184,7 +204,7 @@ def prepare(options, find, num_workers=16, source=None):
     ---------
     options : PrepareOptions
         What to do. All of it is in the fingerprint, and so are size and time of its
-        lists.
+        lists. Those of the recordings are compared as long as all are there.
     find : callable
         (options, IDs of the trial lists, num_workers) → list of Row: every recording
         that may be trained on and every one of those IDs that there is, in an order
@@ -208,11 +228,12 @@ def prepare(options, find, num_workers=16, source=None):
     check_at_least("num_workers", num_workers, 1)
     lists = [*options.trial_lists, *options.train_lists, *options.enrol_maps]
     marker = Marker.of(options.save_folder, asdict(options), lists)
-    counts = marker.load()
+    states = partial(_states, marker.folder, num_workers)
+    counts = marker.load(states)
     skipped = counts is not None
     if not skipped:
         contents, counts = _read(options, find, num_workers, source)
-        _write(marker, contents, counts)
+        _write(marker, contents, counts, states)
     _log_counts(counts)
     files = [marker.folder / name for name in (TRAIN, VALID, VALID_TRIALS, TEST)]
     return Prepared(*(f if f.is_file() else None for f in files), counts, skipped)
@@ -267,15 +288,18 @@ def _open(options, rows, test_rows, num_workers):
     if not any(row.place for row in both):  # a list's m4a files are bad files
         failed = convert_where_needed(paths, options.convert_folder, num_workers)
         reasons = dict(failed)
-    seconds, unreadable = read_durations(list(paths.values()), num_workers)
-    seconds = dict(zip(paths, seconds.tolist()))
+    files = list(dict.fromkeys(paths.values()))  # one may hold many segments
+    seconds, unreadable = read_durations(files, num_workers)
+    seconds = dict(zip(files, seconds.tolist()))
     reasons |= dict(unreadable)
     usable, bad = [], []
     for row in both:
         path = paths.get(row.id, row.path)  # of the copy, if it was converted
-        reason = reasons.get(path) or _disagreement(row, seconds[row.id])
+        reason = reasons.get(path)
         if reason is None:
-            usable.append(row._replace(path=path, seconds=seconds[row.id]))
+            found, reason = _checked(row._replace(path=path), seconds[path])
+        if reason is None:
+            usable.append(found)
             continue
         if not os.path.exists(path):
             reason = "no such file"
@@ -287,14 +311,33 @@ def _open(options, rows, test_rows, num_workers):
     return usable[:n_train], usable[n_train:]
 
 
-def _disagreement(row, seconds):
-    """What is wrong with the duration that a row says, or None."""
-    if row.seconds is None or abs(row.seconds - seconds) <= TOLERANCE:
-        return None
-    return (
-        f"lasts {seconds:.2f} s, duration says {row.seconds:g}, expected them to agree "
-        f"within {TOLERANCE} s, or no duration"
-    )
+def _checked(row, seconds):
+    """A row of a recording of so many seconds → the row with its own; what is wrong.
+
+    A segment may end a little behind the recording, as far as Kaldi allows it: there
+    it is cut. Its duration may be stated as that of the recording.
+    """
+    lengths = [seconds]
+    if row.is_cut:
+        frames = round(seconds * SAMPLE_RATE)
+        stop = frames if row.stop is None else row.stop
+        if row.start >= frames or stop > frames + TOLERANCE * SAMPLE_RATE:
+            return row, (
+                f"lasts {frames} samples, expected more for the segment of "
+                f"{row.start} to {stop}"
+            )
+        stop = min(stop, frames)
+        lengths.append((stop - row.start) / SAMPLE_RATE)
+        if (row.start, stop) != (0, frames):
+            row = row._replace(path=segment_path(row.path, row.start, stop))
+    if row.seconds is not None and all(
+        abs(row.seconds - length) > TOLERANCE for length in lengths
+    ):
+        return row, (
+            f"lasts {lengths[-1]:.2f} s, duration says {row.seconds:g}, expected them "
+            f"to agree within {TOLERANCE} s, or no duration"
+        )
+    return row._replace(seconds=lengths[-1]), None
 
 
 def _manifest(rows):
@@ -313,7 +356,20 @@ def _in_words(folders):
     return ", ".join(map(str, folders))
 
 
-def _write(marker, contents, counts):
+def _states(folder, num_workers):
+    """Of all recordings in prepared manifests, a text; None where one is not there.
+
+    They may be packed into shards, and gone.
+    """
+    files = {}
+    for path in (folder / name for name in (TRAIN, VALID, TEST)):
+        for row in read_manifest(path).paths.tolist() if path.is_file() else ():
+            files |= dict.fromkeys(part.file for part in parts_of(row))
+    states = states_of([[file] for file in sorted(files)], num_workers)
+    return None if (states == ABSENT).any() else digest_of(states.tolist())
+
+
+def _write(marker, contents, counts, states):
     """Write all files, drop those of an earlier run, and the marker at the end."""
     marker.remove()
     for name in (TRAIN, VALID, TEST, VALID_TRIALS):
@@ -326,7 +382,7 @@ def _write(marker, contents, counts):
             with write_atomically(path) as file:
                 file.writelines(content)
     listed = [BAD_FILES] if (marker.folder / BAD_FILES).is_file() else []
-    marker.save([*contents, *listed], counts)
+    marker.save([*contents, *listed], counts, states())
 
 
 def _count(manifest, genres):

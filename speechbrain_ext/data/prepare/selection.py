@@ -11,6 +11,7 @@ from typing import NamedTuple
 from speechbrain_ext.scoring.enrolment import read_enrol_map, utterances_of
 from speechbrain_ext.scoring.trials import read_trials, rows_of, utterance_id
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import composed
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _listed_utterance(fields, known, source, place):
 def _lines(path):
     try:
         with open(path, encoding="utf-8-sig") as file:
-            yield from enumerate(file, 1)
+            yield from enumerate(map(composed, file), 1)
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}, expected lines 'speaker path' or 'speaker'"

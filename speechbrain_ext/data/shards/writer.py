@@ -1,6 +1,7 @@
 """Recordings of manifests → tar files: in parallel, and continued where it was stopped.
 
-Each recording is a member ``KEY.flac`` (or whatever its file is), its bytes unchanged,
+Each recording is a member ``KEY.flac`` (or whatever its file is), its bytes unchanged
+(of a segment of a recording, its samples, in a flac or wav file of their own),
 beside ``KEY.json`` with ID, speaker, samples and SHA-256, as ``webdataset.WebDataset``
 and ``tar`` read it. The same recordings make the same bytes: owners and times are not
 kept. See :mod:`speechbrain_ext.data.shards.index` for keys and for the index.
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 import filelock
 import numpy as np
+import soundfile
 from tqdm import tqdm
 
 from speechbrain_ext.data.audio import (
@@ -309,6 +311,19 @@ def _sample(name, speaker, parts):
     return sample
 
 
+def _encoded(wav):
+    """Samples [T] that were cut from a file → suffix and content of one that has them.
+
+    flac where 16 bits hold them, as they do what was recorded; floats else.
+    """
+    content, whole = io.BytesIO(), wav * np.float32(1 << 15)
+    if np.array_equal(whole, np.round(whole)) and np.abs(whole).max() < 1 << 15:
+        soundfile.write(content, whole.astype(np.int16), SAMPLE_RATE, format="FLAC")
+        return "flac", content.getvalue()
+    soundfile.write(content, wav, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return "wav", content.getvalue()
+
+
 def _read_parts(path, frames):
     """(suffix, content, samples) of the recordings of a manifest's row, decoded once.
 
@@ -316,7 +331,11 @@ def _read_parts(path, frames):
     states.
     """
     parts = []
-    for name, length in parts_of(path):
+    for name, start, length, is_cut in parts_of(path):
+        if is_cut:
+            wav = read_audio(name, start, length, average=True)
+            parts.append((*_encoded(wav), length))
+            continue
         read_header(name)  # also finds a wav file that ends early
         decoded = len(read_audio(name, average=True))
         expected = frames if length is None else length
