@@ -28,12 +28,7 @@ import yaml
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml, read_tree
-from speechbrain_ext.utils.errors import (
-    InputError,
-    check_folder,
-    naming,
-    repository,
-)
+from speechbrain_ext.utils.errors import InputError, check_folder, naming, repository
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,

@@ -1,6 +1,7 @@
 """The floor plan: which folder may import which, and what a file may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ FLOORS = (
     *("evaluation", "training", "export", "app", "cli", "__main__"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
+# No index holds the package: by its bare name pip would install a stranger's.
+BARE_NAME = re.compile(
+    r"install\b.*(?<![\w./-])speechbrain_ext(?![\w./-])"
+    r"|^speechbrain_ext *([\[=<>~!@]|$)",  # a line of requirements
+    re.M,
+)
 
 
 def area_of(module):
@@ -70,3 +77,17 @@ def test_a_file_says_what_it_is_and_is_short_enough_to_read(path):
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
     assert text.count("\n") <= 500
+
+
+def test_nothing_installs_by_the_bare_name():
+    for line in ("pip install 'speechbrain_ext[app]'", "\nspeechbrain_ext[app]\n"):
+        assert BARE_NAME.search(line)
+    root, found = PACKAGE.parent, []
+    folders = ("speechbrain_ext", "recipes", "docs", "hparams_templates", "benchmarks")
+    paths = [path for name in folders for path in (root / name).rglob("*.*")]
+    kinds = (".py", ".md", ".txt", ".yaml")
+    paths = [path for path in paths if path.suffix in kinds and path.is_file()]
+    for path in [root / "README.md", root / "Makefile", *paths]:
+        text = path.read_text(encoding="utf-8")
+        found += [f"{path}: {match[0]}" for match in BARE_NAME.finditer(text)]
+    assert found == []

@@ -40,7 +40,7 @@ from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.precision import check_device
-from speechbrain_ext.utils.weights import find_or_fetch
+from speechbrain_ext.utils.weights import find_or_fetch, is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,22 @@ def find_folder(source, savedir=None, fetch_config=None):
             "cache_dir": fetch_config.huggingface_cache_dir,
             "local_files_only": not fetch_config.allow_network,
         }
+    if savedir is not None and is_hub_id(source):
+        _replace_links(Path(savedir))
     return find_or_fetch(source, FETCHED, "a model's folder", **options)
+
+
+def _replace_links(savedir):
+    """Put files in the place of links into the hub's cache, which SpeechBrain leaves.
+
+    huggingface_hub copies from that cache, and a file cannot be copied onto itself.
+    """
+    for path in map(savedir.joinpath, FETCHED):
+        if path.is_symlink():
+            content = path.read_bytes() if path.exists() else None
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
 
 
 def load_model(folder, overrides=None):

@@ -57,10 +57,10 @@ def valid_counts(lens, total):
 def full_precision(tensor):
     """A context without autocast on the device of ``tensor``.
 
-    For margins, cosines, statistics and features. Meta tensors, which have no
-    autocast, pass.
+    For margins, cosines, statistics and features. Where there is no autocast, as for
+    meta tensors (and, before torch 2.5, on Apple's GPUs), nothing is to be done.
     """
-    if tensor.device.type == "meta":
+    if not torch.amp.is_autocast_available(tensor.device.type):
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 

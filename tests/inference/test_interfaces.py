@@ -190,21 +190,31 @@ def hub_of(folder, asked):
 
 
 SCRIPT = """
-import sys, torch
+import socket, torch
 from speechbrain.inference import EncoderClassifier, SpeakerRecognition
 from speechbrain.inference.interfaces import foreign_class
 from speechbrain_ext.inference import SpeakerVerifier
 wavs = torch.load("wavs.pt")
-for number, load in enumerate((
+loaders = (
     SpeakerRecognition.from_hparams,
     EncoderClassifier.from_hparams,
     lambda source, **options: foreign_class(
         source, pymodule_file="custom_interface.py", classname="SpeakerVerifier",
         **options),
     SpeakerVerifier.from_hparams,
-)):
-    options = {"savedir": "saved"} if number == 1 else {}
-    torch.save(load(source="owner/model", **options).encode_batch(wavs), f"{number}.pt")
+)
+
+
+def refused(*_):
+    raise ConnectionRefusedError
+
+
+for network in ("there", "gone"):
+    for number, load in enumerate(loaders):
+        for options in ({}, {"savedir": "saved"}):  # one for all of them
+            found = load(source="owner/model", **options).encode_batch(wavs)
+            torch.save(found, f"{network}{number}{len(options)}.pt")
+    socket.socket.connect = refused
 """
 
 
@@ -230,9 +240,10 @@ def test_from_the_hub(folder, tmp_path):
         hub.server_close()
     assert done.returncode == 0, done.stderr
     expected = load(folder).encode_batch(wavs)
-    for number in range(4):
-        found = torch.load(tmp_path / f"{number}.pt")
-        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+    found = list(tmp_path.glob("*[01].pt"))
+    assert len(found) == 16
+    for path in found:
+        assert torch.allclose(torch.load(path), expected, rtol=0, atol=1e-5), path.name
     assert asked == {
         *("hyperparams.yaml", "custom_interface.py", "encoder_config.json"),
         *("speaker_encoder.safetensors", "training.json"),
