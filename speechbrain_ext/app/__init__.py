@@ -24,7 +24,7 @@ from speechbrain_ext.app.page import (
 from speechbrain_ext.app.store import LONGEST_NAME, Store
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_header
 from speechbrain_ext.inference.decisions import comparison_report
-from speechbrain_ext.inference.identification import identification_report
+from speechbrain_ext.inference.voices.identification import identification_report
 from speechbrain_ext.utils.errors import InputError, NoSpeechError, how_to_install
 
 LARGEST_UPLOAD = "50mb"

@@ -66,7 +66,10 @@ def _reading(arguments):
 
 def run_enrol(arguments):
     """Enrol; print who, and from how much."""
-    from speechbrain_ext.inference.enrolment import enrol_inputs, recordings_of_speakers
+    from speechbrain_ext.inference.voices.enrolment import (
+        enrol_inputs,
+        recordings_of_speakers,
+    )
 
     name, *files = arguments.words or [None]
     if (name is None) == (arguments.folder is None) or (name and not files):
@@ -106,11 +109,11 @@ def _add_identify(commands):
 
 def run_identify(arguments):
     """Print whose voice it is."""
-    from speechbrain_ext.inference.identification import (
+    from speechbrain_ext.inference.voices import Voices
+    from speechbrain_ext.inference.voices.identification import (
         identification_report,
         identify_each,
     )
-    from speechbrain_ext.inference.voices import Voices
 
     verifier = load_verifier(arguments)
     voices = Voices.load(arguments.voices, verifier)

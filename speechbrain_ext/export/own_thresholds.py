@@ -20,7 +20,6 @@ import numpy as np
 
 from speechbrain_ext.export.card import KINDS, RATES, with_thresholds
 from speechbrain_ext.inference.decisions import kept_warnings
-from speechbrain_ext.inference.enrolment import recordings_of_speakers
 from speechbrain_ext.inference.folder import CALIBRATION_FILE, find_folder
 from speechbrain_ext.inference.thresholds import (
     RULE_OF_30,
@@ -29,6 +28,7 @@ from speechbrain_ext.inference.thresholds import (
     save_thresholds,
 )
 from speechbrain_ext.inference.voices import embed_recordings
+from speechbrain_ext.inference.voices.enrolment import recordings_of_speakers
 from speechbrain_ext.pretrained import HYPERPARAMS, weights_file
 from speechbrain_ext.scoring.backend import TrialSide, of_speakers
 from speechbrain_ext.scoring.calibration.cross_validation import (

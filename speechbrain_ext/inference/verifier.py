@@ -371,8 +371,8 @@ class SpeakerVerifier(SpeakerRecognition):
         return comparison_of(scores, kind, point, prior, *seconds)
 
     def identify(self, recordings, voices, *decision, **options):
-        """As :func:`speechbrain_ext.inference.identification.identify`."""
-        from speechbrain_ext.inference.identification import identify
+        """As :func:`speechbrain_ext.inference.voices.identification.identify`."""
+        from speechbrain_ext.inference.voices.identification import identify
 
         return identify(self, recordings, voices, *decision, **options)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from speechbrain_ext.data import media
-from speechbrain_ext.data.flac import _checksums
+from speechbrain_ext.data.sound import media
+from speechbrain_ext.data.sound.flac import _checksums
 from tests.players import ffmpeg, noise
 
 MUTATIONS = {"wav": 500, "flac": 500, "mp3": 500, "ogg": 500}
@@ -27,7 +27,7 @@ HEAD = 400  # bytes that are mutated: a header, and the begin of what it describ
 CHILD = """
 import faulthandler, json, resource, sys
 from speechbrain_ext.data.audio import read_header, read_mono
-from speechbrain_ext.data import media
+from speechbrain_ext.data.sound import media
 from speechbrain_ext.utils.errors import InputError
 from tests.data.test_fuzzed_headers import mutations
 

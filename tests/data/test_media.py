@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data import media
 from speechbrain_ext.data.audio import read_audio, read_header, read_mono
+from speechbrain_ext.data.sound import media
 from speechbrain_ext.utils.errors import InputError
 from tests.players import as_ffmpeg, ffmpeg, needs_ffmpeg, noise
 

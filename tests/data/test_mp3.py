@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechbrain_ext.data import mpeg
 from speechbrain_ext.data.audio import read_header, read_mono
-from speechbrain_ext.data.headers import Peek
+from speechbrain_ext.data.sound import mpeg
+from speechbrain_ext.data.sound.headers import Peek
 from speechbrain_ext.utils.errors import InputError
 from tests.players import as_ffmpeg, ffmpeg, needs_ffmpeg, noise
 

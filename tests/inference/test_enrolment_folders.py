@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from speechbrain_ext.inference.enrolment import recordings_of_speakers
+from speechbrain_ext.inference.voices.enrolment import recordings_of_speakers
 from speechbrain_ext.utils.errors import InputError
 
 

@@ -9,15 +9,15 @@ from tiny_verifier import add_backend, load, make_folder, write_voice
 
 from speechbrain_ext.inference import Voices
 from speechbrain_ext.inference.decisions import Decider
-from speechbrain_ext.inference.identification import (
+from speechbrain_ext.inference.thresholds import Thresholds
+from speechbrain_ext.inference.verifier import SpeakerModel
+from speechbrain_ext.inference.voices.identification import (
     DEFAULT_RATE,
     identification_report,
     identify_each,
     operating_point,
     posteriors,
 )
-from speechbrain_ext.inference.thresholds import Thresholds
-from speechbrain_ext.inference.verifier import SpeakerModel
 from speechbrain_ext.utils.errors import InputError, NoSpeechError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

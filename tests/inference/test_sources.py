@@ -15,7 +15,7 @@ import soundfile
 import torch
 from tiny_verifier import load, make_folder, write_voice
 
-from speechbrain_ext.data import media
+from speechbrain_ext.data.sound import media
 from speechbrain_ext.inference import Segment
 from speechbrain_ext.inference.sources import split_segment
 from speechbrain_ext.utils.errors import InputError

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import soundfile
 
-from speechbrain_ext.data import media
 from speechbrain_ext.data.audio import SAMPLE_RATE
+from speechbrain_ext.data.sound import media
 from speechbrain_ext.scoring.trials import MEDIA_FILES
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map

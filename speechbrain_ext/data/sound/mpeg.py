@@ -20,7 +20,7 @@ A last frame that is cut counts: ffmpeg decodes what there is.
 
 import struct
 
-from speechbrain_ext.data.headers import SLACK, Doubt, Repair
+from speechbrain_ext.data.sound.headers import SLACK, Doubt, Repair
 from speechbrain_ext.utils.errors import InputError
 
 BLOCK = 1 << 20

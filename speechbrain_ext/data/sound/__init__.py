@@ -15,9 +15,9 @@ import stat
 import numpy as np
 import soundfile
 
-from speechbrain_ext.data import flac, headers, media, mpeg
-from speechbrain_ext.data.headers import Doubt, Peek, Pieces
 from speechbrain_ext.data.shards.members import TarMember, is_member, open_member
+from speechbrain_ext.data.sound import flac, headers, media, mpeg
+from speechbrain_ext.data.sound.headers import Doubt, Peek, Pieces
 from speechbrain_ext.utils.errors import InputError, naming
 
 READ_AT_ONCE = 1 << 24  # samples of all channels: no header's word is allocated

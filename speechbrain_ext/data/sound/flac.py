@@ -9,7 +9,7 @@ follows (internet radio, recordings that were joined with cat), libsndfile's len
 not what ffmpeg decodes.
 """
 
-from speechbrain_ext.data.headers import Doubt, Repair
+from speechbrain_ext.data.sound.headers import Doubt, Repair
 
 TAIL = 1 << 16  # bytes; the longest frame in use has fewer
 LONGEST_TAIL = 1 << 20
