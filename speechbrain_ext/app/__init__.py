@@ -13,6 +13,8 @@ import html
 import os
 from pathlib import Path
 
+import numpy as np
+
 from speechbrain_ext.app.page import (
     CSS,
     enrolled_html,
@@ -31,6 +33,7 @@ LARGEST_UPLOAD = "50mb"
 MOST_SECONDS = 600.0  # one recording of an hour would hold up everyone else
 CLIPS = ("Clip 1, the known speaker", "Clip 2, to be tested")
 VOICE, UNKNOWN = "Clip of the voice", "Clip to identify"
+STORE = "The file of voices"
 DELETE_EVERY, DELETE_OLDER = 300, 1800  # seconds
 
 INTRODUCTION = """\
@@ -123,15 +126,13 @@ def _make_page(verifier, name, voices=None, **decision):
         return answer_identify(verifier, store, clip, **decision)
 
     def forget(words):
-        try:
-            store.remove(words or "")
-            shown = ""
-        except InputError as error:
-            shown = problem_html(str(error), "Not removed")
-        return shown, *listed()
+        return answer_remove(store, words), *listed()
 
     def listed():
-        known = store.read().describe()
+        try:
+            known = store.read().describe()
+        except InputError:  # whoever enrols, removes or identifies is told
+            known = []
         rows = [[v["voice"], v["recordings"], round(v["seconds"], 1)] for v in known]
         names = [row[0] for row in rows]
         return rows, gradio.Dropdown(choices=names, value=None)
@@ -230,7 +231,18 @@ def answer_enrol(verifier, store, name, clip, **decision):
         store.add(name, speaker)
         return enrolled_html(name.strip(), speaker.seconds, clips)
 
-    return _answered(verifier, [(VOICE, clip)], enrol, "Not enrolled", decision)
+    page = _answered(verifier, [(VOICE, clip)], enrol, "Not enrolled", decision)
+    return _without_path(page, store.path, STORE)
+
+
+def answer_remove(store, name):
+    """Remove a voice from a Store; what the page shows, as HTML."""
+    try:
+        store.remove(name or "")
+    except InputError as error:
+        page = problem_html(str(error), "Not removed")
+        return _without_path(page, store.path, STORE)
+    return ""
 
 
 def answer_identify(verifier, store, clip, **decision):
@@ -240,7 +252,8 @@ def answer_identify(verifier, store, clip, **decision):
         report = identification_report(verifier, [clip], store.read(), **decision)
         return identified_html(report, clips)
 
-    return _answered(verifier, [(UNKNOWN, clip)], identify, "Not identified", decision)
+    page = _answered(verifier, [(UNKNOWN, clip)], identify, "Not identified", decision)
+    return _without_path(page, store.path, STORE)
 
 
 def _answered(verifier, named, ask, problem, decision):
@@ -262,11 +275,15 @@ def _answered(verifier, named, ask, problem, decision):
     except InputError as error:
         page = problem_html(str(error), problem)
     for title, path in named:
-        # the visitor knows clips and file names, not where the server keeps them
-        page = page.replace(
-            html.escape(path), html.escape(f"{title} ({Path(path).name})")
-        )
+        page = _without_path(page, path, f"{title} ({Path(path).name})")
     return page
+
+
+def _without_path(page, path, words):
+    """The visitor knows clips and file names, not where the server keeps them."""
+    if path is None:
+        return page
+    return page.replace(html.escape(str(path)), html.escape(words))
 
 
 def _heard(verifier, title, path, detects):
@@ -282,7 +299,10 @@ def _heard(verifier, title, path, detects):
         raise InputError(
             f"{path}: {seconds:.0f} s, expected {MOST_SECONDS:.0f} s or less"
         )
-    wav, segments = verifier.load_audio(path).cpu().numpy(), None
+    try:
+        wav, segments = verifier.load_audio(path).cpu().numpy(), None
+    except NoSpeechError:  # digital silence: an answer, and shown as one
+        wav, segments = np.zeros(round(seconds * SAMPLE_RATE), np.float32), None
     title = f"{title}: {Path(path).name}, {seconds:.1f} s"
     if detects:
         segments = verifier.detector.segments(wav)

@@ -56,6 +56,7 @@ def result_html(comparison, clips):
         _threshold_sentence(comparison),
         _probability_sentence(comparison["probability"]),
         _others_sentence(comparison["scores"], kind),
+        *comparison["warnings"],
     ]
     verdict = _verdict("same" if same else "different", words, sentences)
     sides = "different speakers", "same speaker"
@@ -92,6 +93,7 @@ def identified_html(report, clips):
             f"Probability of somebody unknown: {percent:.1f} %, where half of clips "
             "are of enrolled speakers."
         )
+    sentences += report["warnings"]
     verdict = (
         _verdict("different", "Unknown", sentences)
         if voice is None

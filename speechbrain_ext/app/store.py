@@ -22,7 +22,9 @@ class Store:
     """
 
     def __init__(self, verifier, path=None):
-        self.verifier, self.path = verifier, None if path is None else Path(path)
+        self.verifier = verifier
+        # as errors name it, in which the page replaces it
+        self.path = None if path is None else Path(path).resolve()
         self._lock, self._voices = threading.Lock(), Voices(verifier)
         if self.path is not None and self.path.exists():
             Voices.load(self.path, verifier)  # what does not fit is told at the start

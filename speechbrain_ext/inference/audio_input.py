@@ -31,7 +31,7 @@ from speechbrain_ext.inference.channels import (
 )
 from speechbrain_ext.inference.sources import FileSound, Source, place_of
 from speechbrain_ext.pretrained import INFERENCE
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 from speechbrain_ext.utils.parallel import parallel_map
 from speechbrain_ext.utils.precision import valid_counts
 
@@ -345,7 +345,8 @@ def load_recording(sources, min_seconds, channel="mean"):
     Raises
     ------
     InputError
-        As :func:`read_chunk`; silent; none or several recordings.
+        As :func:`read_chunk`; none or several recordings; NoSpeechError, a kind of it,
+        of silence.
     """
     if len(sources) != 1:
         raise InputError(f"{len(sources)} recordings to load, expected one")
@@ -356,7 +357,7 @@ def load_recording(sources, min_seconds, channel="mean"):
     wav, _ = read_chunk(recording, whole, min_seconds)
     warn_of_conversions([] if recording.fits else [recording], 1)
     if wav is None:
-        raise InputError(f"{recording.path}: {SILENT}")
+        raise NoSpeechError(f"{recording.path}: {SILENT}")
     return wav
 
 

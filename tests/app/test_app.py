@@ -1,5 +1,6 @@
 """The page: what it answers, and a real server without any network."""
 
+import html
 import re
 import socket
 import sys
@@ -17,6 +18,7 @@ from speechbrain_ext.app import (
     answer,
     answer_enrol,
     answer_identify,
+    answer_remove,
     import_gradio,
     launch,
 )
@@ -114,6 +116,43 @@ def test_a_clip_without_speech_is_no_other_speaker(plain_verifier, clips):
     assert page.count("data:image/png;base64,") == 2  # the clips are shown
 
 
+def test_digital_silence_is_an_answer(verifier, clips, tmp_path):
+    silent, store = str(tmp_path / "silent.wav"), Store(verifier)
+    soundfile.write(silent, np.zeros(32000), 16000)
+    soundfile.write(tmp_path / "voice.wav", spoken("m1"), 16000)
+    said = {"speech_detection": True}
+    answer_enrol(verifier, store, "a", str(tmp_path / "voice.wav"), **said)
+    pages = [
+        answer(verifier, str(tmp_path / "voice.wav"), silent, **said),
+        answer_enrol(verifier, store, "b", silent, **said),
+        answer_identify(verifier, store, silent, **said),
+    ]
+    for page in pages:
+        assert words(page).startswith("No speech found ")
+        assert "silent.wav, 2.0 s, 0.0 s of speech" in page
+        assert 'class="verdict none"' in page
+        assert "alert" not in page
+        assert str(tmp_path) not in page
+    assert store.read().names == ["a"]
+
+
+def test_warnings_are_shown(verifier, clips, tmp_path):
+    """Two people of a call in their channels: the mean is of neither."""
+    path = str(tmp_path / "call.wav")
+    wavs = [soundfile.read(write_voice(tmp_path / "v.wav", n, 1.0))[0] for n in (3, 5)]
+    wavs[0][8000:] = wavs[1][:8000] = 0
+    soundfile.write(path, np.stack(wavs, axis=1), 16000)
+    store = Store(verifier)
+    answer_enrol(verifier, store, "a", clips[0])
+    for page, title in (
+        (answer(verifier, clips[0], path), "Clip 2, to be tested"),
+        (answer_identify(verifier, store, path), "Clip to identify"),
+    ):
+        assert "have channels that differ" in words(page)
+        assert f"first {title} (call.wav)" in words(page)
+        assert str(tmp_path) not in page
+
+
 # ---- enrolled voices -----------------------------------------------------------------
 
 
@@ -158,6 +197,28 @@ def test_voices_of_another_model_are_told_at_the_start(verifier, clips, tmp_path
     answer_enrol(verifier, store, "a", clips[0])
     with pytest.raises(InputError, match=r"v\.safetensors: of another model"):
         Store(load(make_folder(tmp_path / "other", seed=1)), store.path)
+
+
+def test_a_file_of_voices_that_was_damaged_meanwhile(verifier, clips, tmp_path):
+    store = Store(verifier, tmp_path / "v.safetensors")
+    answer_enrol(verifier, store, "a", clips[0])
+    store.path.write_bytes(b"garbage")
+    for page in (
+        answer_enrol(verifier, store, "b", clips[0]),
+        answer_identify(verifier, store, clips[0]),
+        answer_remove(store, "a"),
+    ):
+        assert "The file of voices: cannot be read" in words(page)
+        assert str(tmp_path) not in page
+    assert store.path.read_bytes() == b"garbage"
+
+
+def test_a_voice_is_removed(verifier, store, clips):
+    answer_enrol(verifier, store, "a", clips[0])
+    assert "no voice 'b'" in html.unescape(words(answer_remove(store, "b")))
+    assert 'role="alert"' in answer_remove(store, None)
+    assert answer_remove(store, "a") == ""
+    assert not len(store.read())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,11 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
-from tiny_verifier import add_backend, load, make_folder, write_voice
+import soundfile
+from tiny_speech import spoken
+from tiny_verifier import add_backend, load, make_folder
 
 from speechbrain_ext import __version__
 from speechbrain_ext.inference.voices import Voices
@@ -42,21 +45,21 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
+    inference = {"as_norm_top_n": 4, "speech_detection": True}
+    model = make_folder(folder / "model", inference=inference)
     add_backend(model, folder / "voices")
     return model
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Two takes of one voice, and a file that is no sound."""
+    """Two takes of one voice, silence, and a file that is no sound."""
     folder = tmp_path_factory.mktemp("clips")
+    wavs = {"a": spoken("f2"), "b": spoken("f2", seed=2), "silent": np.zeros(32000)}
+    for name, wav in wavs.items():
+        soundfile.write(folder / f"{name}.wav", wav, 16000)
     (folder / "corrupt.wav").write_bytes(bytes(range(256)) * 20)
-    return {
-        "a": write_voice(folder / "a.wav", 20, 1.0, 0),
-        "b": write_voice(folder / "b.wav", 20, 1.5, 1),
-        "corrupt": str(folder / "corrupt.wav"),
-    }
+    return {name: str(folder / f"{name}.wav") for name in (*wavs, "corrupt")}
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +221,14 @@ def _open_tab(browser, name):
 
 def _answer(browser, button, result):
     """What stands in ``result`` once the button's answer has come."""
-    before = [v.id for v in _all(browser, f"#{result} .verdict")]
+
+    def text():
+        script = "return document.querySelector(arguments[0])?.innerText ?? ''"
+        return browser.execute_script(script, f"#{result} .verdict")
+
+    before = text()  # Gradio changes elements in their place
     _all(browser, f"#{button}")[0].click()
-    verdict = _wait(
-        lambda: [v for v in _all(browser, f"#{result} .verdict") if v.id not in before]
-    )[0]
-    return _wait(lambda: verdict.text)
+    return _wait(lambda: (after := text()) != before and after)
 
 
 def test_voices_are_enrolled_identified_and_removed(page, model, clips):
@@ -243,6 +248,11 @@ def test_voices_are_enrolled_identified_and_removed(page, model, clips):
     table = _all(page, "#identified .candidates")[0].text
     assert f"{found.candidates[0].cosine:.3f}" in table
     assert len(_all(page, "#identified img")) == 2
+    page.find_element("css selector", "#unknown [aria-label='Clear']").click()
+    _wait(lambda: _all(page, "#unknown input[type=file]"))
+    _upload(page, "unknown", clips["silent"])
+    assert _answer(page, "identify", "identified").startswith("No speech found")
+    assert _all(page, "#identified .verdict.none")
     _open_tab(page, "Enrol")
     _wait(lambda: _shown(page, "#removed input"))[0].click()
     _wait(lambda: _shown(page, "[role=option]"))[0].click()
