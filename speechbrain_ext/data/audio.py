@@ -173,7 +173,7 @@ def warn_of_doubts(doubts):
     for kind, found in kinds.items():
         name, text = found[0]
         more = f" (and {len(found) - 1} more {kind} files)" if len(found) > 1 else ""
-        logger.warning("%s: %s; what is there is read%s", name, text, more)
+        logger.warning("%s: %s; it is taken as it decodes%s", name, text, more)
 
 
 def read_audio(path, start=0, frames=-1, check=True, average=False):
