@@ -31,7 +31,8 @@ CSS = """
   overflow-wrap: anywhere; }
 .candidates td + td, .candidates th + th { text-align: right; white-space: nowrap; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; max-width: 38rem; }
+.pictures figure { flex: 1 1 20rem; margin: 0; min-width: 0; max-width: 38rem;
+  display: flex; flex-direction: column; justify-content: flex-end; }
 .pictures figcaption { font-weight: 600; overflow-wrap: anywhere; }
 .picture { width: 100%; border-radius: 0.4rem; display: block; }
 .gauge { max-width: 48rem; margin: 0 auto 1rem; }

@@ -72,9 +72,11 @@ def draw_clip(wav, segments=None):
         above.fill_between(seconds, low, high, where=inside, color=SPEECH, **style)
     peak = max(np.abs(low).max(), np.abs(high).max(), 1e-6)
     above.set(ylim=(-1.08 * peak, 1.08 * peak), yticks=[])
-    if segments is not None:
-        words = "speech" if len(segments) else "no speech found"
-        above.set_ylabel(words, color=SPEECH if len(segments) else "0.4")
+    if segments is not None and len(segments):
+        above.set_ylabel("speech", color=SPEECH)
+    elif segments is not None:  # too long for the side
+        place = {"transform": above.transAxes, "ha": "center", "va": "top"}
+        above.text(0.5, 0.96, "no speech found", color="0.3", **place)
     image = axes.imshow(
         levels,
         origin="lower",
