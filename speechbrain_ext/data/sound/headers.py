@@ -254,7 +254,7 @@ def _riff(peek, fmt, order, begin, said, stated, unknown, anyhow=False):
     if doubt is None and rest > block and rest >= 8:
         names = peek(begin + taken, 5)
         if not _is_name(names[:4]) and not _is_name(names[1:]):
-            text = f"its header says {said} bytes of sound, by which {rest} more are none"
+            text = f"its header says {said} bytes of sound, by it {rest} more are none"
             doubt = Doubt("wav", text)
     if tag == MP3:
         return Repair([(begin, taken)], doubt, options={"format": "MP3"})
