@@ -39,6 +39,8 @@ VAD_BLOCK = 512  # windows of one call
 # Quiet recordings are made louder for it: RMS of their loudest window.
 VAD_LEVEL, VAD_MOST_GAIN = 0.05, 1000.0
 UNKNOWN_SIZE = 0x7FFF0000  # of a wav file that was written into a pipe
+# Bytes: of a wav's header, by which programs exceed its sizes, that follow its sound.
+HEAD, SLACK, FOLLOWING = 4096, 128, 1 << 16
 HYSTERESIS = 0.15  # speech goes on down to so much below the threshold
 # Of files that were exported without them; in seconds, but the threshold.
 DEFAULTS = {
@@ -167,6 +169,8 @@ class OnnxSpeakerEncoder:
 
     def read(self, path):
         """A sound file → [T] float32, checked."""
+        if not os.path.isfile(path):  # of a pipe nobody may ever write
+            raise InputError(f"{path}: no such file, expected a sound file")
         try:
             import soundfile
         except ImportError as error:
@@ -183,7 +187,7 @@ class OnnxSpeakerEncoder:
             raise InputError(f"{path}: {rate} Hz, expected {self.sample_rate} Hz")
         if len(wav) < frames:
             raise InputError(f"{path}: {len(wav)} samples decoded, expected {frames}")
-        _warn_of_missing_end(path)
+        _check_end(path)
         return self._checked(wav.mean(1), path)
 
     def speech(self, wav):
@@ -347,13 +351,20 @@ def cosine(one, other):
     return (one * other).sum(-1) / norms
 
 
-def _warn_of_missing_end(path):
-    """A wav file of half its size is read without complaint, as half the speech."""
+def _check_end(path):
+    """A wav file of half its size is read without complaint, as half the speech.
+
+    Where both of its sizes say that it is cut, it is refused; where one does, told.
+    """
     with open(path, "rb") as file:
-        start = file.read(8)
+        start = file.read(HEAD)
         size = file.seek(0, os.SEEK_END)
-    said = int.from_bytes(start[4:], "little") + 8
+    said = int.from_bytes(start[4:8], "little") + 8
     if start[:4] == b"RIFF" and size < said - 1 and said < UNKNOWN_SIZE:
+        begin = start.find(b"data") + 8
+        end = begin + int.from_bytes(start[begin - 4 : begin], "little")
+        if end - size > SLACK and -SLACK <= said - end <= FOLLOWING:
+            raise InputError(f"{path}: {size} bytes, its header says {said}: truncated")
         logger.warning(
             "%s: %d bytes, its header says %d: what is there is embedded",
             *(path, size, said),

@@ -30,6 +30,7 @@ from speechbrain_ext.data.audio import (
     is_joined,
     read_channels,
 )
+from speechbrain_ext.data.headers import Doubt
 from speechbrain_ext.utils.errors import InputError
 
 EXPECTED = (
@@ -42,6 +43,7 @@ ROUNDED = 0.01  # seconds: an end that was rounded up is the end
 SEGMENT = re.compile(r"(?P<path>.+):(?P<part>[-+.\deE]*\d[-+.\deE]*)", re.DOTALL)
 PART = re.compile(r"(?P<start>\d+\.?\d*|\.\d+)-(?P<stop>\d+\.?\d*|\.\d+)?")
 SCALES = {"int8": 2**7, "int16": 2**15, "int32": 2**31, "uint8": 2**7}
+LOUD = 100  # times full scale: integers that were made floats and not scaled
 
 
 @dataclass(frozen=True)
@@ -317,31 +319,66 @@ class ArraySound:
             if array.dtype == torch.bfloat16:
                 array = array.float()
         array = np.asarray(array)
-        if array.dtype.kind != "f" and array.dtype.name not in SCALES:
-            raise InputError(
-                f"{name}: {array.dtype}, expected floats in ±1, or "
-                f"{', '.join(SCALES)}, which are scaled"
-            )
+        _check_type(name, array.dtype.name)
         self.samples = _time_first(name, array)
 
     def header(self):
         """What is in it → (AudioHeader, Doubt or None)."""
-        channels = 1 if self.samples.ndim == 1 else self.samples.shape[1]
-        return AudioHeader(len(self.samples), self.rate, channels), None
+        channels, doubt = 1 if self.samples.ndim == 1 else self.samples.shape[1], None
+        if self.samples.dtype.kind == "f":
+            peak = max(self.samples.max(), -self.samples.min())
+            if LOUD < peak < np.inf:
+                text = (
+                    f"floats up to {peak:.4g}, expected ±1: divide them, or bring "
+                    "integers, which are scaled"
+                )
+                doubt = Doubt("array", text)
+        return AudioHeader(len(self.samples), self.rate, channels), doubt
 
     def read(self, start=0, frames=-1):
         """(float32 [T] of one channel or [T, C] of several, rate)."""
         wav = self.samples[start : None if frames < 0 else start + frames]
-        scale = SCALES.get(wav.dtype.name)
         with np.errstate(over="ignore"):  # is infinite, and refused
-            wav = wav.astype(np.float32)
-        if scale:
-            wav = (wav - 128 if self.samples.dtype.kind == "u" else wav) / scale
+            wav = _scaled(wav.astype(np.float32), wav.dtype.name)
         if not np.isfinite(wav).all():
             raise InputError(
                 f"{self.name}: NaN or infinite samples, expected finite ones"
             )
         return wav, self.rate
+
+
+def batch_of(wavs):
+    """Waveforms [T] or [B, T], an array or tensor → float32 tensor [B, T] in ±1.
+
+    InputError where it is neither, or of another type than recordings have.
+    """
+    if not _is_array(wavs):
+        raise InputError(
+            f"wavs: {type(wavs).__name__}, expected a tensor or array [batch, samples]"
+        )
+    kind = str(wavs.dtype).removeprefix("torch.")
+    if isinstance(wavs, np.ndarray):
+        kind = wavs.dtype.name
+        _check_type("wavs", kind)
+        wavs = torch.from_numpy(np.ascontiguousarray(wavs, np.float32))
+    _check_type("wavs", kind)
+    wavs = _scaled(wavs.float(), kind)
+    return wavs.unsqueeze(0) if wavs.dim() == 1 else wavs
+
+
+def _check_type(name, kind):
+    if not kind.startswith(("float", "bfloat")) and kind not in SCALES:
+        raise InputError(
+            f"{name}: {kind}, expected floats in ±1, or {', '.join(SCALES)}, which "
+            "are scaled"
+        )
+
+
+def _scaled(wav, kind):
+    """Floats that were of a type → ±1."""
+    if kind not in SCALES:
+        return wav
+    return (wav - 128 if kind == "uint8" else wav) / SCALES[kind]
 
 
 def _checked_rate(name, rate):

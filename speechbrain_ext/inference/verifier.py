@@ -36,7 +36,7 @@ from speechbrain_ext.inference.decisions import (
 from speechbrain_ext.inference.engine import encode
 from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
-from speechbrain_ext.inference.sources import sources_of
+from speechbrain_ext.inference.sources import batch_of, sources_of
 from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.allocator import keep_freed_memory
@@ -165,8 +165,8 @@ class SpeakerVerifier(SpeakerRecognition):
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            [B, T] or [T], ±1 at 16 kHz, padded on the right.
+        wavs : torch.Tensor or np.ndarray
+            [B, T] or [T], ±1 at 16 kHz, padded on the right; integers are scaled.
         wav_lens : torch.Tensor or None
             [B], valid part of each row relative to T; None: all rows are full.
         normalize : bool
@@ -181,13 +181,11 @@ class SpeakerVerifier(SpeakerRecognition):
         Raises
         ------
         InputError
-            Wrong shape; a row that is too short, silent, or not finite.
+            Wrong shape or type; a row that is too short, silent, or not finite.
         """
-        if wavs.dim() == 1:
-            wavs = wavs.unsqueeze(0)
-        wavs = wavs.float().to(self.device)
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
+        wavs = batch_of(wavs).to(self.device)
+        wav_lens = torch.ones(len(wavs)) if wav_lens is None else wav_lens
+        wav_lens = torch.as_tensor(wav_lens)
         if not has_float64(wavs.device):
             wav_lens = wav_lens.float()
         wav_lens = wav_lens.to(self.device)

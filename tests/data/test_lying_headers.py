@@ -413,3 +413,13 @@ def test_a_crop_of_a_clean_file_opens_it_once(tmp_path, monkeypatch):
     expected = read_audio(path)
     monkeypatch.setattr("speechbrain_ext.data.audio.open_sound", None)
     np.testing.assert_array_equal(read_audio(path, 100, 50), expected[100:150])
+
+
+@pytest.mark.parametrize("content", [wav(), wav(RIGHT + 8), wav(data=0)])
+def test_a_tag_before_a_wav(tmp_path, content):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"ID3\x03\0\0\0\0\0\x0a" + bytes(10) + content)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        found, rate = read_mono(source)
+        assert rate == 16000
+        np.testing.assert_array_equal(found * 32768, PCM[:, 0])

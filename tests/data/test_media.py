@@ -110,3 +110,21 @@ def test_a_playlist_opens_nothing_else(tmp_path, player):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match="cannot be opened as sound"):
             read_mono(tmp_path / name)
+
+
+@pytest.mark.parametrize("decoder", ["libsndfile", "another"])
+def test_what_libsndfile_reads_from_its_start_alone(tmp_path, decoder, monkeypatch):
+    """GSM 6.10, of telephones: any part of it is read, as long recordings are."""
+    path = tmp_path / "a.wav"
+    sound = noise(2.0, rate=8000) / 65536
+    soundfile.write(path, sound, 8000, format="WAV", subtype="GSM610")
+    expected, rate = as_ffmpeg(path)
+    if decoder == "libsndfile":
+        monkeypatch.setattr(media, "is_available", lambda: False)
+    for source in (path, io.BytesIO(path.read_bytes())):
+        found, found_rate = read_mono(source)
+        assert found_rate == rate == 8000
+        assert read_header(source).frames == len(found) >= len(expected)
+        np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-4)
+        part, _ = read_mono(source, 4000, 3000)
+        np.testing.assert_array_equal(part, found[4000:7000])

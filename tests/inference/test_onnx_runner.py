@@ -1,5 +1,6 @@
 """The runner: what a service sees, without torch."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_bad_files_are_named(encoder, tmp_path):
     for name, message in (
         ("8k.wav", r"8k\.wav: 8000 Hz, expected 16000 Hz"),
         ("text.wav", r"text\.wav: cannot be read as sound"),
-        ("absent.wav", r"absent\.wav: cannot be read as sound"),
+        ("absent.wav", r"absent\.wav: no such file"),
     ):
         with pytest.raises(InputError, match=message):
             encoder.embed_files([tmp_path / name])
@@ -176,12 +177,22 @@ def test_no_speech_is_an_error_of_its_own(onnx_models, encoder, tmp_path):
 def test_a_file_without_its_end_is_told(encoder, tmp_path, caplog):
     path = tmp_path / "a.wav"
     soundfile.write(path, waveform(2 * RATE), RATE)
-    path.write_bytes(path.read_bytes()[:RATE])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:RATE])
+    with pytest.raises(InputError, match=r"a\.wav: 16000 bytes, .* 64044: truncated"):
+        encoder.embed_files([path])
+    path.write_bytes(whole[:40] + (RATE - 44).to_bytes(4, "little") + whole[44:RATE])
     found = encoder.embed_files([path])
     wav = encoder.read(path)
     assert len(wav) == (RATE - 44) // 2
     np.testing.assert_allclose(found[0], encoder.embed(wav), atol=1e-6)
     assert "a.wav: 16000 bytes, its header says 64044" in caplog.text
+
+
+def test_a_pipe_is_not_waited_for(encoder, tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(InputError, match=r"a\.wav: no such file, expected a sound"):
+        encoder.embed_files([tmp_path / "a.wav"])
 
 
 def test_without_a_detector_it_says_so(onnx_models, tmp_path, caplog):

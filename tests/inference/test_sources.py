@@ -412,3 +412,28 @@ def test_what_is_wrong_with_the_file_names_the_part(verifier, tmp_path):
     with pytest.raises(InputError) as caught:
         verifier.encode_files([text])
     assert str(caught.value).startswith(f"{text}: cannot be opened as sound (")
+
+
+def test_floats_that_were_not_scaled_are_told(verifier, path, caplog):
+    wav = floats(path)
+    verifier.encode_files([2 * wav])
+    assert "floats" not in caplog.text
+    verifier.encode_files([wav, 32768 * wav, 32768 * wav])
+    assert caplog.text.count("floats up to") == 1
+    assert "recording 2 (array): floats up to" in caplog.text
+    assert "(and 1 more array files)" in caplog.text
+
+
+def test_batches_are_arrays_or_tensors_of_any_type(verifier, path):
+    wav, int16 = floats(path), ints(path)
+    expected = verifier.encode_batch(torch.tensor(wav))
+    for given in (wav, wav.astype(">f8"), int16, torch.tensor(int16)[None]):
+        found = verifier.encode_batch(given, np.ones(1))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for given, expected in (
+        ([0.1, 0.2], "wavs: list, expected a tensor or array"),
+        (wav.astype(np.int64), "wavs: int64, expected floats in ±1, or int8"),
+        (torch.ones(800, dtype=torch.bool), "wavs: bool, expected floats in ±1"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            verifier.encode_batch(given)

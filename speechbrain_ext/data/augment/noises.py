@@ -24,7 +24,12 @@ import numpy as np
 import soundfile
 import torch
 
-from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio, read_header
+from speechbrain_ext.data.audio import (
+    SAMPLE_RATE,
+    read_audio,
+    read_channels,
+    read_header,
+)
 from speechbrain_ext.data.augment.waveform import read_crop, take_crop
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.parallel import parallel_map
@@ -188,8 +193,14 @@ def _shape(item):
     shape = (header.frames, header.channels) if is_response else (header.frames,)
     # an average of channels may lie between two steps of 16 bit
     exact = is_response or header.channels == 1
-    exact &= soundfile.info(path).subtype == "PCM_16"
-    return shape, "int16" if exact else "float32"
+    return shape, "int16" if exact and _has_16_bits(path) else "float32"
+
+
+def _has_16_bits(path):
+    try:
+        return soundfile.info(path).subtype == "PCM_16"
+    except soundfile.SoundFileError:  # it is repaired, or read by another decoder
+        return False
 
 
 def _samples(path, is_response, dtype):
@@ -210,12 +221,10 @@ def _checked_response(path):
         raise InputError(
             f"{path}: {header.sample_rate} Hz, expected a response at {SAMPLE_RATE} Hz"
         )
-    try:
-        channels, _ = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be decoded ({error})") from error
-    if not np.isfinite(channels).all() or not channels.any(axis=0).all():
-        raise InputError(f"{path}: silent or not finite, expected a room response")
+    channels, _ = read_channels(path)
+    channels = channels.reshape(len(channels), -1)
+    if not channels.any(axis=0).all():
+        raise InputError(f"{path}: silent, expected a room response")
     return channels
 
 

@@ -9,6 +9,7 @@ WebM.
 """
 
 import contextlib
+import io
 import os
 import stat
 
@@ -220,6 +221,7 @@ def _name(path):
 
 # -- by the first bytes ----------------------------------------------------------------
 
+_TAGGED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"OggS")
 _OTHERS = {  # that libsndfile cannot read: first byte, mark, name
     (4, b"ftyp"): "MPEG-4",
     (0, b"\x1aE\xdf\xa3"): "Matroska or WebM",
@@ -271,6 +273,10 @@ def _examined(source, file):
     peek = Peek(file)
     if not peek.size:
         raise OSError("0 bytes")
+    begin = mpeg.after_tags(peek)
+    if begin and peek(begin, 4) in _TAGGED:  # tags that belong before mp3 alone
+        source = file = io.BufferedReader(Pieces(file, [(begin, peek.size - begin)]))
+        peek = Peek(file)
     other = _other(peek(mpeg.after_tags(peek), 16))
     if other is not None:
         return _decoded(source, file, other)
@@ -315,8 +321,23 @@ def _native(source, file, repair, doubt=None):
         if within is None:
             raise soundfile.SoundFileRuntimeError("no mp3 in it")
         repair = within._replace(doubt=repair.doubt)
-    opened = _Recording(Pieces(file, repair.pieces), **repair.options)
+    opened = _from_any_place(_Recording(Pieces(file, repair.pieces), **repair.options))
     return Sound(opened, repair.ranges, repair.doubt)
+
+
+def _from_any_place(file):
+    """The same; one that libsndfile reads from its start alone is decoded.
+
+    GSM 6.10 is, of telephones. SoundFileError: another decoder is there, which does it
+    once for all parts.
+    """
+    if file.seekable():
+        return file
+    with file:
+        if media.is_available():
+            raise soundfile.SoundFileRuntimeError("it can be read from its start alone")
+        wav = file.part(0, file.frames)
+        return _Decoded(wav.reshape(len(wav), -1), file.samplerate)
 
 
 def _rewound(file):
@@ -326,7 +347,7 @@ def _rewound(file):
 
 def _counted(open_, doubt):
     """A Sound whose length is counted where the header does not state it."""
-    file = open_()
+    file = _from_any_place(open_())
     if file.frames < UNKNOWN_FRAMES:
         return Sound(file, doubt=doubt)
     frames = 0
