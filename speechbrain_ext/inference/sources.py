@@ -30,7 +30,7 @@ from speechbrain_ext.data.audio import (
     is_joined,
     read_channels,
 )
-from speechbrain_ext.data.headers import Doubt
+from speechbrain_ext.data.sound.headers import Doubt
 from speechbrain_ext.utils.errors import InputError
 
 EXPECTED = (
