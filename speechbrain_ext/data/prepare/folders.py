@@ -194,7 +194,7 @@ class Found:
     ----------
     paths : dict of str to str
     beside : list of (str, str)
-        A file that was taken, and another of its ID in the same folder, left out.
+        An ID, and a file of it that is left out for another in the same folder.
     strange : list of str
         Files that are left out, since no list could name them.
     """
@@ -224,11 +224,12 @@ class Found:
         elif not os.path.samefile(known, path):
             taken, left_out = sorted((known, path), key=preference)
             self.paths[name] = taken
-            self.beside.append((taken, left_out))
+            self.beside.append((name, left_out))
 
     def warn(self):
         """One warning of all that was left out, for either reason."""
-        warn_of_copies(self.beside)
+        # At the end: of three formats the first that was taken may be left out itself.
+        warn_of_copies([(self.paths[name], path) for name, path in self.beside])
         if self.strange:
             logger.warning(
                 "%s; left out (%d such files)",
