@@ -260,6 +260,8 @@ def _warn_of_few(n_speakers, figures):
     if found["eer_interval"]:
         low, high = (100 * bound for bound in found["eer_interval"])
         interval = f"the interval of its equal error rate is {low:.2g} to {high:.2g} %"
+        if high == 0:
+            interval = "no error was made in any resample, which so few do not prove"
     logger.warning(
         "%d speakers: of %s, %s; claim no more, and record at least %d",
         *(n_speakers, KINDS[kind], interval, FEW_SPEAKERS),
@@ -312,9 +314,9 @@ def as_table(report):
                 )
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [*lines, "", f"Fewer than {RULE_OF_30} errors tell little of other recordings."]
-    )
+    few = f"Fewer than {RULE_OF_30} errors tell little of other recordings"
+    none = "of none in T trials the rate may well be 3 / T, whatever the interval"
+    return "\n".join([*lines, "", f"{few}; {none}."])
 
 
 def _percent(rate, interval, number):

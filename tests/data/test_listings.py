@@ -153,6 +153,16 @@ def test_kaldi_without_segments_and_nemo_without_offsets_are_whole(folder):
     assert not row.is_cut
 
 
+def test_recordings_of_rttm_behind_a_link(folder):
+    """As for embed; a link to a folder above itself has no end."""
+    (folder / "lists/links").mkdir(parents=True)
+    (folder / "lists/links/audio").symlink_to(folder / "audio")
+    (folder / "lists/links/again").symlink_to(folder / "lists")
+    (row,) = read_listing(write(folder / "lists/m.rttm", [turn(1, 2)]))
+    assert (row.start, row.stop) == (RATE, 3 * RATE)
+    assert (folder / "audio/day0.flac").samefile(row.path)
+
+
 def test_a_speaker_that_is_null_is_the_label(folder):
     line = '{"audio_filepath": "day0.flac", "speaker": null, "label": 12}'
     (row,) = read_listing(write(folder / "m.json", [line]))

@@ -226,6 +226,13 @@ def test_two_speakers_keep_the_calibration_of_the_model(whole_model, tmp_path):
     assert module.as_table(report).count("| cosine |") == 1
 
 
+def test_an_interval_of_no_error_is_not_claimed(caplog):
+    module._warn_of_few(5, {"cosine": {"eer_interval": [0.0, 0.0]}})
+    assert "no error was made in any resample, which so few do not prove" in caplog.text
+    module._warn_of_few(5, {"cosine": {"eer_interval": [0.0, 0.125]}})
+    assert "equal error rate is 0 to 12 %" in caplog.text
+
+
 def test_two_speakers_and_a_model_without_calibration(cosine_model, tmp_path):
     folder = write_speakers(tmp_path / "two", 2, 3)
     report = measure(cosine_model, folder, tmp_path / "new")

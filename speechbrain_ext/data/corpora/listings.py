@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
-from speechbrain_ext.data.prepare.folders import Found
+from speechbrain_ext.data.prepare.folders import Found, walk
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
@@ -239,7 +239,7 @@ def read_rttm(path, data_folder):
 def _recordings_below(root):
     """{name: paths} of all recordings below a folder, by their name and their path."""
     found, names = Found(), {}
-    for folder, _, files in os.walk(root):
+    for folder, _, files in walk(root):
         for file in files:
             if file.lower().endswith(RECORDINGS) and not file.startswith("."):
                 path = os.path.join(folder, file)

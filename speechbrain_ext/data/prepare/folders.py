@@ -237,6 +237,19 @@ class Found:
             )
 
 
+def walk(root, onerror=None):
+    """``os.walk`` with linked folders, each folder once, in order of their names."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True, onerror=onerror):
+        here = os.path.realpath(folder)
+        if here in seen:  # a link to a folder above itself has no end
+            below.clear()
+            continue
+        seen.add(here)
+        below.sort()
+        yield folder, below, files
+
+
 def warn_of_copies(pairs):
     """One warning of [(file that was taken, other format of it beside)], if any."""
     if pairs:
