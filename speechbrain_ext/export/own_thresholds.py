@@ -74,10 +74,17 @@ def place_of(source, savedir=None, output=None):
     Raises
     ------
     InputError
-        No such model; a folder that holds something else; without ``output``, a model
+        No such model; a folder that holds something else, or the working directory,
+        which would be left in the old folder; without ``output``, a model
         from the hub or in a folder that cannot be written to.
     """
     model = find_folder(source, savedir).resolve()
+    place, here = (model if output is None else Path(output).resolve()), Path.cwd()
+    if place == here or place in here.parents:  # would be left in the old folder
+        raise InputError(
+            f"{place}: holds the working directory, expected another one, since the "
+            "folder is replaced, or --output FOLDER"
+        )
     if output is None:
         local = Path(source).expanduser().is_dir()
         if not local or not all(os.access(f, os.W_OK) for f in (model, model.parent)):

@@ -210,6 +210,13 @@ def test_where_it_may_be_written(own, cosine_model, whole_model, tmp_path, monke
         place_of("me/model")
 
 
+def test_the_working_directory_is_not_replaced(cosine_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(cosine_model)
+    with pytest.raises(InputError, match="holds the working directory, expected"):
+        place_of(".")
+    assert place_of(".", output=tmp_path / "new") == (cosine_model, tmp_path / "new")
+
+
 # -- few people ------------------------------------------------------------------------
 
 
