@@ -71,18 +71,21 @@ def run_enrol(arguments):
         recordings_of_speakers,
     )
 
-    name, *files = arguments.words or [None]
-    if (name is None) == (arguments.folder is None) or (name and not files):
+    words = arguments.words
+    name, *files = words or [None]
+    if bool(words) == (arguments.folder is not None) or (words and not files):
         raise InputError(
-            f"{len(arguments.words)} words and {'no' * (not arguments.folder)} "
+            f"{len(words)} words and {'no' * (not arguments.folder)} "
             "--folder, expected a name and its recordings, or --folder FOLDER"
         )
     with logged_to_stderr():
-        recordings = {name: files} if name else recordings_of_speakers(arguments.folder)
+        recordings = (
+            {name: files} if words else recordings_of_speakers(arguments.folder)
+        )
         verifier = load_verifier(arguments)
         report = enrol_inputs(
             *(verifier, arguments.voices, recordings, arguments.replace),
-            skip_bad=name is None,
+            skip_bad=not words,
             **_reading(arguments),
         )
     print_json(report)
@@ -121,13 +124,15 @@ def run_identify(arguments):
     options = {**decision_of(arguments), **reading, "top": top}
     with logged_to_stderr():
         if arguments.each:
-            print_json(identify_each(verifier, arguments.recordings, voices, **options))
-            return
-        report = identification_report(
-            verifier, arguments.recordings, voices, **options
-        )
+            report = identify_each(verifier, arguments.recordings, voices, **options)
+            answers = report["results"]
+        else:
+            report = identification_report(
+                verifier, arguments.recordings, voices, **options
+            )
+            answers = [report]
     print_json(report)
-    if not report["candidates"]:
+    if not any(answer.get("candidates") for answer in answers):
         sys.exit(NO_SPEECH)
 
 

@@ -74,10 +74,17 @@ def place_of(source, savedir=None, output=None):
     Raises
     ------
     InputError
-        No such model; a folder that holds something else; without ``output``, a model
+        No such model; a folder that holds something else, or the working directory,
+        which would be left in the old folder; without ``output``, a model
         from the hub or in a folder that cannot be written to.
     """
     model = find_folder(source, savedir).resolve()
+    place, here = (model if output is None else Path(output).resolve()), Path.cwd()
+    if place == here or place in here.parents:  # would be left in the old folder
+        raise InputError(
+            f"{place}: holds the working directory, expected another one, since the "
+            "folder is replaced, or --output FOLDER"
+        )
     if output is None:
         local = Path(source).expanduser().is_dir()
         if not local or not all(os.access(f, os.W_OK) for f in (model, model.parent)):
@@ -260,6 +267,8 @@ def _warn_of_few(n_speakers, figures):
     if found["eer_interval"]:
         low, high = (100 * bound for bound in found["eer_interval"])
         interval = f"the interval of its equal error rate is {low:.2g} to {high:.2g} %"
+        if high == 0:
+            interval = "no error was made in any resample, which so few do not prove"
     logger.warning(
         "%d speakers: of %s, %s; claim no more, and record at least %d",
         *(n_speakers, KINDS[kind], interval, FEW_SPEAKERS),
@@ -312,9 +321,9 @@ def as_table(report):
                 )
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [*lines, "", f"Fewer than {RULE_OF_30} errors tell little of other recordings."]
-    )
+    few = f"Fewer than {RULE_OF_30} errors tell little of other recordings"
+    none = "of none in T trials the rate may well be 3 / T, whatever the interval"
+    return "\n".join([*lines, "", f"{few}; {none}."])
 
 
 def _percent(rate, interval, number):

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from speechbrain_ext.data.manifest import Manifest
-from speechbrain_ext.data.prepare.folders import Found
+from speechbrain_ext.data.prepare.folders import Found, walk
 from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.partial_results import PartialResults
 from speechbrain_ext.inference.sources import split_segment
@@ -92,14 +92,9 @@ def _unfit(name):
 
 def recordings_below(root):
     """[(ID, path)] of all recordings below a folder, and a Counter of what else."""
-    pairs, left_out, seen = [], Counter(), set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=_stop):
-        here = os.path.realpath(folder)
-        if here in seen:  # a link to a folder above itself has no end
-            below.clear()
-            continue
-        seen.add(here)
-        seen_below = sorted(name for name in below if not name.startswith("."))
+    pairs, left_out = [], Counter()
+    for folder, below, files in walk(root, onerror=_stop):
+        seen_below = [name for name in below if not name.startswith(".")]
         left_out["hidden folders"] += len(below) - len(seen_below)
         below[:] = seen_below
         for name in files:

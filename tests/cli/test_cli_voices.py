@@ -135,6 +135,7 @@ def test_nothing_is_written_where_something_is_wrong(model, corpus, tmp_path, ca
         ("expected a name and its recordings", []),
         ("expected a name and its recordings", ["Zoë", file, "--folder", corpus]),
         ("expected printable text", ["a\nb", file]),
+        ("expected printable text", ["", file]),
         ("expected SPEAKER/FILE", ["--folder", corpus / "Zoë" / "day0"]),
         ("No such file", ["--folder", tmp_path / "gone"]),
     ):
@@ -191,6 +192,9 @@ def test_no_speech_has_an_exit_code_of_its_own(model, corpus, tmp_path, capsys):
     assert found["voice"] is found["score"] is None
     assert found["candidates"] == []
     assert "no speech" in found["warnings"][-1]
+    (each,) = run(capsys, "identify", files[2], *words, "--each", code=3)["results"]
+    assert each["voice"] is None
+    assert "no speech" in each["error"]
     found = run(capsys, "identify", files[2], *words, "--no_speech_detection")
     assert found["voice"] == "Zoë"
 

@@ -153,6 +153,22 @@ def test_kaldi_without_segments_and_nemo_without_offsets_are_whole(folder):
     assert not row.is_cut
 
 
+def test_recordings_of_rttm_behind_a_link(folder):
+    """As for embed; a link to a folder above itself has no end."""
+    (folder / "lists/links").mkdir(parents=True)
+    (folder / "lists/links/audio").symlink_to(folder / "audio")
+    (folder / "lists/links/again").symlink_to(folder / "lists")
+    (row,) = read_listing(write(folder / "lists/m.rttm", [turn(1, 2)]))
+    assert (row.start, row.stop) == (RATE, 3 * RATE)
+    assert (folder / "audio/day0.flac").samefile(row.path)
+
+
+def test_a_speaker_that_is_null_is_the_label(folder):
+    line = '{"audio_filepath": "day0.flac", "speaker": null, "label": 12}'
+    (row,) = read_listing(write(folder / "m.json", [line]))
+    assert row.speaker == "12"
+
+
 def test_the_name_of_a_recording_in_another_form_of_unicode(folder):
     (folder / "audio/day0.flac").rename(folder / "audio/Zoe\u0301.flac")
     text = "ID,wav,spk_id\na,audio/Zo\u00e9.flac,Zo\u00e9\n"
@@ -207,6 +223,16 @@ def turn(start, length, channel=1, name="day0"):
             "lasts 80000 samples, expected more for the segment of 16000 to 96000",
         ),
         (listed("m.jsonl", "[]"), "m.jsonl, line 1: '[]', expected one JSON object"),
+        (listed("m.json", "[" * 200_000), "m.json, line 1: '[[[[[["),
+        (
+            listed("m.json", '{"audio_filepath": "a", "label": "b", "offset": 1e308}'),
+            "line 1: offset 1e+308, expected seconds",
+        ),
+        (listed("m.rttm", turn(0, "1e308")), "line 1: duration '1e308', expected"),
+        (
+            changed("segments", 2, "bo1 day1 1e308 -1"),
+            "line 2: start '1e308', expected",
+        ),
         (listed("m.json", "{"), "m.json, line 1: '{', expected one JSON object"),
         (listed("m.json", '{"label": "a"}'), "line 1: audio_filepath None, expected"),
         (

@@ -210,6 +210,13 @@ def test_where_it_may_be_written(own, cosine_model, whole_model, tmp_path, monke
         place_of("me/model")
 
 
+def test_the_working_directory_is_not_replaced(cosine_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(cosine_model)
+    with pytest.raises(InputError, match="holds the working directory, expected"):
+        place_of(".")
+    assert place_of(".", output=tmp_path / "new") == (cosine_model, tmp_path / "new")
+
+
 # -- few people ------------------------------------------------------------------------
 
 
@@ -224,6 +231,13 @@ def test_two_speakers_keep_the_calibration_of_the_model(whole_model, tmp_path):
     files = [whole_model / "calibration.json", tmp_path / "new" / "calibration.json"]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert module.as_table(report).count("| cosine |") == 1
+
+
+def test_an_interval_of_no_error_is_not_claimed(caplog):
+    module._warn_of_few(5, {"cosine": {"eer_interval": [0.0, 0.0]}})
+    assert "no error was made in any resample, which so few do not prove" in caplog.text
+    module._warn_of_few(5, {"cosine": {"eer_interval": [0.0, 0.125]}})
+    assert "equal error rate is 0 to 12 %" in caplog.text
 
 
 def test_two_speakers_and_a_model_without_calibration(cosine_model, tmp_path):

@@ -58,6 +58,14 @@ def test_two_files_of_one_name(tmp_path):
         list_inputs([tmp_path / "a", tmp_path / "b"])
 
 
+def test_of_three_formats_the_one_that_is_taken_is_named(tmp_path, caplog):
+    files = [tmp_path / f"1.{suffix}" for suffix in ("m4a", "flac", "wav")]
+    touch(tmp_path, *(file.name for file in files))
+    assert list_inputs(files).paths == [str(files[2])]
+    assert f"{files[2]} is taken, not {files[1]}" in caplog.text
+    assert f"{files[1]} is taken" not in caplog.text
+
+
 def test_of_two_formats_in_one_folder_the_first_in_order(tmp_path, caplog):
     touch(tmp_path, "a/1.m4a", "a/1.wav", "a/2.ogg", "a/2.flac", "a/2.webm")
     found = list_inputs([tmp_path])

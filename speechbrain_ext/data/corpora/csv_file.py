@@ -20,8 +20,9 @@ A speaker of a trial list is never trained on, nor is a validation speaker.
 import logging
 from pathlib import Path
 
-from speechbrain_ext.data.audio import JOINT
+from speechbrain_ext.data.audio import JOINT, SAMPLE_RATE
 from speechbrain_ext.data.corpora.listings import (
+    LONGEST,
     Entry,
     kaldi_files,
     read_kaldi,
@@ -170,7 +171,7 @@ def _sample(place, what, text):
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf") or number % 1:
+    if not 0 <= number <= LONGEST * SAMPLE_RATE or number % 1:
         raise InputError(
             f"{place}: {what} {text!r}, expected a number of samples, or nothing"
         )

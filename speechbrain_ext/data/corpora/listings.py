@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
-from speechbrain_ext.data.prepare.folders import Found
+from speechbrain_ext.data.prepare.folders import Found, walk
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 1e9  # seconds, thirty years: what is longer would only overflow
 WAVS, SPEAKERS, SEGMENTS = "wav.scp", "utt2spk", "segments"
 
 
@@ -70,7 +71,7 @@ def _samples(place, what, value, least=0.0):
         seconds = float(value)
     except (TypeError, ValueError):
         seconds = -1.0
-    if isinstance(value, bool) or not least <= seconds < float("inf"):
+    if isinstance(value, bool) or not least <= seconds <= LONGEST:
         raise InputError(
             f"{place}: {what} {value!r}, expected seconds, {least:g} or more"
         )
@@ -169,7 +170,7 @@ def read_nemo(path, _data_folder=None):
 def _nemo_entry(place, line):
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         raise InputError(
@@ -181,7 +182,8 @@ def _nemo_entry(place, line):
         raise InputError(
             f"{place}: audio_filepath {wav!r}, expected the name of a file"
         )
-    speaker = fields.get("speaker", fields.get("label"))
+    speaker = fields.get("speaker")
+    speaker = fields.get("label") if speaker is None else speaker
     if isinstance(speaker, bool) or not isinstance(speaker, (str, int)):
         raise InputError(f"{place}: label {speaker!r}, expected the speaker")
     start, stop = fields.get("offset"), fields.get("duration")
@@ -237,7 +239,7 @@ def read_rttm(path, data_folder):
 def _recordings_below(root):
     """{name: paths} of all recordings below a folder, by their name and their path."""
     found, names = Found(), {}
-    for folder, _, files in os.walk(root):
+    for folder, _, files in walk(root):
         for file in files:
             if file.lower().endswith(RECORDINGS) and not file.startswith("."):
                 path = os.path.join(folder, file)

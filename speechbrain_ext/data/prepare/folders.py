@@ -194,7 +194,7 @@ class Found:
     ----------
     paths : dict of str to str
     beside : list of (str, str)
-        A file that was taken, and another of its ID in the same folder, left out.
+        An ID, and a file of it that is left out for another in the same folder.
     strange : list of str
         Files that are left out, since no list could name them.
     """
@@ -224,16 +224,30 @@ class Found:
         elif not os.path.samefile(known, path):
             taken, left_out = sorted((known, path), key=preference)
             self.paths[name] = taken
-            self.beside.append((taken, left_out))
+            self.beside.append((name, left_out))
 
     def warn(self):
         """One warning of all that was left out, for either reason."""
-        warn_of_copies(self.beside)
+        # At the end: of three formats the first that was taken may be left out itself.
+        warn_of_copies([(self.paths[name], path) for name, path in self.beside])
         if self.strange:
             logger.warning(
                 "%s; left out (%d such files)",
                 *(_strange(min(self.strange)), len(self.strange)),
             )
+
+
+def walk(root, onerror=None):
+    """``os.walk`` with linked folders, each folder once, in order of their names."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True, onerror=onerror):
+        here = os.path.realpath(folder)
+        if here in seen:  # a link to a folder above itself has no end
+            below.clear()
+            continue
+        seen.add(here)
+        below.sort()
+        yield folder, below, files
 
 
 def warn_of_copies(pairs):

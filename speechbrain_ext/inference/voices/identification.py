@@ -369,7 +369,12 @@ def identify_each(
     """
     found = embed_recordings(verifier, files, speech_detection, channel)
     errors = {failure.row: failure.reason for failure in found.failures}
-    if len(errors) == len(files):
+    unreadable = [
+        failure
+        for failure, error in zip(found.failures, found.errors)
+        if not isinstance(error, NoSpeechError)
+    ]
+    if len(unreadable) == len(files):
         raise InputError(f"{files[0]}: {errors[0]} (no recording could be read)")
     results = []
     for row, file in enumerate(files):
