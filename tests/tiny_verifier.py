@@ -36,6 +36,13 @@ def make_folder(path, seed=0, inference=None, **options):
     return save_pretrained(path, model, inference=inference, **options)
 
 
+def make_whole(root):
+    """A folder with cohort, calibration and thresholds, and the voices behind them."""
+    folder = make_folder(root / "model", inference={"as_norm_top_n": 4})
+    add_backend(folder, root / "voices")
+    return folder
+
+
 def load(folder, **options):
     return SpeakerVerifier.from_hparams(folder, run_opts=CPU, **options)
 

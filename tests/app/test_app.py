@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from tiny_speech import silence, spoken
-from tiny_verifier import add_backend, load, make_folder, write_voice
+from tiny_verifier import load, make_folder, make_whole, write_voice
 
 from speechbrain_ext import app
 from speechbrain_ext.app import (
@@ -29,10 +29,7 @@ from speechbrain_ext.utils.errors import InputError
 
 @pytest.fixture(scope="module")
 def verifier(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
-    add_backend(model, folder / "voices")
-    return load(model)
+    return load(make_whole(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import soundfile
-from tiny_verifier import add_backend, load, make_folder, write_voice
+from tiny_verifier import load, make_folder, make_whole, write_voice
 
 from speechbrain_ext.__main__ import main
 
@@ -26,10 +26,7 @@ def plain_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """With everything."""
-    folder = tmp_path_factory.mktemp("whole")
-    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
-    add_backend(model, folder / "voices")
-    return str(model)
+    return str(make_whole(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture(scope="module")

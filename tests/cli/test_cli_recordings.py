@@ -1,13 +1,11 @@
 """verify and embed on the command line: channels, and parts of files."""
 
-import json
-
 import numpy as np
 import pytest
 import soundfile
+from test_cli import refused, run
 from tiny_verifier import load, make_folder, write_voice
 
-from speechbrain_ext.__main__ import main
 from speechbrain_ext.scoring.embeddings import load_embeddings
 
 RATE = 16000
@@ -29,24 +27,6 @@ def files(tmp_path, monkeypatch):
     soundfile.write("call.wav", np.stack(sides, 1), RATE)
     soundfile.write("long.wav", np.r_[sides[1], sides[0]], RATE)
     return tmp_path
-
-
-def run(capsys, *words):
-    capsys.readouterr()
-    main([*words, "--device", "cpu"])
-    out, err = capsys.readouterr()
-    return json.loads(out), err
-
-
-def refused(capsys, message, *words):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        main([*words, "--device", "cpu"])
-    out, err = capsys.readouterr()
-    assert (stopped.value.code, out) == (1, "")
-    line = err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    assert message in line
 
 
 def verify(capsys, model, *words):

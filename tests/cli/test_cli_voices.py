@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny_verifier import add_backend, load, make_folder, write_voice
+from tiny_verifier import load, make_folder, make_whole, write_voice
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.inference import Voices
@@ -19,10 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """With everything."""
-    folder = tmp_path_factory.mktemp("whole")
-    model = make_folder(folder / "model", inference={"as_norm_top_n": 4})
-    add_backend(model, folder / "voices")
-    return str(model)
+    return str(make_whole(tmp_path_factory.mktemp("whole")))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from tiny_verifier import add_backend, load, make_folder, write_voice
+from tiny_verifier import load, make_folder, make_whole, write_voice
 
 from speechbrain_ext.inference import Voices
 from speechbrain_ext.inference.decisions import Decider
@@ -34,10 +34,7 @@ def bare(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """With cohort, calibrator and thresholds."""
-    root = tmp_path_factory.mktemp("calibrated")
-    folder = make_folder(root / "final", inference={"as_norm_top_n": 4})
-    add_backend(folder, root / "wav")
-    return load(folder)
+    return load(make_whole(tmp_path_factory.mktemp("calibrated")))
 
 
 @pytest.fixture(scope="module")
