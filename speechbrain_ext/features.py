@@ -1,7 +1,7 @@
 """Waveform → input of an encoder, batched, differentiable, on any device.
 
-w2v-BERT 2.0: Kaldi's log-mel filterbank as transformers' ``SeamlessM4TFeatureExtractor`` computes
-it, frame by frame x of 25 ms every 10 ms:
+w2v-BERT 2.0: Kaldi's log-mel filterbank as ``SeamlessM4TFeatureExtractor`` of
+transformers computes it, frame by frame x of 25 ms every 10 ms:
 
     y = (x − mean(x)) · 2^15          remove DC, 16-bit range
     y[n] ← y[n] − 0.97 y[n−1]          pre-emphasis, y[0] ← 0.03 y[0]

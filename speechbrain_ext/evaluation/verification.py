@@ -189,7 +189,7 @@ class Embedder:
         self.options = {
             **options,
             "device": device,
-            "chunking": chunking.checked(self.model.encoder.min_samples),
+            "chunking": chunking.checked(self.model.encoder),
             "precision": autocast_type(eval_precision),
             "speech": speech if speech_detection else None,
             "progress": not run_opts.noprogressbar,

@@ -95,8 +95,7 @@ def _read_source(folder, with_classifier):
     hparams = load_hyperparams(folder)
     inference = {key: hparams.get(key, value) for key, value in INFERENCE.items()}
     with naming(folder / HYPERPARAMS):
-        shortest = hparams["speaker_encoder"].encoder.min_samples
-        ChunkingConfig.of(inference).checked(shortest)
+        ChunkingConfig.of(inference).checked(hparams["speaker_encoder"].encoder)
     classifier = None
     if with_classifier:
         classifier, _ = keep_classifier(folder)

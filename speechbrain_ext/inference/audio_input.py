@@ -12,6 +12,7 @@ while a window fits, and a last window ends where the recording ends.
 
 import functools
 import logging
+import math
 from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
@@ -71,15 +72,15 @@ class ChunkingConfig(NamedTuple):
         changes = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
         return self._replace(**{k: v for k, v in changes.items() if v is not None})
 
-    def checked(self, min_samples):
-        """The same, or InputError where a value is out of range.
+    def checked(self, encoder):
+        """The same, or InputError where a value is out of range for an encoder.
 
-        ``min_samples``: the fewest samples that the encoder takes.
+        Windows are not longer than what it takes.
         """
         for name, value in zip(self._fields, self):
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"{name} is {value!r}, expected a number of seconds")
-        shortest = min_samples / SAMPLE_RATE
+        shortest = encoder.min_samples / SAMPLE_RATE
         if not shortest <= self.min_seconds < float("inf"):
             raise InputError(
                 f"min_seconds is {self.min_seconds}, expected at least {shortest}"
@@ -94,7 +95,11 @@ class ChunkingConfig(NamedTuple):
                 f"hop_seconds is {self.hop_seconds}, expected above 0 and at most "
                 f"window_seconds, {self.window_seconds}"
             )
-        return self
+        longest = encoder.max_samples
+        if longest is None:
+            return self
+        window, hop = (min(value, longest / SAMPLE_RATE) for value in self[1:])
+        return self._replace(window_seconds=window, hop_seconds=hop)
 
 
 class Recording(NamedTuple):
@@ -299,7 +304,11 @@ def read_chunk(recording, chunk, min_seconds):
         start = int(start * ratio)
         frames = min(int(frames * ratio), found.frames - start)
     wav, rate = _read(found, start, frames)
-    return (None if is_silent(wav) else resampled(wav, rate)), found
+    if is_silent(wav):
+        return None, found
+    # the ratio of an odd rate is rounded, but no encoder gets more than its window
+    most = None if chunk.frames < 0 else math.ceil(chunk.seconds * SAMPLE_RATE)
+    return resampled(wav, rate)[:most], found
 
 
 def _read(recording, start, frames):

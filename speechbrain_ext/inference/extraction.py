@@ -241,11 +241,10 @@ def extract_embeddings(
         raise InputError(
             f"max_seconds: {max_seconds} with speech_detection, expected one of the two"
         )
-    shortest = model.encoder.min_samples
     chunking = (chunking or ChunkingConfig())._replace(
-        min_seconds=shortest / SAMPLE_RATE
+        min_seconds=model.encoder.min_samples / SAMPLE_RATE
     )
-    chunking.checked(shortest)
+    chunking = chunking.checked(model.encoder)
     store = _InMemory(len(manifest)) if parts is None else parts
     seconds = np.asarray(manifest.durations)
     if max_seconds is not None:

@@ -181,7 +181,7 @@ def _checked_encoder(folder, hparams):
             )
         if (rate := hparams.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
-        return ChunkingConfig.of(hparams).checked(model.encoder.min_samples)
+        return ChunkingConfig.of(hparams).checked(model.encoder)
 
 
 def _load_backend(folder, width, top_n):

@@ -75,6 +75,8 @@ class OnnxSpeakerEncoder:
         Hz.
     min_samples : int
         Fewest samples of a recording that the model takes.
+    max_samples : int or None
+        Most of them; None: any number. Windows are not longer.
     embedding_size : int
         E.
     settings : dict of str to float
@@ -100,6 +102,8 @@ class OnnxSpeakerEncoder:
                 int(self.metadata[name])
                 for name in ("sample_rate", "min_samples", "embedding_size")
             )
+            longest = self.metadata.get("max_samples")
+            self.max_samples = None if longest is None else int(longest)
             self.settings = {
                 name: float(self.metadata.get(name, value))
                 for name, value in DEFAULTS.items()
@@ -221,8 +225,10 @@ class OnnxSpeakerEncoder:
             seconds, least = len(wav) / self.sample_rate, self.settings["min_seconds"]
             if not len(wav) or seconds < least:
                 raise NoSpeechError(f"{name}: {lack_of_speech(seconds, least)}")
+        most = len(wav) if self.max_samples is None else self.max_samples
+        most = min(most, len(wav))
         window, hop = (
-            min(round(min(self.settings[key], 1e9) * self.sample_rate), len(wav))
+            min(round(min(self.settings[key], 1e9) * self.sample_rate), most)
             for key in ("window_seconds", "hop_seconds")
         )
         starts = [*range(0, len(wav) - window, max(hop, 1)), len(wav) - window]

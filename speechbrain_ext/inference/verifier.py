@@ -222,7 +222,8 @@ class SpeakerVerifier(SpeakerRecognition):
             Padded seconds in one batch, at most: bounds the memory. None takes 12 s on
             a CPU, where each core has a batch of its own, and 120 s on a GPU.
         window_seconds, hop_seconds : float or None
-            None takes the model's; ``float("inf")`` embeds long recordings whole.
+            None takes the model's; ``float("inf")`` embeds long recordings whole, or
+            as whole as the encoder can (``max_samples``).
         speech_detection : bool or None
             Embed speech alone; None: as the model's folder says. Unless asked for, a
             file is embedded as it is, as in trial lists and by SpeechBrain: decisions
@@ -250,7 +251,7 @@ class SpeakerVerifier(SpeakerRecognition):
         if on_error not in ("raise", "collect"):
             raise InputError(f"on_error {on_error!r}, expected raise or collect")
         chunking = self.chunking.changed(window_seconds, hop_seconds)
-        chunking.checked(self.mods.speaker_encoder.encoder.min_samples)
+        chunking = chunking.checked(self.mods.speaker_encoder.encoder)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         collect = on_error == "collect"
         options |= {"collect": collect}

@@ -92,6 +92,9 @@ class Encoder(_Rebuildable):
         Hz of the input.
     min_samples : int
         Length of the shortest input.
+    max_samples : int or None
+        That of the longest; None: any. Inference cuts longer recordings into windows,
+        a training whose crops are longer does not begin.
     hidden_size : int
         Width C of the hidden states.
     n_states : int
@@ -106,6 +109,7 @@ class Encoder(_Rebuildable):
     title = None
     sample_rate = 16000
     min_samples = 400
+    max_samples = None
     hidden_size: int
     n_states: int
     lora_targets = ()

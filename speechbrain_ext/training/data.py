@@ -12,12 +12,14 @@ from collections.abc import Callable
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.data.shards.index import from_shards
 from speechbrain_ext.data.shards.order import ShardOrderSampler
 from speechbrain_ext.utils.distributed import rank_and_world
+from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +118,16 @@ class TrainingData:
     def n_perturbed(self):
         """So many speakers, the first, are played at all speeds; None: all."""
         return self.manifest.n_perturbed
+
+    def check_crops(self, encoder):
+        """InputError where crops are longer than an encoder takes."""
+        longest = encoder.max_samples
+        if longest is not None and self.crop_seconds[1] * SAMPLE_RATE > longest:
+            raise InputError(
+                f"crop_seconds: {self.crop_seconds[1]:g}, expected "
+                f"{longest / SAMPLE_RATE:g} or less: {type(encoder).__name__} takes no "
+                "longer input"
+            )
 
     def loader(self, num_workers=0, pin_memory=False):
         """Batches of the training set in the sampler's order."""

@@ -279,8 +279,9 @@ class Distillation(Term):
         self.projections = None
 
     def setup(self, speaker_encoder, data):
-        """Check the layer map; make the projections."""
+        """Check the crops and the layer map; make the projections."""
         student, teacher = speaker_encoder.encoder, self.teacher
+        data.check_crops(teacher)
         if self.layers is not None:
             n = student.n_states, teacher.n_states
             for pair in self.layers:

@@ -20,6 +20,7 @@ from speechbrain_ext.inference.audio_input import (
     resampled,
     warn_of_conversions,
 )
+from speechbrain_ext.lobes.encoder import Encoder
 from speechbrain_ext.utils.errors import InputError
 
 
@@ -187,6 +188,12 @@ def test_windows_cover_all_and_none_reaches_beyond(seed):
     assert covered.all()
 
 
+def encoder(shortest, longest=None):
+    made = Encoder()
+    made.min_samples, made.max_samples = shortest, longest
+    return made
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -202,16 +209,32 @@ def test_windows_cover_all_and_none_reaches_beyond(seed):
 )
 def test_settings_out_of_range(values, expected):
     with pytest.raises(InputError, match=expected):
-        ChunkingConfig(*values).checked(560)
+        ChunkingConfig(*values).checked(encoder(560))
 
 
 def test_the_shortest_recording_is_the_encoder_s():
     """A larger stride needs more samples."""
-    assert ChunkingConfig(0.25).checked(4000) == (0.25, 60, 60)
+    assert ChunkingConfig(0.25).checked(encoder(4000)) == (0.25, 60, 60)
     with pytest.raises(
         InputError, match=r"min_seconds is 0\.25, expected at least 0.5"
     ):
-        ChunkingConfig(0.25).checked(8000)
+        ChunkingConfig(0.25).checked(encoder(8000))
+
+
+def test_no_window_is_longer_than_the_encoder_takes():
+    some = encoder(400, 480_000)
+    assert ChunkingConfig(0.25).checked(some) == (0.25, 30, 30)
+    assert ChunkingConfig(0.25, float("inf"), 20).checked(some) == (0.25, 30, 20)
+    assert ChunkingConfig(0.25, 10, 5).checked(some) == (0.25, 10, 5)
+
+
+@pytest.mark.parametrize("rate", [44099, 15999, 16007])
+def test_a_window_at_an_odd_rate_is_as_long_as_at_any(tmp_path, rate):
+    noise(tmp_path / "a.wav", 3 * rate, rate)
+    recording = inspect_file(tmp_path / "a.wav", 0.25)
+    for chunk in chunks_of(0, recording, ChunkingConfig(0.25, 2.0, 1.0)):
+        wav, _ = read_chunk(recording, chunk, 0.25)
+        assert 32000 - 16 <= len(wav) <= 32000
 
 
 def test_a_window_alone_is_its_own_hop():

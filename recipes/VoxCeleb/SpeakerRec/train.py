@@ -123,6 +123,7 @@ def train(
     prepared = main_process_first(prepare)
     data = train_data(prepared.train, seed=seed)
     speaker_encoder = modules["speaker_encoder"]
+    data.check_crops(speaker_encoder.encoder)
     for term in terms:
         term.setup(speaker_encoder, data)
     if lora:

@@ -104,9 +104,11 @@ def build(model, inference=None):
 
 def describe(model):
     """What a program that runs the file must know → dict."""
+    longest = model.encoder.max_samples
     return {
         "sample_rate": model.encoder.sample_rate,
         "min_samples": _min_samples(model),
+        **({} if longest is None else {"max_samples": longest}),
         "embedding_size": model.embedding_size,
         "encoder_parameters": count_parameters(model.encoder).total,
         "head_parameters": count_parameters(model.head).total,

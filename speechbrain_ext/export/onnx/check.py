@@ -145,7 +145,7 @@ def check_against_torch(model, path):
 
     onnx.checker.check_model(str(path))
     encoder = graph_alone(path, threads=torch.get_num_threads())
-    wavs = recordings(encoder.sample_rate, encoder.min_samples)
+    wavs = recordings(encoder)
     with torch.inference_mode():
         expected = np.concatenate(
             [model(torch.from_numpy(wav)[None]).squeeze(1).numpy() for wav in wavs]
@@ -191,11 +191,15 @@ def read_all(path, files):
     return [encoder.read(file) for file in files]
 
 
-def recordings(sample_rate, min_samples):
-    """Made-up recordings from the shortest to 6 s → list of [T] float32."""
-    lengths = [min_samples, *(round(s * sample_rate) for s in SECONDS)]
+def recordings(encoder):
+    """Made-up ones from the shortest that a runner takes to 6 s → list of [T]."""
+    rate, shortest, longest = (
+        *(encoder.sample_rate, encoder.min_samples),
+        encoder.max_samples or np.inf,
+    )
+    lengths = [shortest, *(min(round(s * rate), longest) for s in SECONDS)]
     return [
-        speech_like(max(length, min_samples), sample_rate, seed)
+        speech_like(max(length, shortest), rate, seed)
         for seed, length in enumerate(lengths)
     ]
 

@@ -63,7 +63,7 @@ def quantise(path, wavs=None, min_cosine=MIN_COSINE):
     exact, rounded = graph_alone(path), graph_alone(small)
     made_up = wavs is None
     if made_up:
-        wavs = recordings(exact.sample_rate, exact.min_samples)
+        wavs = recordings(exact)
     figures = {
         "int8_bytes": file_bytes(small),
         "fp32_seconds": _seconds(exact),
