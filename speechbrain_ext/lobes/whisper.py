@@ -49,6 +49,10 @@ UNUSED = (
     *("decoder.", "model.decoder.", "proj_out."),
     *("projector.", "classifier.", "layer_weights"),  # of a classifier of recordings
 )
+SIZES = (
+    *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
+    *("num_mel_bins", "max_source_positions", "conv1_channels"),
+)
 STRIDE = 2  # mel frames of a state
 LONGEST_WAVE = 10000  # of the sinusoids, in radians per 2π positions
 
@@ -214,9 +218,9 @@ class WhisperEncoder(Encoder):
     def __init__(
         self,
         source,
-        frozen=False,
-        gradient_checkpointing=False,
-        savedir=None,
+        frozen: bool = False,
+        gradient_checkpointing: bool = False,
+        savedir: str | None = None,
         *,
         last_state: Literal["raw", "normalised"] = "normalised",
     ):
@@ -224,7 +228,7 @@ class WhisperEncoder(Encoder):
         config, weights = read_source(source, WhisperConfig, savedir)
         if last_state not in ("raw", "normalised"):
             raise InputError(f"last_state: {last_state!r}, expected raw or normalised")
-        shapes = layer_shapes(config)
+        check_config(config)
         self.config = config
         self.arguments["source"] = config.to_dict()
         self.features = WhisperFeatures(config.num_mel_bins)
@@ -233,7 +237,9 @@ class WhisperEncoder(Encoder):
         self.conv2 = nn.Conv1d(channels, config.d_model, 3, STRIDE, padding=1)
         self.embed_positions = Positions(config.max_source_positions, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(WhisperLayer(config, shape) for shape in shapes)
+        self.layers = nn.ModuleList(
+            WhisperLayer(config, shape) for shape in layer_shapes(config)
+        )
         self.layer_norm = None
         if last_state == "normalised":
             self.layer_norm = nn.LayerNorm(config.d_model)
@@ -375,44 +381,40 @@ def full_shape(config):
     return LayerShape(config.encoder_attention_heads, config.encoder_ffn_dim)
 
 
+def layer_shapes(config):
+    """LayerShapes of all layers, from a configuration that was checked."""
+    full, layers = full_shape(config), config.encoder_layers
+    heads = getattr(config, "num_attention_heads_group", None) or [full.heads] * layers
+    ffn = getattr(config, "ffn_dim_group", None) or [full.ffn] * layers
+    return [LayerShape(*widths) for widths in zip(heads, ffn, strict=True)]
+
+
 def conv1_channels(config):
     """Channels between the two convolutions."""
     return getattr(config, "conv1_channels", None) or config.d_model
 
 
-def layer_shapes(config):
-    """LayerShapes of all layers.
+def check_config(config):
+    """InputError where no encoder can be built of a configuration."""
 
-    InputError: an odd width, heads that do not divide it, an unknown activation, a list
-    of another length.
-    """
-    full, layers = full_shape(config), config.encoder_layers
-    for name, divisor in (("2", 2), ("encoder_attention_heads", full.heads)):
-        if config.d_model % divisor:
-            raise InputError(
-                f"encoder configuration: d_model {config.d_model} is no multiple of "
-                f"{name}" + (f" {divisor}" if divisor != 2 else "")
-            )
-    if config.activation_function not in ACT2FN:
+    def refuse(name, expected):
+        value = getattr(config, name)
         raise InputError(
-            "encoder configuration: activation_function "
-            f"{config.activation_function!r}, expected one of transformers' as 'gelu'"
+            f"encoder configuration: {name} {value!r}, expected {expected}"
         )
 
-    def group(name, default):
+    for name in SIZES:
         value = getattr(config, name, None)
-        value = [default] * layers if value is None else value
-        if len(value) != layers:
-            raise InputError(
-                f"encoder configuration: {name} has {len(value)} entries, expected "
-                f"encoder_layers = {layers}"
-            )
-        return value
-
-    return [
-        LayerShape(*widths)
-        for widths in zip(
-            group("num_attention_heads_group", full.heads),
-            group("ffn_dim_group", full.ffn),
-        )
-    ]
+        optional = value is None and name == "conv1_channels"
+        if not optional and not (type(value) is int and value > 0):
+            refuse(name, "1 or more")
+    heads, layers = config.encoder_attention_heads, config.encoder_layers
+    if config.d_model % heads or config.d_model % 2:
+        refuse("d_model", f"an even multiple of encoder_attention_heads, {heads}")
+    if config.activation_function not in ACT2FN:
+        refuse("activation_function", "one that transformers knows, as 'gelu'")
+    for name in ("num_attention_heads_group", "ffn_dim_group"):
+        value = getattr(config, name, None) or [0] * layers
+        numbers = isinstance(value, list) and all(type(n) is int for n in value)
+        if not numbers or len(value) != layers or min(value) < 0:
+            refuse(name, f"encoder_layers = {layers} numbers, 0 or more")

@@ -221,11 +221,13 @@ def _unreadable(name, config_class, error):
 
 def _read_pretrained_folder(source, savedir=None, prefix=""):
     """A transformers folder or hub id → (folder, weights without the prefix)."""
-    # torch files only where there are no others: a repository may have both
-    for weights in ("model*.safetensors*", "pytorch_model*.bin*"):
-        patterns = ["config.json", "preprocessor_config.json", weights]
+    # torch files only where there are no others: a repository may have both, and a
+    # large one the same in another precision, as model.fp32-00001-of-00002.safetensors
+    for name, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        weights = [f"{name}.{suffix}*", f"{name}-*.{suffix}"]
+        patterns = ["config.json", "preprocessor_config.json", *weights]
         folder = find_or_fetch(source, patterns, EXPECTED, cache_dir=savedir)
-        if any(folder.glob(weights)):
+        if any(path for pattern in weights for path in folder.glob(pattern)):
             break
     if not (folder / "config.json").is_file():
         raise InputError(f"{source}: no config.json in this folder")

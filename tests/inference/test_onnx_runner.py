@@ -54,6 +54,17 @@ def test_order_batches_and_kinds_of_input_make_no_difference(encoder):
     )
 
 
+def test_no_window_is_longer_than_the_model_takes(onnx_models):
+    """Whatever the settings say: what a Whisper's file has as ``max_samples``."""
+    encoder = OnnxSpeakerEncoder(onnx_models("pruned")[1], 1, speech_detection=False)
+    wav = waveform(20000)
+    parts = encoder.embed([wav[n : n + 8000] for n in (0, 8000, 12000)])
+    assert encoder.max_samples is None
+    encoder.max_samples = 8000
+    encoder.settings["window_seconds"] = float("inf")
+    np.testing.assert_allclose(encoder.embed(wav), parts.mean(0), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("wav", "message"),
     [

@@ -1,6 +1,8 @@
 """Whisper's encoder: transformers' states, every kind of file, padding, its length."""
 
 import json
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -333,16 +335,15 @@ def test_sources_that_do_not_fit(tmp_path, folder):
     refused(r"weights do not fit: 15 missing: layers\.2\.", encoder_layers=3)
     refused(r"weights do not fit: 15 unexpected: layers\.1\.", encoder_layers=1)
     refused(r"conv1\.weight \(24, 80, 3\) instead of \(24, 128, 3\)", num_mel_bins=128)
-    refused(
-        "d_model 24 is no multiple of encoder_attention_heads 5",
-        encoder_attention_heads=5,
-    )
-    refused("d_model 15 is no multiple of 2", d_model=15)
+    refused("d_model 24, expected an even mult", encoder_attention_heads=5)
+    refused("d_model 15, expected an even mult", d_model=15)
+    refused("encoder_attention_heads 0, expected 1 or", encoder_attention_heads=0)
+    refused("max_source_positions -1, expected 1 or", max_source_positions=-1)
     refused("activation_function 'geloo', expected", activation_function="geloo")
-    refused(
-        "ffn_dim_group has 1 entries, expected encoder_layers = 2", ffn_dim_group=[3]
-    )
-    refused("refused as weights", "pytorch_model.bin", b"\x80\x04cos\nsystem\n.")
+    for group in ([3], [3, -1], [3, 1.5], 3, {"0": 3}):
+        refused("ffn_dim_group .*, expected encoder_layers = 2", ffn_dim_group=group)
+    refused("conv1_channels 0, expected 1 or more", conv1_channels=0)
+    refused("refused as weights", "pytorch_model.bin", pickle.dumps(os.system, 2))
     refused("cannot be read|refused as weights", content=weights[:5000])
     with pytest.raises(InputError, match="last_state: 'tied', expected raw or normal"):
         WhisperEncoder(folder, last_state="tied")

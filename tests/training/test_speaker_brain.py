@@ -19,12 +19,37 @@ from tiny_training import (
 )
 from torch import nn
 
+from speechbrain_ext.data.manifest import write_manifest
+from speechbrain_ext.lobes.encoder import Encoder
+from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.training.brain import SpeakerBrain
+from speechbrain_ext.training.data import TrainingData
+from speechbrain_ext.training.terms import Distillation
 from speechbrain_ext.utils.distributed import batch_norm_explained
 from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# ---- before the first step -----------------------------------------------------------
+
+
+def test_crops_longer_than_an_encoder_takes_are_refused(corpus, tmp_path):
+    """Of the student, and of a teacher as its term is set up."""
+    manifest = tmp_path / "train.csv"
+    write_manifest(manifest, manifest_of(corpus, range(4)))
+    data = TrainingData(manifest, crop_seconds=(0.5, 1.0), batch_size=4)
+    encoder = Encoder()
+    data.check_crops(encoder)
+    encoder.max_samples = 16000
+    data.check_crops(encoder)
+    encoder.max_samples = 15999
+    expected = r"crop_seconds: 1, expected 0\.999.* or less: Encoder takes no longer"
+    with pytest.raises(InputError, match=expected):
+        data.check_crops(encoder)
+    with pytest.raises(InputError, match=expected):
+        Distillation(encoder).setup(SpeakerEncoder(encoder, PlainHead()), data)
 
 
 # ---- steps ---------------------------------------------------------------------------

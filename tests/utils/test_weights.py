@@ -399,6 +399,8 @@ def test_hub_gives_torch_files_where_there_are_no_others(
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
     if kind == "bin":
         (folder / "model.safetensors").unlink()
+    other = "model.fp32-00001-of-00002.safetensors"
+    (folder / other).write_bytes(b"the same in another precision")
     cache = tmp_path / "cache"
     cache.mkdir()
 
@@ -411,3 +413,4 @@ def test_hub_gives_torch_files_where_there_are_no_others(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert_same_outputs("owner/name", model)
     assert (cache / "pytorch_model.bin").exists() == (kind == "bin")
+    assert not (cache / other).exists()
