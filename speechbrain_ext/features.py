@@ -374,8 +374,11 @@ class WhisperFeatures(nn.Module):
         samples = sample_counts(wavs, wav_lens, WHISPER_MIN_SAMPLES)
         with full_precision(wavs):
             frames = samples // HOP
-            log_mel = self._log_mel(_mirrored(wavs.float(), samples), int(frames.max()))
-            return self._above_floor(log_mel, frames)
+            longest = int(frames.max())
+            padded = int(frames.min()) < longest
+            log_mel = self._log_mel(_mirrored(wavs.float(), samples), longest)
+            features = self._above_floor(log_mel, frames if padded else None)
+            return features, frames / longest
 
     def _log_mel(self, wavs, n_frames):
         """Mirrored [B, 400 + T] → [B, F, M], a few frames at a time."""
@@ -392,13 +395,15 @@ class WhisperFeatures(nn.Module):
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _above_floor(self, log_mel, frames):
-        """[B, F, M], valid frames [B] → (features [B, F, M], relative lengths [B])."""
-        total = log_mel.shape[1]
-        places = torch.arange(total, device=log_mel.device)
-        valid = (places < frames.unsqueeze(1)).unsqueeze(-1)  # [B, F, 1]
-        loudest = log_mel.masked_fill(~valid, -torch.inf).amax((1, 2), keepdim=True)
-        features = (torch.maximum(log_mel, loudest - WHISPER_RANGE) + 4.0) / 4.0
-        return features.masked_fill(~valid, 0.0), frames / total
+        """[B, F, M], valid frames [B] or None: all → features [B, F, M]."""
+        heard = log_mel
+        if frames is not None:
+            places = torch.arange(log_mel.shape[1], device=log_mel.device)
+            padding = (places >= frames.unsqueeze(1)).unsqueeze(-1)  # [B, F, 1]
+            heard = log_mel.masked_fill(padding, -torch.inf)
+        loudest = heard.amax((1, 2), keepdim=True)
+        features = torch.maximum(log_mel, loudest - WHISPER_RANGE).add_(4.0).div_(4.0)
+        return features if frames is None else features.masked_fill(padding, 0.0)
 
 
 def _mirrored(wavs, samples):
@@ -465,4 +470,5 @@ class GraphWhisperFeatures(WhisperFeatures):
         real, imaginary = spectrum.float().square().chunk(2, dim=-1)
         power = torch.matmul(real + imaginary, self.mel)
         log_mel = power.clamp(min=WHISPER_FLOOR).log10()
-        return self._above_floor(log_mel, samples // HOP)
+        frames = samples // HOP
+        return self._above_floor(log_mel, frames), frames / log_mel.shape[1]

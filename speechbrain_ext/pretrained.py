@@ -185,12 +185,16 @@ def write_model(folder, speaker_encoder, weights, inference):
     if isinstance(arguments.get("source"), dict):
         write_json(folder / ENCODER_CONFIG, arguments["source"])
     (folder / INTERFACE_FILE).write_text(INTERFACE, encoding="utf-8")
+    treated = {**INFERENCE, **inference}
+    longest = (encoder.max_samples or float("inf")) / encoder.sample_rate
+    for key in ("window_seconds", "hop_seconds"):
+        treated[key] = min(treated[key], longest)
     text = TEMPLATE.format(
         repository=repository(),
         sample_rate=encoder.sample_rate,
         encoder=_constructor(encoder, arguments),
         head=_constructor(head, _arguments(head)),
-        **{key: json.dumps(inference.get(key, INFERENCE[key])) for key in INFERENCE},
+        **{key: json.dumps(value) for key, value in treated.items()},
     )
     (folder / HYPERPARAMS).write_text(text, encoding="utf-8")
 
