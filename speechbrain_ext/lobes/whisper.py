@@ -7,8 +7,8 @@
 Radford et al. 2023 (arXiv 2212.04356, section 2.2), any size: mel bands, widths, heads
 and layers are those of the configuration. Names of weights are those of transformers'
 ``WhisperEncoder``. A recording is not filled up to 30 s with silence: p is cut to the
-frames that there are, as Whisper-PMFA does (arXiv 2408.15585), and what lies behind the
-end of a row is zero before each convolution, as where a recording ends.
+frames that there are, and what lies behind the end of a row is zero before each
+convolution, as where a recording ends.
 
 The sinusoids are no parameters: transformers does not train them either. A layer drop
 of the configuration is left out, because a layer that is skipped gives no state; its

@@ -122,7 +122,7 @@ def test_a_torch_file_and_several_files(tmp_path, folder):
 
 
 def test_real_weights(shared):
-    """On a window of 30 s; then a short one: padding it is another function."""
+    """A window of 30 s, which is all that transformers takes."""
     path = shared / "models" / "whisper-tiny.en"
     if not path.is_dir():
         pytest.skip(f"{path}, of shared, is absent")
