@@ -367,7 +367,8 @@ class NemoFeatures(nn.Module):
         normalize: Literal["per_feature", "all_features"] | None = "per_feature",
     ):
         super().__init__()
-        self.frame, self.hop = n_window_size, n_window_stride
+        self.sample_rate, self.frame = sample_rate, n_window_size
+        self.hop = n_window_stride
         self.fft = n_fft or 1 << (self.frame - 1).bit_length()
         if self.fft < self.frame or self.fft % 2:
             raise InputError(

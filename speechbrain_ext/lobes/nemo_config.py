@@ -133,7 +133,7 @@ class Width(NamedTuple):
 
 
 def check_sections(sections):
-    """Sections of a file → (what an encoder is built from, Settings, NemoFeatures).
+    """Sections of a file → (those that rebuild the encoder, Settings, NemoFeatures).
 
     InputError: what is not built here, by its key and value.
     """
@@ -142,19 +142,20 @@ def check_sections(sections):
     settings = Settings(**encoder)
     _check_settings(settings)
     given = sections["preprocessor"] or {**RECIPE, "features": settings.feat_in}
-    preprocessor = _in_samples(_known("preprocessor", given))
-    check_arguments("preprocessor", NemoFeatures, kwargs=preprocessor)
+    given = _in_samples(_known("preprocessor", given))
+    check_arguments("preprocessor", NemoFeatures, kwargs=given)
     with naming("preprocessor"):
-        features = NemoFeatures(**preprocessor)
-    feat_out = sections["encoder"].get("feat_out") or -1
-    for name, value, expected in (
-        ("preprocessor.features", preprocessor["features"], settings.feat_in),
-        ("encoder.feat_out", feat_out if feat_out > 0 else settings.d_model, None),
-    ):
-        expected = expected or settings.d_model
-        if value != expected:
-            raise InputError(f"{name} {value!r}, expected {expected}")
-    return {"encoder": encoder, "preprocessor": preprocessor}, settings, features
+        features = NemoFeatures(**given)
+    feat_out, bins = sections["encoder"].get("feat_out"), given["features"]
+    if feat_out not in (None, -1, 0, settings.d_model):
+        raise InputError(f"encoder.feat_out {feat_out!r} is not built, expected -1")
+    if bins != settings.feat_in:
+        raise InputError(
+            f"encoder.feat_in {settings.feat_in}, expected preprocessor.features {bins}"
+        )
+    # what is NeMo's default stays away: not all floats survive a YAML file's reading
+    own = {k: v for k, v in given.items() if PREPROCESSOR[k] != v}
+    return {"encoder": encoder, "preprocessor": own}, settings, features
 
 
 def _known(section, values):
@@ -181,7 +182,7 @@ def _in_samples(values):
     rate = values["sample_rate"]
     for name in ("window_size", "window_stride"):
         seconds, samples = values.pop(name), values[f"n_{name}"]
-        if samples is None or name in values:
+        if samples is None:
             values[f"n_{name}"] = _samples(name, seconds, rate)
     if values["normalize"] not in ("per_feature", "all_features"):
         values["normalize"] = None

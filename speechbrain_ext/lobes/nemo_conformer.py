@@ -81,7 +81,7 @@ class NemoConformerEncoder(Encoder):
         with naming(kind):
             config, self.settings, self.features = check_sections(sections)
         self.arguments["source"] = config
-        self.sample_rate = config["preprocessor"]["sample_rate"]
+        self.sample_rate = self.features.sample_rate
         self.min_samples = self.features.min_samples
         settings = self.settings
         if settings.stages:

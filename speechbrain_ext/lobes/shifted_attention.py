@@ -25,8 +25,8 @@ from speechbrain_ext.lobes.relative_attention import SMALL_SCORE, exponentials_
 
 # Queries attended at once: [B, H, block, T] scores bound the memory of long recordings.
 FUSED_BLOCK = 512
-BLOCK = 256
-SCORES = 2**20  # made at once, of two heads or more: they stay in the cache
+BLOCK = 96
+SCORES = 2**18  # made at once, of two heads or more: they stay in the cache
 
 
 def distances(frames, width, like):

@@ -139,6 +139,7 @@ PRUNED = {
     "conv_group": [[48, 48], [48, 5], [48, 48]],
 }
 NEMO_WIDTHS = [[1, 33, 64, 5], [0, 0, 7, 16], [4, 64, 0, 0]]
+NEMO_OPTIONS = {"use_bias": False, "conv_norm_type": "layer_norm", "xscaling": False}
 
 
 def nemo_config(**changes):
