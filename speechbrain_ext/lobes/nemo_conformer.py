@@ -101,7 +101,7 @@ class NemoConformerEncoder(Encoder):
             given = weights.get(f"preprocessor.featurizer.{name}")
             if given is not None and not (
                 given.squeeze().shape == own.shape
-                and torch.allclose(given.squeeze().float(), own, atol=1e-4)
+                and (given.squeeze() - own).abs().max() <= 0.01 * own.max()
             ):
                 raise InputError(
                     f"{source}: preprocessor.featurizer.{name} {tuple(given.shape)} is "

@@ -95,13 +95,17 @@ def _parsed(text, name):
 def _read_archive(path):
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected {EXPECTED}")
-    limit = max(SMALL_BYTES, LARGEST_RATIO * path.stat().st_size)
+    length = path.stat().st_size
+    limit = max(SMALL_BYTES, LARGEST_RATIO * length)
     try:
         with contextlib.ExitStack() as stack:
             archive, packed = _opened(path, stack)
             members = _members(archive, path)
             text = _member(archive, members[CONFIG], path, CONFIG_BYTES).read().decode()
             file = _member(archive, members[WEIGHTS], path, limit)
+            end = members[WEIGHTS].offset_data + members[WEIGHTS].size
+            if not packed and end > length:
+                raise EOFError(f"it ends inside {WEIGHTS}")
             # torch reads a file from its end: of a packed one that would begin anew
             weights = read_weights(
                 f"{path}: {WEIGHTS}", io.BytesIO(file.read()) if packed else file
