@@ -264,7 +264,7 @@ def test_damaged_and_hostile_archives_are_one_line(encoder, tmp_path, capsys):
         (b"", "not a readable .nemo file"),
         (linked.read_bytes(), "no model_config.yaml and model_weights.ckpt in this"),
         (outside, "no model_config.yaml and model_weights.ckpt in this archive"),
-        ({**members, weights: pickle.dumps(Harmful())}, "model_weights.ckpt"),
+        ({**members, weights: pickle.dumps(Harmful(), 2)}, "model_weights.ckpt"),
         ({**members, weights: saved({"a": Harmful()})}, "refused as weights"),
         ({**members, weights: saved([1, 2])}, "expected a flat dictionary of tensors"),
         ({**members, "./model_config.yaml": b"!!python/name:os.system"}, "not a reada"),
