@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from speechbrain_ext.features import NemoFeatures
+from speechbrain_ext.lobes.attention import fused
 from speechbrain_ext.lobes.cpu_inference import Linear
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
 from speechbrain_ext.lobes.nemo_config import check_sections
@@ -28,7 +29,7 @@ from speechbrain_ext.lobes.nemo_layers import (
     ShiftedAttention,
     Subsampling,
 )
-from speechbrain_ext.lobes.shifted_attention import distances, fused
+from speechbrain_ext.lobes.shifted_attention import distances
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.nemo_file import read_nemo
 from speechbrain_ext.utils.precision import valid_counts

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.attention import attend
 from speechbrain_ext.lobes.conformer import Pointwise, depthwise
 from speechbrain_ext.lobes.cpu_inference import Linear, inference_on_cpu, swish
 from speechbrain_ext.lobes.encoder import PrunableGroup
-from speechbrain_ext.lobes.shifted_attention import attend
+from speechbrain_ext.lobes.shifted_attention import ShiftedBias
 
 
 class Subsampling(nn.Module):
@@ -96,15 +97,17 @@ class ShiftedAttention(nn.Module):
             for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
         positions = self.linear_pos(table).unflatten(-1, (-1, self.head_dim))
+        bias = ShiftedBias(
+            query + self.pos_bias_v.unsqueeze(1),
+            positions.transpose(0, 1),  # [H, 2T, d]
+        )
         context = self.attend(
-            query,
+            query + self.pos_bias_u.unsqueeze(1),
             key,
             value,
-            positions.transpose(0, 1),  # [H, 2T, d]
-            self.pos_bias_u,
-            self.pos_bias_v,
             padding,
             self.dropout if self.training else 0.0,
+            bias,
         )
         return self.linear_out(context)
 

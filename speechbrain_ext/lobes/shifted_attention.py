@@ -1,4 +1,4 @@
-"""Softmax attention with Transformer-XL's relative positions, without [T, T, d].
+"""Transformer-XL's relative positions as a bias on attention, without [T, T, d].
 
     y_i = Σ_j softmax_j(((q_i + u)·k_j + (q_i + v)·p[i − j]) / √d) v_j
 
@@ -7,26 +7,11 @@ linear map of sinusoids. The products of a query with all distances are one row 
 matrix, from which query i takes T values that begin one column further left than those
 of query i − 1. A row one column longer is then the same place in the next row: rows of
 W + 1 numbers in memory, read as rows of W, are shifted already. So the shift is a view.
-Two ways to the same result:
-
-- :func:`fused` gives the shifted products to torch's fused attention as its bias. It
-  has a gradient and runs on every device;
-- :func:`blocked` is for inference on CPUs: one recording at a time without its padding,
-  block by block, the product of queries and keys added to the view where it is written.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
-
-from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
-from speechbrain_ext.lobes.relative_attention import SMALL_SCORE, exponentials_
-
-# Queries attended at once: [B, H, block, T] scores bound the memory of long recordings.
-FUSED_BLOCK = 512
-BLOCK = 96
-SCORES = 2**18  # made at once, of two heads or more: they stay in the cache
 
 
 def distances(frames, width, like):
@@ -41,7 +26,48 @@ def distances(frames, width, like):
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
-def shifted(products, frames):
+class ShiftedBias:
+    """(q_i + v)·p[i − j] / √d, for :func:`~speechbrain_ext.lobes.attention.attend`.
+
+    Arguments
+    ---------
+    query : torch.Tensor
+        q + v, [B, H, T, d].
+    positions : torch.Tensor
+        p of :func:`distances`, [H, 2T, d].
+    """
+
+    def __init__(self, query, positions):
+        self.query = query * query.shape[-1] ** -0.5
+        self.positions = positions.transpose(1, 2)  # [H, d, 2T]
+        self.memory = query.new_empty(0)
+
+    def rows(self, rows):
+        """Of the queries ``rows``, a slice → [B, H, t, T]."""
+        frames = self.query.shape[2]
+        stop = frames if rows.stop is None else min(rows.stop, frames)
+        seen = self.positions[..., frames - stop : 2 * frames - rows.start]
+        products = torch.matmul(self.query[:, :, rows], seen)
+        return _shifted(products, frames).contiguous()
+
+    def write(self, scores, item, heads, rows):
+        """Put that of one utterance and some heads into ``scores``, [N, t, T]."""
+        frames = self.query.shape[2]
+        seen = self.positions[heads, :, frames - rows.stop : 2 * frames - rows.start]
+        shape = (*scores.shape[:2], seen.shape[2])
+        if self.memory.numel() < math.prod(shape):
+            self.memory = scores.new_empty(math.prod(shape))
+        products = self.memory[: math.prod(shape)].view(shape)
+        torch.bmm(self.query[item, heads, rows], seen, out=products)
+        scores.copy_(_shifted(products, frames))
+
+    def largest(self):
+        """The largest absolute value of every utterance and head, or more: [B, H]."""
+        positions = torch.linalg.vector_norm(self.positions, dim=1).amax(-1)
+        return torch.linalg.vector_norm(self.query, dim=-1).amax(-1) * positions
+
+
+def _shifted(products, frames):
     """A view in which row r begins one column further left than row r − 1.
 
     [..., n, T + n], columns of the distances of the last query from T on the left (the
@@ -50,124 +76,3 @@ def shifted(products, frames):
     rows, width = products.shape[-2:]
     flat = products.flatten(-2)[..., rows : rows * width]
     return flat.unflatten(-1, (rows, width - 1))[..., :frames]
-
-
-def attend(query, key, value, positions, bias_u, bias_v, padding=None, dropout=0.0):
-    """Attention of all queries: [B, H, T, d] each → [B, T, H·d].
-
-    ``positions`` [H, 2T, d] has p of :func:`distances`; ``bias_u``, ``bias_v`` [H, d];
-    ``padding`` [B, T] is True where to look away, None where nothing is padded;
-    ``dropout`` is of the attention weights.
-    """
-    inputs = (query, key, value, positions, bias_u, bias_v, padding)
-    if inference_on_cpu(query) and not dropout:
-        return blocked(*inputs)
-    return fused(*inputs, dropout)
-
-
-def fused(
-    query,
-    key,
-    value,
-    positions,
-    bias_u,
-    bias_v,
-    padding=None,
-    dropout=0.0,
-    block=FUSED_BLOCK,
-):
-    """With torch's fused attention: see :func:`attend`.
-
-    ``block`` queries at once; None takes all, whatever their number (for ONNX).
-    """
-    frames, scale = query.shape[2], query.shape[-1] ** -0.5
-    content = query + bias_u.unsqueeze(1)
-    place = (query + bias_v.unsqueeze(1)) * scale
-    blocks = []
-    for start in [0] if block is None else range(0, frames, block):
-        stop = frames if block is None else min(start + block, frames)
-        seen = positions[:, frames - stop : 2 * frames - start]
-        products = torch.matmul(place[:, :, start:stop], seen.transpose(1, 2))
-        bias = shifted(products, frames).contiguous()
-        if padding is not None:
-            bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
-        blocks.append(
-            F.scaled_dot_product_attention(
-                content[:, :, start:stop], key, value, bias, dropout
-            )
-        )
-    context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-    return context.transpose(1, 2).flatten(2)
-
-
-def blocked(query, key, value, positions, bias_u, bias_v, padding=None):
-    """Block by block, in memory that stays in the cache: see :func:`attend`.
-
-    The padding of a recording comes out as 0.
-    """
-    batch, heads, longest, size = query.shape
-    valid = [longest] * batch if padding is None else (~padding).sum(1).tolist()
-    context = query.new_zeros(batch, longest, heads, size)
-    products = query.new_empty(0)
-    for item, frames in enumerate(valid):
-        rows = min(frames, BLOCK)
-        together = min(heads, max(2, SCORES // max(1, rows * frames)))
-        needed = together * rows * (2 * frames + rows)
-        if products.numel() < needed:
-            products = query.new_empty(needed)
-        for first in range(0, heads, together):
-            some = slice(first, first + together)
-            queries, keys, values = (
-                x[item, some, :frames] for x in (query, key, value)
-            )
-            found = _attended(
-                queries,
-                keys,
-                values.contiguous(),
-                positions[some, longest - frames : longest + frames],
-                bias_u[some],
-                bias_v[some],
-                rows,
-                products,
-            )
-            for block, part in found:
-                context[item, block, some] = part.transpose(0, 1)
-    return context.flatten(2)
-
-
-def _attended(query, key, value, positions, bias_u, bias_v, rows, memory):
-    """A few heads of one recording [N, T, d]: yields (block of T, [N, t, d])."""
-    heads, frames, size = query.shape
-    scale = size**-0.5
-    content = (query + bias_u.unsqueeze(1)).mul_(scale)
-    place = (query + bias_v.unsqueeze(1)).mul_(scale)
-    keys = key.transpose(1, 2)
-    small = frames > 2 * BLOCK and scores_are_small(content, key, place, positions)
-    for start in range(0, frames, rows):
-        stop = min(start + rows, frames)
-        seen = positions[:, frames - stop : 2 * frames - start].transpose(1, 2)
-        count, width = stop - start, seen.shape[2]
-        end = heads * count * width
-        products = memory[:end].view(heads, count, width)
-        weights = memory[end : end + heads * count * frames]
-        weights = weights.view(heads, count, frames)
-        torch.bmm(place[:, start:stop], seen, out=products)
-        view = shifted(products, frames)
-        torch.baddbmm(view, content[:, start:stop], keys, out=weights)
-        total = exponentials_(weights, small)
-        yield slice(start, stop), torch.bmm(weights, value).div_(total)
-
-
-def scores_are_small(content, key, place, positions):
-    """Whether no score can leave ±60: |q + u| |k| + |q + v| |p|, scaled, [N, T, d].
-
-    Then the largest score of a query need not be taken off (``exponentials_``).
-    """
-    largest = [
-        torch.linalg.vector_norm(x, dim=-1).amax(-1)
-        for x in (content, key, place, positions)
-    ]
-    if content.dtype not in (torch.float32, torch.float64):
-        return False
-    bound = largest[0] * largest[1] + largest[2] * largest[3]
-    return bool((bound <= SMALL_SCORE).all())

@@ -19,13 +19,14 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
 from tiny_encoder import LargestTensor, noise, randomise
 
 from speechbrain_ext.features import NemoFeatures
-from speechbrain_ext.lobes import shifted_attention
+from speechbrain_ext.lobes import attention
+from speechbrain_ext.lobes.attention import blocked, fused
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import ConformerMFA
 from speechbrain_ext.lobes.heads.pooling import ContextPooling
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.nemo_layers import ConformerLayer
-from speechbrain_ext.lobes.shifted_attention import blocked, distances, fused
+from speechbrain_ext.lobes.shifted_attention import ShiftedBias, distances
 from speechbrain_ext.utils.errors import InputError
 
 TARGET = "nemo.collections.asr.modules."
@@ -479,16 +480,22 @@ def by_formula(query, key, value, positions, bias_u, bias_v, padding=None):
     return ((scores / size**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
 
 
+def attended(way, query, key, value, positions, bias_u, bias_v, *padding, **options):
+    """One way of ``attention`` with a ShiftedBias."""
+    bias = ShiftedBias(query + bias_v[:, None], positions)
+    return way(query + bias_u[:, None], key, value, *padding, bias=bias, **options)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 33])
 def test_both_ways_equal_the_formula(frames, monkeypatch):
-    monkeypatch.setattr(shifted_attention, "BLOCK", 8)
-    monkeypatch.setattr(shifted_attention, "SCORES", 2 * 8 * 9)
+    monkeypatch.setattr(attention, "CPU_BLOCK", 8)
+    monkeypatch.setattr(attention, "CPU_SCORES", 2 * 8 * 9)
     given = inputs(frames)
     padding = torch.arange(frames) >= torch.tensor([[frames], [max(1, frames - 3)]])
     for mask in (None, padding):
         expected = by_formula(*given, mask)
-        ways = [blocked(*given, mask)]
-        ways += [fused(*given, mask, block=block) for block in (5, 512, None)]
+        ways = [attended(blocked, *given, mask)]
+        ways += [attended(fused, *given, mask, block=block) for block in (5, 512, None)]
         inside = slice(None) if mask is None else ~mask
         for found in ways:
             torch.testing.assert_close(found[inside], expected[inside])
@@ -496,9 +503,9 @@ def test_both_ways_equal_the_formula(frames, monkeypatch):
 
 def test_large_scores_are_not_added_up_as_they_are():
     given = [50 * x.float() for x in inputs(600, batch=1, heads=2)]
-    found = blocked(*given)
+    found = attended(blocked, *given)
     assert found.isfinite().all()
-    torch.testing.assert_close(found, fused(*given), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found, attended(fused, *given), atol=1e-3, rtol=1e-3)
 
 
 def test_the_table_is_that_of_transformer_xl():
@@ -514,10 +521,10 @@ def test_the_table_is_that_of_transformer_xl():
 def test_memory_of_long_recordings_is_bounded():
     given = [x.float() for x in inputs(3000, batch=1, heads=2, size=8)]
     with LargestTensor() as largest, torch.no_grad():
-        blocked(*given)
+        attended(blocked, *given)
     assert largest.elements < 3000 * 3000 / 2
     with LargestTensor() as largest:
-        fused(*given)
+        attended(fused, *given)
     assert largest.elements < 3000 * 3000 * 2
 
 
