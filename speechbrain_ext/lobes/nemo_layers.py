@@ -38,7 +38,7 @@ class Subsampling(nn.Module):
                 ]
             else:
                 layers.append(nn.Conv2d(width, channels, 3, 2, 1))
-            layers.append(nn.ReLU())
+            layers.append(nn.ReLU(inplace=True))
             width = channels
         self.conv = nn.Sequential(*layers)
         self.out = Linear(channels * bins, settings.d_model)
@@ -97,12 +97,14 @@ class ShiftedAttention(nn.Module):
             for linear in (self.linear_q, self.linear_k, self.linear_v)
         )
         positions = self.linear_pos(table).unflatten(-1, (-1, self.head_dim))
-        bias = ShiftedBias(
-            query + self.pos_bias_v.unsqueeze(1),
-            positions.transpose(0, 1),  # [H, 2T, d]
+        # under autocast the sums with float32 biases would be float32
+        bias_u, bias_v = (
+            bias.to(query.dtype).unsqueeze(1)
+            for bias in (self.pos_bias_u, self.pos_bias_v)
         )
+        bias = ShiftedBias(query + bias_v, positions.transpose(0, 1))  # [H, 2T, d]
         context = self.attend(
-            query + self.pos_bias_u.unsqueeze(1),
+            query + bias_u,
             key,
             value,
             padding,
