@@ -192,9 +192,10 @@ class NemoConformerEncoder(Encoder):
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
+        stem = {"subsampling": Subsampling} if self.settings.stages else {}
         return {
             "features": NemoFeatures,
-            "subsampling": type(self.pre_encode),
+            **stem,
             "feed-forward": FeedForward,
             "attention": ShiftedAttention,
             "convolution": ConvolutionModule,

@@ -10,6 +10,7 @@ import json
 import pickle
 import tarfile
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -164,6 +165,25 @@ def test_reads_what_nemo_writes(encoder, how, tmp_path):
     torch.testing.assert_close(states_of(found, wavs), expected, **loose)
     json.dumps(found.arguments)
     assert found.arguments["source"]["encoder"]["n_heads"] == 4
+
+
+def test_of_a_hub_id_the_archive_alone_is_fetched(encoder, tmp_path, monkeypatch):
+    asked = {}
+
+    def download(name, **options):
+        asked.update(options, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    write_archive(tmp_path / "stt_en.nemo", members_of(encoder))
+    found = NemoConformerEncoder("nvidia/stt_en", savedir="kept").eval()
+    assert asked == {
+        "name": "nvidia/stt_en",
+        "allow_patterns": ["*.nemo"],
+        "cache_dir": "kept",
+    }
+    wavs = 0.1 * noise(1, 6000)
+    assert torch.equal(states_of(found, wavs)[-1], states_of(encoder, wavs)[-1])
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
