@@ -37,7 +37,7 @@ test: $(READY)
 # for no more than the arithmetic gives.
 KERNELS := OPENBLAS_CORETYPE=Prescott MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
-NUMERICAL := tests/scoring tests/lobes tests/pruning tests/test_features.py \
+NUMERICAL := tests/scoring tests/lobes tests/pruning tests/features \
 	tests/test_losses.py
 
 test-kernels: $(READY)

@@ -104,7 +104,8 @@ def blocked(query, key, value, padding=None, bias=None):
                 torch.bmm(queries[:, block], keys, out=weights)
             else:
                 bias.write(weights, item, some, block)
-                weights.baddbmm_(queries[:, block], keys)
+                # not baddbmm_, which torch's counter of operations does not know
+                torch.baddbmm(weights, queries[:, block], keys, out=weights)
             if hidden is not None:
                 weights.masked_fill_(hidden, float("-inf"))
             total = exponentials_(weights, bounded)

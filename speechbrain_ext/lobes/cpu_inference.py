@@ -26,6 +26,7 @@ class Linear(nn.Linear):
     def forward(self, x):
         """[..., in] → [..., out]."""
         plain = x.dtype == self.weight.dtype == torch.float32
+        plain = plain and self.bias is not None
         if plain and inference_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
             return F.linear(x, self.weight).add_(self.bias)
         return super().forward(x)

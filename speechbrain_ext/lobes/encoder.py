@@ -322,7 +322,8 @@ class PrunableGroup(NamedTuple):
         Units there are, and those of the unpruned model; 0 units: the module is gone.
     input_weights : tuple of str
         Parameters and buffers whose first dimension runs over the units. One that is a
-        multiple longer holds blocks one after another: values and gates of a GLU.
+        multiple longer holds blocks one after another: values and gates of a GLU. One
+        of as many rows as units has a row each, whatever ``unit_size`` is.
     output_weight : str
         The weight W_out of a module whose input has the units in dimension
         ``unit_dim``; its own second dimension runs over the units, and takes up their

@@ -21,7 +21,7 @@ from pathlib import Path
 from torch import nn
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.features import (
+from speechbrain_ext.features.w2v_bert import (
     MIN_SAMPLES,
     GraphFeatures,
     W2VBertFeatures,

@@ -27,8 +27,8 @@ from torch import nn
 from transformers import WhisperConfig
 from transformers.activations import ACT2FN
 
-from speechbrain_ext.features import (
-    WHISPER_HOP,
+from speechbrain_ext.features.whisper import (
+    HOP,
     GraphWhisperFeatures,
     WhisperFeatures,
 )
@@ -256,7 +256,7 @@ class WhisperEncoder(Encoder):
     @property
     def max_samples(self):
         """Length of the longest input: as many frames as there are positions."""
-        return self.config.max_source_positions * STRIDE * WHISPER_HOP
+        return self.config.max_source_positions * STRIDE * HOP
 
     def front_end(self, wavs, wav_lens=None):
         """[B, T] → log-mel [B, T', M] at 100 Hz, relative lengths [B]."""
@@ -300,7 +300,7 @@ class WhisperEncoder(Encoder):
     def _check_frames(self, frames):
         most = self.config.max_source_positions * STRIDE
         if not torch.compiler.is_compiling() and frames > most:
-            second = self.sample_rate / WHISPER_HOP
+            second = self.sample_rate / HOP
             raise InputError(
                 f"a recording of {frames / second:.2f} s, expected "
                 f"{most / second:g} s or less: Whisper has no positions beyond"

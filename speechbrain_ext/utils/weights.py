@@ -28,21 +28,23 @@ SHOWN = 4
 EXPECTED = "a folder with config.json and weights, a .json file"
 
 
-def read_weights(path):
+def read_weights(path, file=None):
     """Read a flat dictionary of tensors from .safetensors or a torch file, on the CPU.
+
+    ``file``: an open torch file inside of another; ``path`` is then its name alone.
 
     Torch files are read with ``weights_only``: a pickle that holds code is refused.
     InputError: a missing, truncated or hostile file, or something else than tensors
     inside.
     """
     path = Path(path)
-    if not path.is_file():
+    if file is None and not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
-        if path.suffix == ".safetensors":
+        if file is None and path.suffix == ".safetensors":
             values = load_file(path)
         else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = torch.load(file or path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError) as error:
         # torch's second sentence advises to load without this guard
         reason = str(error).split("\n")[0].split(". ")[0]

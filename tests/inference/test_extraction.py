@@ -12,7 +12,7 @@ from tiny_extraction import (
 )
 from tiny_training import in_processes, saved, voice
 
-from speechbrain_ext.features import MIN_SAMPLES
+from speechbrain_ext.features.w2v_bert import MIN_SAMPLES
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.utils.errors import InputError

@@ -1,6 +1,6 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
-from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, LayerAdapter
+from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 
@@ -8,6 +8,7 @@ __all__ = [
     "MFA",
     "AdapterMFA",
     "AttentiveStatisticsPooling",
+    "ConformerMFA",
     "LayerAdapter",
     "WeightedSumECAPA",
 ]

@@ -1,6 +1,7 @@
 """Multi-layer feature aggregation: all hidden states, pooled and projected.
 
     MFA            ASP([h₀; …; h_L]) → Linear
+    ConformerMFA   ASP(LN([h₁; …; h_L])) → BN → Linear
     Adapter-MFA    ASP([A₀ h₀; …; A_L h_L]) → Linear
     Layer Adapter  A h = W₂ ReLU(LN(W₁ h + b₁)) + b₂,     W₁ [H, C],  W₂ [D, H]
 
@@ -12,7 +13,10 @@ import torch
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
-from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    ContextPooling,
+)
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 
@@ -90,6 +94,51 @@ class MFA(Head):
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         x = torch.cat(list(states), dim=-1)
+        pooled = self.pooling(x, padding_mask(x.shape[1], lens))
+        return self.bottleneck(self.norm(pooled)).unsqueeze(1)
+
+
+class ConformerMFA(Head):
+    """All layers' outputs concatenated, normalised, pooled, projected.
+
+        Linear(BN(ASP(LN([h₁; …; h_L]))))
+
+    MFA-Conformer (Zhang et al. 2022, arXiv 2203.15249), with the context in its
+    pooling; on NeMo's Large encoder it makes the 130.94 M parameters of arXiv
+    2309.03019. The first state, which no layer has seen, is left out.
+
+    Arguments
+    ---------
+    input_size : int
+        Width C of the hidden states.
+    n_states : int
+        Their number, L + 1.
+    embedding_size : int
+        Width E of the embedding.
+    pooling_size : int
+        Bottleneck of the attention.
+    """
+
+    def __init__(
+        self,
+        input_size,
+        n_states=19,
+        embedding_size=256,
+        pooling_size=128,
+    ):
+        super().__init__()
+        check_at_least("n_states", n_states, 2)
+        check_at_least("embedding_size", embedding_size, 1)
+        check_at_least("pooling_size", pooling_size, 1)
+        channels = input_size * (n_states - 1)
+        self.layer_norm = nn.LayerNorm(channels)
+        self.pooling = ContextPooling(channels, pooling_size)
+        self.norm = nn.BatchNorm1d(2 * channels)
+        self.bottleneck = nn.Linear(2 * channels, embedding_size)
+
+    def forward(self, states, lens=None):
+        """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
+        x = self.layer_norm(torch.cat(list(states[1:]), dim=-1))
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(self.norm(pooled)).unsqueeze(1)
 

@@ -1,7 +1,7 @@
-"""Waveform → input of an encoder, batched, differentiable, on any device.
+"""Waveform → w2v-BERT 2.0 input, batched, differentiable, on any device.
 
-w2v-BERT 2.0: Kaldi's log-mel filterbank as ``SeamlessM4TFeatureExtractor`` of
-transformers computes it, frame by frame x of 25 ms every 10 ms:
+Kaldi's log-mel filterbank as transformers' ``SeamlessM4TFeatureExtractor`` computes
+it, frame by frame x of 25 ms every 10 ms:
 
     y = (x − mean(x)) · 2^15          remove DC, 16-bit range
     y[n] ← y[n] − 0.97 y[n−1]          pre-emphasis, y[0] ← 0.03 y[0]
@@ -11,14 +11,6 @@ transformers computes it, frame by frame x of 25 ms every 10 ms:
 
 Every frame that would reach into the padding is left out, before the mean and the
 variance are taken, so that a padded batch equals its single utterances.
-
-Whisper (Radford et al. 2023, arXiv 2212.04356, section 2.2): frames of 25 ms centred
-every 10 ms, mirrored at both ends, the last one left out:
-
-    f = log₁₀ max(M |FFT400(w · y)|², 10⁻¹⁰)   Hann window w, 80 or 128 mels 0–8 kHz
-    z = (max(f, max f − 8) + 4) / 4            the maximum over the utterance
-
-Each row is mirrored at its own end, and its maximum is that of its own frames.
 """
 
 import functools
@@ -44,11 +36,6 @@ MIN_SAMPLES = FRAME + HOP * (STACK - 1)
 # Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
 # faster than all at once), elsewhere what bounds the memory of long recordings.
 CPU_CHUNK, CHUNK = 768, 65536
-# Whisper: a spectrum of FRAME samples every HOP, power below 80 dB under the loudest
-WHISPER_HOP = HOP
-WHISPER_MARGIN = FRAME // 2
-WHISPER_FLOOR, WHISPER_RANGE = 1e-10, 8.0
-WHISPER_MIN_SAMPLES = WHISPER_MARGIN + 1  # what mirroring needs
 
 
 class W2VBertFeatures(nn.Module):
@@ -105,7 +92,7 @@ class W2VBertFeatures(nn.Module):
         if not has_float64(device):
             samples, wavs = samples.cpu(), wavs.cpu()
         with full_precision(wavs):
-            wavs = _without_padding(wavs.float(), samples)
+            wavs = without_padding(wavs.float(), samples)
             features, lens = self._features(wavs, samples)
         return features.to(device), lens.to(device)
 
@@ -114,7 +101,7 @@ class W2VBertFeatures(nn.Module):
         frames = 1 + (samples - FRAME) // HOP
         longest = int(frames.max())
         padded = int(frames.min()) < longest
-        size = _chunk_size(wavs.device)
+        size = chunk_size(wavs.device)
         rows = max(1, size // longest)
         parts = []
         for some, valid in zip(wavs.split(rows), frames.split(rows)):
@@ -143,7 +130,7 @@ class W2VBertFeatures(nn.Module):
         return stacked
 
 
-def _chunk_size(device):
+def chunk_size(device):
     if device.type == "cpu":
         return CPU_CHUNK * torch.get_num_threads()
     return CHUNK
@@ -181,7 +168,7 @@ def _log_mel_of(wavs):
     return torch.matmul(power, mel).clamp_(min=MEL_FLOOR).log_()
 
 
-def _without_padding(wavs, samples):
+def without_padding(wavs, samples):
     """Zeros in the padding, where NaN would pass through a window of zero."""
     if int(samples.min()) == wavs.shape[1]:
         return wavs
@@ -321,154 +308,3 @@ def _overlapping_frames(wavs):
     starts = torch.arange(STACK * pairs, device=wavs.device) * HOP
     places = starts.unsqueeze(1) + torch.arange(FRAME, device=wavs.device)
     return wavs[:, places.clamp(max=samples - 1)]
-
-
-# -- Whisper ---------------------------------------------------------------------------
-
-
-class WhisperFeatures(nn.Module):
-    """The log-mel spectrogram of Whisper, for a recording as long as it is.
-
-    Always computed in float32, also under autocast: what float32 rounds away lies below
-    the floor of 80 dB. Holds no parameters and adds nothing to a state dict.
-
-    Arguments
-    ---------
-    n_mels : int
-        80; 128 from large-v3 on.
-
-    Example
-    -------
-    >>> features, lens = WhisperFeatures()(torch.rand(2, 16000) - 0.5)
-    >>> features.shape, lens
-    (torch.Size([2, 100, 80]), tensor([1., 1.]))
-    """
-
-    def __init__(self, n_mels=80):
-        super().__init__()
-        self.n_mels = n_mels
-
-    def forward(self, wavs, wav_lens=None):
-        """Compute the features of a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], float in ±1 at 16 kHz, padded on the right.
-        wav_lens : torch.Tensor
-            [B], valid part of each row relative to T. None: all rows are full.
-
-        Returns
-        -------
-        features : torch.Tensor
-            [B, T', M] at 100 Hz, T' = ⌊samples / 160⌋ of the longest row; zero in the
-            padding.
-        lens : torch.Tensor
-            [B], valid part of each row relative to T'.
-
-        Raises
-        ------
-        InputError
-            Wrong shape, or a row shorter than 201 samples.
-        """
-        samples = sample_counts(wavs, wav_lens, WHISPER_MIN_SAMPLES)
-        with full_precision(wavs):
-            frames = samples // HOP
-            longest = int(frames.max())
-            padded = int(frames.min()) < longest
-            log_mel = self._log_mel(_mirrored(wavs.float(), samples), longest)
-            features = self._above_floor(log_mel, frames if padded else None)
-            return features, frames / longest
-
-    def _log_mel(self, wavs, n_frames):
-        """Mirrored [B, 400 + T] → [B, F, M], a few frames at a time."""
-        size = max(1, _chunk_size(wavs.device) // len(wavs))
-        mel, window = whisper_filterbank(self.n_mels, wavs.device)
-        parts = []
-        for start in range(0, n_frames, size):
-            stop = min(start + size, n_frames)
-            part = wavs[:, start * HOP : (stop - 1) * HOP + FRAME]
-            windowed = part.unfold(-1, FRAME, HOP) * window  # [B, f, 400]
-            squares = torch.view_as_real(torch.fft.rfft(windowed)).square()
-            power = torch.matmul(squares[..., 0] + squares[..., 1], mel)
-            parts.append(power.clamp_(min=WHISPER_FLOOR).log10_())
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-    def _above_floor(self, log_mel, frames):
-        """[B, F, M], valid frames [B] or None: all → features [B, F, M]."""
-        heard = log_mel
-        if frames is not None:
-            places = torch.arange(log_mel.shape[1], device=log_mel.device)
-            padding = (places >= frames.unsqueeze(1)).unsqueeze(-1)  # [B, F, 1]
-            heard = log_mel.masked_fill(padding, -torch.inf)
-        loudest = heard.amax((1, 2), keepdim=True)
-        features = torch.maximum(log_mel, loudest - WHISPER_RANGE).add_(4.0).div_(4.0)
-        return features if frames is None else features.masked_fill(padding, 0.0)
-
-
-def _mirrored(wavs, samples):
-    """[B, T] → [B, 400 + T]: 200 samples mirrored at both ends of each row.
-
-    Row b ends after ``samples`` [B] of it; zeros follow what is mirrored there.
-    """
-    wavs = _without_padding(wavs, samples)
-    steps = torch.arange(WHISPER_MARGIN, device=wavs.device)
-    before = wavs[:, 1 : WHISPER_MARGIN + 1].flip(1)
-    ends = samples.unsqueeze(1)
-    after = wavs.gather(1, ends - 2 - steps)
-    wide = torch.cat([before, wavs, torch.zeros_like(before)], dim=1)
-    return wide.scatter(1, WHISPER_MARGIN + ends + steps, after)
-
-
-@functools.lru_cache
-def whisper_filterbank(n_mels, device):
-    """Mel filters [201, M] and window [400] on a device, float32, made once."""
-    mel = mel_filter_bank(
-        num_frequency_bins=FRAME // 2 + 1,
-        num_mel_filters=n_mels,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    # a tensor made in inference mode could never meet a gradient later
-    with torch.inference_mode(False):
-        return (
-            torch.tensor(mel, dtype=torch.float32, device=device),
-            torch.hann_window(FRAME, device=device),
-        )
-
-
-class GraphWhisperFeatures(WhisperFeatures):
-    """The same features in steps that one fixed graph can hold.
-
-    Window and transform are one matrix, in float64: a sum of 400 products in float32
-    would show 80 dB below a loud tone.
-    """
-
-    def __init__(self, n_mels=80):
-        super().__init__(n_mels)
-        mel, window = whisper_filterbank(n_mels, torch.device("cpu"))
-        spectrum = torch.fft.rfft(torch.diag(window.double()))  # [400, 201]
-        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        self.register_buffer("projection", projection, persistent=False)
-        self.register_buffer("mel", mel, persistent=False)
-
-    def forward(self, wavs, wav_lens):
-        """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
-        samples, total = valid_counts(wav_lens, wavs.shape[1]), wavs.shape[1]
-        inside = torch.arange(total, device=wavs.device) < samples.unsqueeze(1)
-        starts = torch.arange(total // HOP, device=wavs.device) * HOP
-        places = torch.arange(FRAME, device=wavs.device) - WHISPER_MARGIN
-        places = (starts.unsqueeze(1) + places).abs()  # mirrored before the start
-        last = samples.view(-1, 1, 1) - 1
-        places = (last - (last - places).abs()).clamp(min=0)  # and at the end
-        shape = places.shape
-        overlapping = wavs.where(inside, 0.0).gather(1, places.flatten(1)).view(shape)
-        spectrum = torch.matmul(overlapping.double(), self.projection)
-        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
-        power = torch.matmul(real + imaginary, self.mel)
-        log_mel = power.clamp(min=WHISPER_FLOOR).log10()
-        frames = samples // HOP
-        return self._above_floor(log_mel, frames), frames / log_mel.shape[1]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from speechbrain_ext.features import (
-    WHISPER_MIN_SAMPLES,
+from speechbrain_ext.features.whisper import (
+    MIN_SAMPLES,
     GraphWhisperFeatures,
     WhisperFeatures,
     whisper_filterbank,
@@ -15,7 +15,7 @@ from speechbrain_ext.utils.errors import InputError
 
 FEATURES = WhisperFeatures()
 # every rest of the hop of 160, odd and even numbers of frames, and more than one chunk
-LENGTHS = [WHISPER_MIN_SAMPLES, 400, *range(6400, 6720, 53), 16000, 320_123]
+LENGTHS = [MIN_SAMPLES, 400, *range(6400, 6720, 53), 16000, 320_123]
 
 
 def noise(samples, seed=0):
@@ -77,7 +77,7 @@ def test_golden_features(shared):
 def test_padded_equals_single_whatever_lies_in_the_padding(garbage):
     # rows that share a frame count but not a sample count, a loud and a faint one, and
     # ones whose mirrored end reaches up to the end of the batch, or not
-    lengths = [16000, 6400, 6401, 6559, 15999, 15840, WHISPER_MIN_SAMPLES]
+    lengths = [16000, 6400, 6401, 6559, 15999, 15840, MIN_SAMPLES]
     wavs = [10.0 ** (seed - 3) * noise(n, seed) for seed, n in enumerate(lengths)]
     lens = torch.tensor(lengths) / max(lengths)
     for features in (FEATURES, GraphWhisperFeatures()):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from speechbrain_ext.features import (
+from speechbrain_ext.features.w2v_bert import (
     MIN_SAMPLES,
     W2VBertFeatures,
     filterbank,
