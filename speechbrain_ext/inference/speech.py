@@ -41,7 +41,7 @@ from speechbrain_ext.utils.precision import valid_counts
 NETWORK = "silero_vad.jit"  # the package's safetensors are those of an older network
 FFT, HOP = 256, 128
 FRAMES = VAD_WINDOW // HOP
-AT_ONCE = 4096  # windows: bounds the memory
+AT_ONCE = 1024  # windows: what a step computes stays in the cache of a CPU
 BLOCK_SECONDS = 32  # of a long recording, read at once: a whole number of windows
 
 
