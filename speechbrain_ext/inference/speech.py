@@ -293,6 +293,8 @@ def silero_file(name):
 def _raised(wavs):
     """wavs [B, T], the quiet ones louder: the network misses what is below its range.
 
+    And those that exceed it, integers stored as floats, quieter.
+
     Of real speech with peaks at 0.01 it lost 5 of 170 recordings, at 0.003 46, and none
     where the loudest of their windows had been brought to an RMS of 0.05.
     """
@@ -300,8 +302,9 @@ def _raised(wavs):
         len(wavs), -1, VAD_WINDOW
     )
     loudest = torch.linalg.vector_norm(windows, dim=2).amax(1) / VAD_WINDOW**0.5
-    gain = (VAD_LEVEL / loudest).clamp(1, VAD_MOST_GAIN)
-    return wavs * gain[:, None] if gain.max() > 1 else wavs
+    gain = (VAD_LEVEL / loudest).clamp(max=VAD_MOST_GAIN)
+    gain = gain.where((gain > 1) | (loudest > 1), 1)
+    return wavs * gain[:, None] if (gain != 1).any() else wavs
 
 
 def _weights():
