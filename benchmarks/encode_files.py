@@ -3,9 +3,10 @@
     python benchmarks/encode_files.py            # 200 files of 1–20 s, small encoder
     python benchmarks/encode_files.py --toy      # 12 files, for continuous integration
 
-Once without and once with speech detection, of which the peer has none. Noise is no
-speech: the threshold is 0 here, so that all of it is taken for speech and both sides
-embed the same samples. Silence that detection cuts out of real recordings saves time.
+Without and with speech detection, of which the peer has none: the three take turns, so
+that both rows stand beside the same figures of the peer. Noise is no speech: the
+threshold is 0 here, so that all of it is taken for speech and both sides embed the same
+samples. Silence that detection cuts out of real recordings saves time.
 
 The peer is what SpeechBrain's documentation tells its users: ``load_audio`` and
 ``encode_batch`` of an ``EncoderClassifier`` for each file, here with the same modules
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from harness import argument_parser, compare, report
+from harness import argument_parser, in_turns, peak_memory, report, summarise
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from speechbrain_ext.inference import SpeakerVerifier
@@ -62,17 +63,28 @@ def main(argv=None):
             wavs = (classifier.load_audio(path) for path in paths)
             return torch.stack([classifier.encode_batch(w)[0, 0] for w in wavs])
 
-        expected, rows = peer(), []
-        for speech_detection, mark in ((False, MARK), (True, MARK_SPEECH)):
-            side = partial(ours, speech_detection)
+        sides = ours, partial(ours, speech_detection=True)
+        expected = peer()
+        for side in sides:
             difference = float((side() - expected).abs().max())
             if not difference < 1e-4:
                 raise SystemExit(f"embeddings differ by {difference}, expected 1e-4")
-            name = f"embeddings of {n_files} files, {shortest:g}–{longest:g} s"
-            name += ", speech detection on" * speech_detection
-            options = {"toy": arguments.toy, "memory": True, "mark": mark, **PEER}
-            options["repeats"] = arguments.repeats
-            rows.append(compare(name, side, peer, warmup=0, **options))
+        turns = (*sides, peer)
+        seconds = in_turns(turns, arguments.repeats, warmup=0, toy=arguments.toy)
+        memory = [peak_memory(function)[1] / 2**20 for function in turns]
+        name = f"embeddings of {n_files} files, {shortest:g}–{longest:g} s"
+        rows = [
+            summarise(
+                *(label, "s", seconds[row], seconds[-1]),
+                ours_memory=memory[row],
+                peer_memory=memory[-1],
+                mark=mark,
+                **PEER,
+            )
+            for row, (label, mark) in enumerate(
+                ((name, MARK), (f"{name}, speech detection on", MARK_SPEECH))
+            )
+        ]
         report(rows, arguments)
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "beside_limit",
     "compare",
     "in_new_process",
+    "in_turns",
     "peak_memory",
     "report",
     "summarise",
@@ -156,10 +157,34 @@ def compare(name, ours, peer, repeats=7, warmup=2, *, toy=False, memory=False, *
     Row
         In seconds.
     """
+    seconds = in_turns((ours, peer), repeats, warmup, toy=toy)
+    if memory:
+        about |= {
+            f"{side}_memory": peak_memory(function)[1] / 2**20
+            for side, function in (("ours", ours), ("peer", peer))
+        }
+    return summarise(name, "s", *seconds, **about)
+
+
+def in_turns(functions, repeats=7, warmup=2, *, toy=False):
+    """Time functions in turns: rows of :func:`summarise` that share a peer's figures.
+
+    Arguments
+    ---------
+    functions : sequence of callable
+        Without arguments.
+    repeats, warmup, toy
+        As for :func:`compare`.
+
+    Returns
+    -------
+    list of list of float
+        For each function the seconds of every round.
+    """
     repeats, warmup, rest = (2, 0, 0) if toy else (repeats, warmup, REST)
-    seconds = ([], [])
+    seconds = [[] for _ in functions]
     for turn in range(warmup + repeats):
-        for side, function in enumerate((ours, peer)):
+        for function, of_function in zip(functions, seconds):
             time.sleep(rest)
             if turn >= warmup:
                 function()
@@ -167,13 +192,8 @@ def compare(name, ours, peer, repeats=7, warmup=2, *, toy=False, memory=False, *
             function()
             elapsed = time.perf_counter() - start
             if turn >= warmup:
-                seconds[side].append(elapsed)
-    if memory:
-        about |= {
-            f"{side}_memory": peak_memory(function)[1] / 2**20
-            for side, function in (("ours", ours), ("peer", peer))
-        }
-    return summarise(name, "s", *seconds, **about)
+                of_function.append(elapsed)
+    return seconds
 
 
 def summarise(name, unit, ours, peer, **about):

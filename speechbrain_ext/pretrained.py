@@ -81,6 +81,7 @@ speech_margin_seconds: {speech_margin_seconds} # kept before and after speech
 
 as_norm_top_n: {as_norm_top_n} # cohort members that count, where there is a cohort.npz
 
+random_state: !apply:torch.get_rng_state # put back once the modules are made
 encoder: {encoder}
 head: {head}
 speaker_encoder: !new:speechbrain_ext.lobes.speaker_encoder.SpeakerEncoder
@@ -93,13 +94,15 @@ modules:
     compute_features: !ref <pass_through>
     mean_var_norm: !ref <pass_through>
     embedding_model: !ref <speaker_encoder>
-    mean_var_norm_emb: !ref <pass_through>
+    mean_var_norm_emb: !ref <unit_length>
     classifier: !ref <pass_through> # there is none: classify_batch means nothing
 
-mean_var_norm_emb: !ref <pass_through>
+mean_var_norm_emb: !ref <unit_length> # for encode_batch(normalize=True)
+unit_length: !new:speechbrain_ext.inference.interfaces.UnitLength
 pass_through: !new:speechbrain_ext.inference.interfaces.PassThrough
 pretrainer: !new:speechbrain_ext.inference.interfaces.FolderPretrainer
     speaker_encoder: !ref <speaker_encoder>
+    random_state: !ref <random_state>
 """
 
 INTERFACE = """\

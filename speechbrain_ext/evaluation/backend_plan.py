@@ -28,7 +28,7 @@ from speechbrain_ext.scoring.calibration.trials import (
     write_calibration_scores,
 )
 from speechbrain_ext.scoring.cohort import load_cohort, save_cohort, speaker_means
-from speechbrain_ext.scoring.embeddings import check_ids
+from speechbrain_ext.scoring.embeddings import check_ids, load_speech_seconds
 from speechbrain_ext.utils.errors import InputError, check_at_least, naming
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,8 @@ class BackendPlan:
         """
         training = calibration = None
         if self.training is not None:
-            training = embed(self.training, folder / "training_embeddings.npz")
+            path = folder / "training_embeddings.npz"
+            training = embed(self.training, path)
         if self.calibration is self.training:
             calibration = training
         elif self.calibration is not None:
@@ -159,16 +160,19 @@ class BackendPlan:
             logger.info("cohort: %d speakers", len(cohort.speakers))
             backend = replace(backend, cohort=cohort)
         if self.trials is not None:
-            side = TrialSide(calibration, self.calibration.durations)
+            manifest, seconds = self.calibration, load_speech_seconds(path)
+            if seconds is not None:  # trials were drawn by the files' durations
+                manifest = replace(manifest, durations=seconds)
+            side = TrialSide(calibration, manifest.durations)
             fitting = self.settings.objective, self.settings.l2
             with naming("calibration"):
                 backend = fit_calibrator(
-                    *(backend, side, self.calibration.speakers, self.trials), *fitting
+                    *(backend, side, manifest.speakers, self.trials), *fitting
                 )
             backend.calibrator.save(folder / "calibration.json")
             logger.info("calibration: l2 %g", backend.calibrator.l2)
             write_calibration_scores(
-                *(folder, backend, self.calibration, calibration, self.trials)
+                folder, backend, manifest, calibration, self.trials
             )
         return backend
 

@@ -9,6 +9,7 @@ twice. The cohort and the calibrator are in
 """
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -28,9 +29,10 @@ from speechbrain_ext.inference.folder import load_encoder
 from speechbrain_ext.inference.speech import SpeechConfig
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import weights_file
-from speechbrain_ext.scoring.embeddings import select_vectors
+from speechbrain_ext.scoring.embeddings import load_speech_seconds, select_vectors
 from speechbrain_ext.scoring.enrolment import read_enrol_map
 from speechbrain_ext.scoring.report import write_report
+from speechbrain_ext.scoring.trials import rows_among
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.distributed import main_process_first
 from speechbrain_ext.utils.errors import InputError, naming
@@ -159,7 +161,8 @@ class Embedder:
     """The model of a folder, as a function (manifest, file) → embeddings [N, size].
 
     Windows are those of the folder unless they are given, and so is what counts as
-    speech, with ``speech_detection``; ``options`` go to
+    speech, with ``speech_detection``: then the file has seconds of speech, which
+    quality measures take in place of durations. ``options`` go to
     :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
     """
 
@@ -178,7 +181,7 @@ class Embedder:
         hparams, chunking = load_encoder(folder)
         device = run_opts.device or infer_device()
         self.model = hparams["speaker_encoder"].to(device)
-        self.size = self.model.embedding_size
+        self.size, self.detects = self.model.embedding_size, speech_detection
         chunking = chunking.changed(window_seconds, hop_seconds)
         if not isinstance(speech_detection, bool):
             raise InputError(
@@ -223,19 +226,32 @@ def check_sizes(plan, embed, given, source):
                 f"{source}: embeddings of {size} values, expected {embed.size} as "
                 f"those of {embed.folder}"
             )
+        if embed is not None and (load_speech_seconds(source) is None) == embed.detects:
+            has = "no seconds of speech" if embed.detects else "seconds of speech"
+            raise InputError(
+                f"{source}: has {has}, expected embeddings made with "
+                f"speech_detection={embed.detects}, as the others of this run"
+            )
 
 
 def embedded(manifest, embed, path, given=None):
     """Embed recordings into the file ``path``, or take them from Embeddings of it.
 
-    ``embed`` is called as an :class:`Embedder`. → Recordings on the main process, None
-    on others.
+    ``embed`` is called as an :class:`Embedder`. Where the file has seconds of speech,
+    they are the durations. → Recordings on the main process, None on others.
     """
     if given is not None:
         vectors = select_vectors(given, manifest.ids, path)
     else:
         vectors = embed(manifest, path)
-    return recordings_of(manifest, vectors, path) if if_main_process() else None
+    if not if_main_process():
+        return None
+    seconds = load_speech_seconds(path)
+    if seconds is not None:
+        if given is not None:
+            seconds = seconds[rows_among(given.ids, manifest.ids)]
+        manifest = replace(manifest, durations=seconds)
+    return recordings_of(manifest, vectors, path)
 
 
 def enrolled(protocol, test, manifest, embed, folder):

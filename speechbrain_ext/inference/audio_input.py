@@ -42,6 +42,7 @@ LOWEST_RATE, HIGHEST_RATE = 4000, 768_000
 HEADER_THREADS = 16
 SILENT = "silent, expected speech"
 NEAR_SECONDS = 2  # pieces of a recording so near are read at once
+LOUDEST = 100.0  # floats are within ±1, mixed ones above; integers in floats: thousands
 FEW = 64  # files whose headers are read without threads and progress bar
 
 
@@ -119,6 +120,8 @@ class Recording(NamedTuple):
         Of several channels, growing while it is read.
     doubt : Doubt or None
         Where header and content of the file differ.
+    peak : float or None
+        Largest sample that was read, where it is above :data:`LOUDEST`.
     """
 
     path: str
@@ -130,6 +133,7 @@ class Recording(NamedTuple):
     channel: int | str = "mean"
     figures: ChannelFigures | None = None
     doubt: object = None
+    peak: float | None = None
 
     @property
     def seconds(self):
@@ -139,7 +143,7 @@ class Recording(NamedTuple):
     @property
     def fits(self):
         """Whether it is taken as the model wants it, and nothing is to be said."""
-        return not self.is_converted and self.figures is None
+        return not self.is_converted and self.figures is None and self.peak is None
 
     @property
     def is_converted(self):
@@ -287,7 +291,7 @@ def read_chunk(recording, chunk, min_seconds):
     wav : torch.Tensor or None
         float32 [T] at 16 kHz; None where there is no sound.
     recording : Recording
-        As its header says.
+        As its header says, and how loud the chunk is.
 
     Raises
     ------
@@ -298,17 +302,24 @@ def read_chunk(recording, chunk, min_seconds):
     if recording.sound is None:
         found = inspect_file(recording.path, min_seconds)
     if chunk.pieces:
-        return _read_pieces(found, chunk.pieces), found
+        wav = _read_pieces(found, chunk.pieces)
+        return wav, _with_peak(found, *torch.aminmax(wav))
     if frames >= 0 and found.sample_rate != recording.sample_rate:
         ratio = Fraction(found.sample_rate, recording.sample_rate)
         start = int(start * ratio)
         frames = min(int(frames * ratio), found.frames - start)
     wav, rate = _read(found, start, frames)
-    if is_silent(wav):
+    low, high = torch.aminmax(wav)
+    if low == high:
         return None, found
     # the ratio of an odd rate is rounded, but no encoder gets more than its window
     most = None if chunk.frames < 0 else math.ceil(chunk.seconds * SAMPLE_RATE)
-    return resampled(wav, rate)[:most], found
+    return resampled(wav, rate)[:most], _with_peak(found, low, high)
+
+
+def _with_peak(recording, low, high):
+    peak = float(max(-low, high))
+    return recording._replace(peak=peak) if peak > LOUDEST else recording
 
 
 def _read(recording, start, frames):
@@ -411,8 +422,18 @@ def check_batch(wavs, wav_lens):
 
 
 def warn_of_conversions(recordings, total):
-    """One warning of each kind for recordings that do not fit, of ``total``."""
+    """One warning of each kind for recordings that do not fit, of ``total``.
+
+    That the only one is converted is no warning: nobody has to look which one it is.
+    """
     warn_of_channels(recordings, total)
+    if loud := [recording for recording in recordings if recording.peak is not None]:
+        logger.warning(
+            "%d of %d recordings have samples far outside ±1, as of integers stored as "
+            "floats; they are taken as they are, expected samples divided by 32768; "
+            "first %s, peak %.5g",
+            *(len(loud), total, loud[0].path, loud[0].peak),
+        )
     recordings = [recording for recording in recordings if recording.is_converted]
     if not recordings:
         return
@@ -421,7 +442,8 @@ def warn_of_conversions(recordings, total):
         f"{count} of {rate} Hz with {channels} channel(s)"
         for (rate, channels), count in kinds.most_common()
     )
-    logger.warning(
+    logger.log(
+        logging.WARNING if total > 1 else logging.INFO,
         "%d of %d recordings are converted to %d Hz with 1 channel: %s; first %s",
         *(len(recordings), total, SAMPLE_RATE, found, recordings[0].path),
     )

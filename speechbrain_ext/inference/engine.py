@@ -73,11 +73,18 @@ def plan_jobs(seconds, chunking, max_batch_seconds, batch_size=256):
     return jobs + [rest for batch in batches if len(rest := batch[~long[batch]])]
 
 
+def _keep_loudest(converted, row, recording):
+    """Of the windows of a recording, which differ by their peak alone."""
+    known = converted.setdefault(row, recording)
+    if (recording.peak or 0) > (known.peak or 0):
+        converted[row] = recording
+
+
 class _ReadBatch(NamedTuple):
     """What was read of a batch.
 
     ``rows`` and ``wavs`` [T] of its chunks that have sound; ``errors`` {row: error};
-    ``converted`` {row: Recording} of those of another rate or several channels;
+    ``converted`` {row: Recording} of those that do not fit;
     ``is_speech``: whether there is nothing else in ``wavs``.
     """
 
@@ -143,7 +150,8 @@ class Engine:
         with contextlib.closing(self._results(jobs)) as results:
             for job, is_last, (batch, vectors) in results:
                 errors = {**batch.errors, **errors}
-                converted.update(batch.converted)
+                for row, found in batch.converted.items():
+                    _keep_loudest(converted, row, found)
                 for row, vector in zip(batch.rows, vectors, strict=True):
                     windows.setdefault(row, []).append(vector)
                 if is_last:
@@ -257,7 +265,7 @@ class Engine:
                 batch.errors[chunk.row] = error
                 continue
             if not found.fits:
-                batch.converted[chunk.row] = found
+                _keep_loudest(batch.converted, chunk.row, found)
             if wav is not None:
                 batch.rows.append(chunk.row)
                 batch.wavs.append(wav)

@@ -268,7 +268,8 @@ def extract_embeddings(
             for rows, vectors, failed in results:
                 for error in failed.values():
                     raise error
-                store.add(rows, vectors)
+                spoken = [engine.speech_seconds.get(row) for row in rows.tolist()]
+                store.add(rows, vectors, spoken)
                 # the other ranks do as much in the same time
                 bar.update(seconds[rows].sum() / own * (total - done))
     finally:
@@ -294,7 +295,9 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
         N recordings.
     path : str or Path
         ``.npz`` or ``.safetensors``, for
-        :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`.
+        :func:`~speechbrain_ext.scoring.embeddings.load_embeddings`. With ``speech`` it
+        has the seconds of speech, too, for
+        :func:`~speechbrain_ext.scoring.embeddings.load_speech_seconds`.
     save_every : float
         Seconds between two savings: as much work may be lost.
     **options
@@ -322,7 +325,8 @@ def embed_to_file(model, manifest, path, save_every=60.0, **options):
         run = fingerprint(model, manifest, windows=windows, **settings)
         run = run, states_of(list(map(_files_of, manifest.paths.tolist())))
     run, states = ddp_broadcast(run)
-    parts = PartialResults(path, run, manifest.ids, save_every, states)
+    measured = options.get("speech") is not None
+    parts = PartialResults(path, run, manifest.ids, save_every, states, measured)
     if main:
         vectors = parts.finished()
     if not ddp_broadcast(vectors is not None):
@@ -372,7 +376,7 @@ class _InMemory:
         self.done = np.zeros(size, dtype=bool)
         self._rows, self._vectors = [], []
 
-    def add(self, rows, vectors):
+    def add(self, rows, vectors, seconds=None):
         self._rows.append(rows)
         self._vectors.append(vectors)
 

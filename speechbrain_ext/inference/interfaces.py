@@ -7,7 +7,8 @@
 
 They read hyperparams.yaml wherever it lies, build its modules, and have its pretrainer
 fetch and load the rest. They compute features, normalise them, then embed: our encoder
-does all three, and the first two are passed through.
+does all three, and the first two are passed through. The modules are made with random
+weights first; the pretrainer, which is made last, puts the caller's random state back.
 """
 
 import torch
@@ -27,6 +28,18 @@ class PassThrough(torch.nn.Module):
         return x
 
 
+class UnitLength(torch.nn.Module):
+    """Scales embeddings to length 1.
+
+    What SpeechBrain calls ``mean_var_norm_emb`` subtracts the mean of its training set.
+    Our models have none: that of a cohort belongs to AS-norm.
+    """
+
+    def forward(self, x, lengths=None):
+        """[..., E] → the same shape."""
+        return torch.nn.functional.normalize(x, dim=-1)
+
+
 class FolderPretrainer(Pretrainer):
     """Loads the weights of a model's folder, strictly: SpeechBrain's own only warns.
 
@@ -34,6 +47,8 @@ class FolderPretrainer(Pretrainer):
     ---------
     speaker_encoder : SpeakerEncoder
         Gets the weights.
+    random_state : torch.Tensor, optional
+        Of torch's generator before the modules were made, which is set again.
 
     Attributes
     ----------
@@ -41,14 +56,19 @@ class FolderPretrainer(Pretrainer):
         Where the model lies, once its files are collected.
     """
 
-    def __init__(self, speaker_encoder):
+    def __init__(self, speaker_encoder, random_state=None):
         super().__init__()
         self.speaker_encoder, self.folder = speaker_encoder, None
+        if random_state is not None:
+            torch.set_rng_state(random_state)
 
     def collect_files(
         self, default_source=None, local_strategy=None, fetch_config=None
     ):
         """Find the folder, or fetch it from the hub into the hub's cache.
+
+        Whole, with the few MB of cohort and thresholds that only a verifier uses: one
+        that finds the cache without a network would decide without them.
 
         Raises
         ------

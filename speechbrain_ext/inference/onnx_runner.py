@@ -268,7 +268,8 @@ class OnnxSpeakerEncoder:
         padded = np.pad(wav, (VAD_CONTEXT, -len(wav) % VAD_WINDOW))
         power = np.square(padded[VAD_CONTEXT:].reshape(-1, VAD_WINDOW)).mean(1).max()
         gain = VAD_LEVEL / max(float(power) ** 0.5, VAD_LEVEL / VAD_MOST_GAIN)
-        padded *= np.float32(max(gain, 1.0))
+        # louder where it is quiet, quieter where samples are far outside ±1
+        padded *= np.float32(gain if power > 1 else max(gain, 1.0))
         windows = np.lib.stride_tricks.sliding_window_view(
             padded, VAD_CONTEXT + VAD_WINDOW
         )[::VAD_WINDOW]

@@ -50,19 +50,27 @@ class PartialResults:
         Seconds between two parts of a process: as much work may be lost.
     states : np.ndarray, optional
         [N] uint64, of :func:`~speechbrain_ext.utils.jobs.states_of`.
+    measured : bool
+        Whether seconds of speech are kept beside the vectors.
 
     Attributes
     ----------
+    seconds : np.ndarray or None
+        [N] float64, as far as parts have been read; None unless ``measured``.
     done : np.ndarray
         [N] bool, the recordings that parts had at the start; equal on every rank.
     """
 
-    def __init__(self, path, fingerprint, ids, save_every=60.0, states=None):
+    def __init__(
+        self, path, fingerprint, ids, save_every=60.0, states=None, measured=False
+    ):
         self.path = Path(path)
         self.fingerprint = fingerprint
         self.states = np.zeros(len(ids), np.uint64) if states is None else states
         self.of_all = digest_of(fingerprint, self.states.tolist())
         self.ids = ids
+        self.seconds = np.full(len(ids), np.nan) if measured else None
+        self._columns = ("vectors", "seconds")[: 1 + measured]
         self.save_every = save_every
         self.folder = self.path.with_name(f"{self.path.name}.parts-{fingerprint[:16]}")
         self._ignored = set()
@@ -72,21 +80,23 @@ class PartialResults:
         self._pending = []
         self._saved_at = time.monotonic()
 
-    def add(self, rows, vectors):
-        """Keep a batch: rows [B] of the list, vectors [B, E].
+    def add(self, rows, vectors, seconds=None):
+        """Keep a batch: rows [B] of the list, vectors [B, E], seconds of speech [B].
 
         InputError for a full disk; what was saved before stays.
         """
-        self._pending.append((rows, vectors))
+        batch = (rows, vectors) if self.seconds is None else (rows, vectors, seconds)
+        self._pending.append(batch)
         if time.monotonic() - self._saved_at >= self.save_every:
             self.save()
 
     def save(self):
         """Write the batches that are in no part yet; raises as :meth:`add`."""
         if self._pending:
-            rows, vectors = map(np.concatenate, zip(*self._pending))
+            rows, *columns = map(np.concatenate, zip(*self._pending))
             name = f"{uuid.uuid4().hex}.npz"
-            of_rows = {"rows": rows, "states": self.states[rows], "vectors": vectors}
+            of_rows = {"rows": rows, "states": self.states[rows]}
+            of_rows |= zip(self._columns, columns)
             self._write(self.folder / name, self.fingerprint, **of_rows)
         self._pending = []
         self._saved_at = time.monotonic()
@@ -131,8 +141,8 @@ class PartialResults:
         if not self.path.exists():
             return None
         try:
-            fingerprint, vectors = read_arrays(
-                self.path, "embeddings", "fingerprint", "vectors"
+            fingerprint, vectors, *_ = read_arrays(
+                self.path, "embeddings", "fingerprint", *self._columns
             )
         except InputError as error:
             logger.info("%s: is made anew", error)
@@ -149,7 +159,8 @@ class PartialResults:
     def finish(self, vectors):
         """Write the file ``path``; on the main process. Raises as :meth:`add`."""
         ids, vectors = check_embeddings(self.path, self.ids, vectors)
-        self._write(self.path, self.of_all, ids=ids, vectors=vectors)
+        measured = {} if self.seconds is None else {"seconds": self.seconds}
+        self._write(self.path, self.of_all, ids=ids, vectors=vectors, **measured)
 
     def remove(self):
         """Delete the parts, even while another process writes more of them."""
@@ -180,9 +191,9 @@ class PartialResults:
         """(rows [n], vectors [n, E]) of every undamaged part, one at a time."""
         for path in sorted(set(self.folder.glob("*.npz")) - self._ignored):
             try:
-                fingerprint, rows, states, vectors = read_arrays(
+                fingerprint, rows, states, vectors, *seconds = read_arrays(
                     *(path, "a part of embeddings", "fingerprint"),
-                    *("rows", "states", "vectors"),
+                    *("rows", "states", *self._columns),
                 )
                 if fingerprint.tolist() != [self.fingerprint]:
                     raise InputError(f"{path}: not a part of these embeddings")
@@ -191,6 +202,8 @@ class PartialResults:
                 self._ignored.add(path)
             else:
                 same = states == self.states[rows]
+                if seconds:
+                    self.seconds[rows[same]] = seconds[0][same]
                 yield rows[same], vectors[same]
 
     def _siblings(self, start, pattern):

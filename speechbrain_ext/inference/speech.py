@@ -41,7 +41,7 @@ from speechbrain_ext.utils.precision import valid_counts
 NETWORK = "silero_vad.jit"  # the package's safetensors are those of an older network
 FFT, HOP = 256, 128
 FRAMES = VAD_WINDOW // HOP
-AT_ONCE = 4096  # windows: bounds the memory
+AT_ONCE = 1024  # windows: what a step computes stays in the cache of a CPU
 BLOCK_SECONDS = 32  # of a long recording, read at once: a whole number of windows
 
 
@@ -293,6 +293,8 @@ def silero_file(name):
 def _raised(wavs):
     """wavs [B, T], the quiet ones louder: the network misses what is below its range.
 
+    And those that exceed it, integers stored as floats, quieter.
+
     Of real speech with peaks at 0.01 it lost 5 of 170 recordings, at 0.003 46, and none
     where the loudest of their windows had been brought to an RMS of 0.05.
     """
@@ -300,8 +302,9 @@ def _raised(wavs):
         len(wavs), -1, VAD_WINDOW
     )
     loudest = torch.linalg.vector_norm(windows, dim=2).amax(1) / VAD_WINDOW**0.5
-    gain = (VAD_LEVEL / loudest).clamp(1, VAD_MOST_GAIN)
-    return wavs * gain[:, None] if gain.max() > 1 else wavs
+    gain = (VAD_LEVEL / loudest).clamp(max=VAD_MOST_GAIN)
+    gain = gain.where((gain > 1) | (loudest > 1), 1)
+    return wavs * gain[:, None] if (gain != 1).any() else wavs
 
 
 def _weights():

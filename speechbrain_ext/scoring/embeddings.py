@@ -1,6 +1,7 @@
 """Embeddings: their files, and cosine scores between their rows.
 
-A file holds ``ids``, U utterance IDs, and ``vectors``, float32 [U, E]. It is one of
+A file holds ``ids``, U utterance IDs, and ``vectors``, float32 [U, E]; of speech alone
+also ``seconds``, float64 [U], how long that is. It is one of
 named arrays, npz (numpy) or safetensors by its suffix, as files of cohorts and scores
 are. safetensors stores numbers only, so a text array becomes the UTF-8 bytes of one
 value per line. Neither format can carry code: pickled arrays are refused.
@@ -153,6 +154,37 @@ def load_embeddings(path):
     """
     arrays = read_arrays(path, "embeddings", "ids", "vectors")
     return Embeddings(*check_embeddings(path, *arrays))
+
+
+def load_speech_seconds(path):
+    """Seconds of speech [U] float64 behind each embedding of a file, or None.
+
+    None: of a file whose recordings were embedded as they are. InputError as
+    :func:`load_embeddings`; another number of them than of IDs, a value that is no
+    positive number.
+    """
+    if "seconds" not in _names_in(path):
+        return None
+    ids, seconds = read_arrays(path, "embeddings", "ids", "seconds")
+    number = seconds.dtype.kind == "f" and seconds.shape == ids.shape
+    if not number or not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise InputError(
+            f"{path}: seconds of type {seconds.dtype} and shape {list(seconds.shape)}, "
+            f"expected {len(ids)} positive numbers, the speech behind each embedding"
+        )
+    return seconds.astype(np.float64)
+
+
+def _names_in(path):
+    """Of the arrays of a file; none in one that :func:`read_arrays` refuses."""
+    try:
+        if check_suffix(Path(path)) == ".npz":
+            with zipfile.ZipFile(path) as file:
+                return [name.removesuffix(".npy") for name in file.namelist()]
+        with safetensors.safe_open(path, "numpy") as file:
+            return list(file.keys())
+    except (OSError, *DAMAGE):
+        return []
 
 
 def select_vectors(embeddings, ids, source):

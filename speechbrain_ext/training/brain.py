@@ -9,6 +9,7 @@ the best :mod:`speechbrain_ext.training.validation`, and how a run stops and con
 exactly :mod:`speechbrain_ext.training.resumable`.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -298,6 +299,25 @@ class SpeakerBrain(ResumableBrain):
         if self.validation is not None and model.encoder is not trained:
             best |= self.validate(model=model)
         return model, best
+
+
+def train_logger(path):
+    """SpeechBrain's log of epochs, in a file.
+
+    Where torchvision is absent its module says so at import, of pictures that nobody
+    wants: that line alone is left out, as it would stand before every error of ours.
+    """
+
+    def is_of_use(record):
+        return "torchvision is not available" not in record.getMessage()
+
+    log = logging.getLogger("speechbrain.utils.train_logger")
+    log.addFilter(is_of_use)
+    try:
+        from speechbrain.utils.train_logger import FileTrainLogger
+    finally:
+        log.removeFilter(is_of_use)
+    return FileTrainLogger(path)
 
 
 def check_trained(modules, terms):

@@ -15,6 +15,7 @@ from harness import (
     beside_limit,
     compare,
     in_new_process,
+    in_turns,
     peak_memory,
     report,
     summarise,
@@ -36,6 +37,15 @@ def test_both_sides_take_turns(monkeypatch):
     assert row.unit == "s"
     assert row.ours > 0
     assert row.ours_memory is None
+
+
+def test_several_take_turns_with_one_peer(monkeypatch):
+    monkeypatch.setattr(harness, "REST", 0)
+    calls = []
+    sides = [lambda name=name: calls.append(name) for name in ("a", "b", "peer")]
+    seconds = in_turns(sides, repeats=2, warmup=1)
+    assert calls == ["a", "b", "peer", *["a", "a", "b", "b", "peer", "peer"] * 2]
+    assert [len(of_side) for of_side in seconds] == [2, 2, 2]
 
 
 def test_what_is_timed_is_each_side_itself(monkeypatch):

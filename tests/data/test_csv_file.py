@@ -63,7 +63,8 @@ def test_columns_in_any_order_and_others(tmp_path, caplog):
         (CUT + "a,w,s,x,\n", ", line 2: start 'x', expected a number of samples, or n"),
         (CUT + "a,w,s,-5,\n", ", line 2: start '-5', expected a number of samples"),
         (CUT + "a,w,s,5,7.5\n", ", line 2: stop '7.5', expected a number of samples"),
-        (CUT + "a,w,s,5,5\n", ", line 2: stop 5 after start 5, expected a later"),
+        (CUT + "a,w,s,5,5\n", ", line 2: stop 5 is not after start 5, expected"),
+        (CUT + "a,w,s,9,5\n", ", line 2: stop 5 is not after start 9, expected"),
         (
             CUT + "a,w,s,5,9\nb,w,s,5,10\nc,w,t,5,9\n",
             "/w 5-9' again, expected each once (also in line 2)",

@@ -216,7 +216,7 @@ def turn(start, length, channel=1, name="day0"):
         (changed("segments", 2, "bo1 day1 x 1"), "line 2: start 'x', expected seconds"),
         (
             changed("segments", 2, "bo1 day1 2 1"),
-            "line 2: stop 16000 after start",
+            "line 2: stop 16000 is not after start",
         ),
         (
             changed("segments", 2, "bo1 day1 1 6"),

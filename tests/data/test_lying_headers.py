@@ -15,6 +15,7 @@ from speechbrain_ext.data.audio import (
     read_header,
     read_mono,
 )
+from speechbrain_ext.data.sound import flac as sound_flac
 from speechbrain_ext.data.sound import media
 from speechbrain_ext.utils.errors import InputError
 from tests.players import as_ffmpeg, ffmpeg, needs_ffmpeg, noise
@@ -342,6 +343,47 @@ def test_a_flac_stream_of_ffmpeg(tmp_path):
     check_close(path)
     path.write_bytes(b"ID3\x04\0\0\0\0\x01\x00" + bytes(128) + content)
     check_close(path)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [(0.5, 0.5), (1, 0.3), (0.3, 1), (4, 4), (4, 4, 4), (9, 1), (1, 9), (0.1,) * 5],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_flac_files_that_were_joined_are_all_read(tmp_path, heard, seconds, channels):
+    """ffmpeg reads all, too, but loses some blocks at the seam of longer ones."""
+    path, parts, expected = tmp_path / "all.flac", [], []
+    for number, length in enumerate(seconds):
+        part = tmp_path / f"{number}.flac"
+        soundfile.write(part, noise(length, channels, seed=len(parts) % 2), 16000)
+        parts.append(part.read_bytes())
+        expected.append(read_mono(part)[0])
+    path.write_bytes(b"".join(parts))
+    check(path, np.concatenate(expected))
+    assert f"{len(seconds)} flac files follow one another in it" in heard.text
+
+
+def test_a_flac_file_alone_is_read_without_a_search(tmp_path, monkeypatch):
+    """Few bytes of it tell that nothing follows, however uneven its sound."""
+    wav = noise(20)
+    wav[: len(wav) // 2] = 0
+    soundfile.write(tmp_path / "a.flac", wav, 16000)
+    monkeypatch.setattr(sound_flac, "_streams", pytest.fail)
+    read_header(tmp_path / "a.flac")
+
+
+def test_joined_flac_files_that_do_not_go_together(tmp_path):
+    path, parts = tmp_path / "all.flac", []
+    for rate in (16000, 8000):
+        soundfile.write(path, noise(1), rate)
+        parts.append(path.read_bytes())
+    path.write_bytes(b"".join(parts))
+    message = "all.flac: .*flac files of 8000 Hz, .* and 16000 Hz, .* expected one"
+    with pytest.raises(InputError, match=message):
+        read_mono(path)
+    path.write_bytes(parts[0] + parts[0][:-4000])
+    with pytest.raises(InputError, match="number 2 of 2 in it is cut"):
+        read_mono(path)
 
 
 def test_a_flac_file_that_is_cut_is_no_shorter_recording(tmp_path):

@@ -53,7 +53,7 @@ def batch():
 
 def assert_ours(loaded, folder, voices):
     ours, (wavs, lens) = load(folder), batch()
-    for normalize in (False, True)[: 1 + isinstance(loaded, SpeakerVerifier)]:
+    for normalize in (False, True):
         expected = ours.encode_batch(wavs, lens, normalize)
         found = loaded.encode_batch(wavs, lens, normalize)
         assert torch.allclose(found, expected, rtol=0, atol=1e-5)
@@ -77,6 +77,21 @@ def test_from_a_folder(name, place, folder, voices, tmp_path, monkeypatch):
     loaded = LOADERS[name](source=source, **options)
     assert_ours(loaded, folder, voices)
     assert isinstance(loaded, SpeakerVerifier) == (name == "foreign_class")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_random_state_stays(name, folder):
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    LOADERS[name](source=str(folder))
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_normalised_embeddings_have_length_1(folder):
+    loaded = EncoderClassifier.from_hparams(source=str(folder))
+    lengths = loaded.encode_batch(*batch(), normalize=True).norm(dim=-1)
+    assert torch.allclose(lengths, torch.ones(3, 1), rtol=0, atol=1e-6)
 
 
 def test_the_verifier_of_foreign_class_has_what_the_folder_has(whole, voices):

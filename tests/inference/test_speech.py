@@ -33,6 +33,14 @@ def talk(seed=0, pause=1.0):
     return wav + silence(len(wav) / RATE, 1e-3, seed)[: len(wav)]
 
 
+def test_integers_in_floats_are_heard_as_well(detector):
+    wav = talk()
+    whole = (wav * 32768).astype(np.float32)
+    expected, found = detector.segments(wav), detector.segments(whole)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 0.2 * RATE  # the network hears levels
+
+
 # ---- the library ---------------------------------------------------------------------
 
 

@@ -387,3 +387,22 @@ def test_a_program_gets_the_report_of_python(verifier, files):
         verifier, [files["noise"]], [files["voice"]], speech_detection=False
     )
     assert off["same_speaker"] in (True, False)
+
+
+def test_integers_in_a_float_file_are_one_warning(verifier, files, tmp_path, caplog):
+    """With detection, in windows, and without; other scales are taken in silence."""
+    wav, _ = soundfile.read(files["voice"])
+    paths = []
+    for name, scale in (("a", 32768), ("b", 32767), ("c", 2.5)):
+        paths.append(tmp_path / f"{name}.wav")
+        soundfile.write(paths[-1], wav * scale, RATE, subtype="FLOAT")
+    peak = 32768 * np.abs(wav).max()
+    for options in ({}, {"speech_detection": True}, {"window_seconds": 1.5}):
+        caplog.clear()
+        verifier.encode_files(paths, **options)
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "2 of 3 recordings have samples far outside ±1, as of integers stored as "
+            "floats; they are taken as they are, expected samples divided by 32768; "
+            f"first {paths[0]}, peak {peak:.5g}"
+        )

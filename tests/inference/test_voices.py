@@ -329,6 +329,29 @@ def test_a_killed_writer_leaves_the_old_file_and_no_lock(tmp_path):
         assert voices.names == ["A"]
 
 
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
+    path, others = tmp_path / "v[1]", ["v[1].1", "v1", "v[1].0123456789.tmp"]
+    left = tmp_path / ".v[1].0123abcd.tmp"
+    kept = [tmp_path / f".{name}.0123abcd.tmp" for name in others]
+    for file in (left, *kept):
+        file.write_bytes(b"half")
+    made_up("A").save(path)
+    assert Voices.load(path).names == ["A"]
+    assert not left.exists()
+    assert all(file.exists() for file in kept)  # of other files
+
+
+@pytest.mark.parametrize("path", [None, 3, b"v"])
+def test_what_is_no_path_is_one_line(path):
+    message = "is no path, expected that of a store of voices"
+    with pytest.raises(InputError, match=message):
+        Voices.load(path)
+    with pytest.raises(InputError, match=message):
+        made_up("A").save(path)
+    with pytest.raises(InputError, match=message), Voices.edit(path):
+        pass
+
+
 def test_an_error_in_the_block_leaves_the_old_file(tmp_path):
     path = tmp_path / "v"
     made_up("A", "B").save(path)

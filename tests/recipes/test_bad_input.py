@@ -58,6 +58,29 @@ def words_of(corpus, yaml, *more):
     return [yaml, *data, *small, source, out, *more]
 
 
+def test_nothing_of_torchvision_stands_on_stderr(tmp_path):
+    """Neither before an error nor where the log is made; its other words stay."""
+    code = (
+        "import logging, sys\n"
+        "sys.modules['torchvision'] = None\n"  # as where it is not installed
+        "import train\n"
+        "train.train_logger(sys.argv[1] + '.log')\n"
+        "logging.getLogger('speechbrain.utils.train_logger').warning('another')\n"
+        "train.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "no.yaml")],
+        cwd=RECIPE,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert len(lines) == 2, done.stderr
+    assert lines[0].endswith("another")
+    assert lines[1].startswith(f"error: {tmp_path}/no.yaml")
+
+
 def check(name, corpus, yaml, expected, *more):
     """Run; the last line on stderr is the one error, and holds ``expected``."""
     code, lines = run(name, words_of(corpus, yaml, *more), corpus / "stderr")

@@ -33,12 +33,11 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import get_rank, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.train_logger import FileTrainLogger
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import keep_classifier, save_pretrained
-from speechbrain_ext.training.brain import SpeakerBrain, check_trained
+from speechbrain_ext.training.brain import SpeakerBrain, check_trained, train_logger
 from speechbrain_ext.training.validation import EERTrials
 from speechbrain_ext.utils.arguments import check_arguments
 from speechbrain_ext.utils.config import load_run
@@ -142,7 +141,7 @@ def train(
             **options,
             "lr_schedule": lr_schedule,
             "epoch_counter": epoch_counter,
-            "train_logger": FileTrainLogger(folder / "train_log.txt"),
+            "train_logger": train_logger(folder / "train_log.txt"),
             "global_batch": global_batch,
             "precision": precision,
             "ckpt_interval_minutes": ckpt_interval_minutes,

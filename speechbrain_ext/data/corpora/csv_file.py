@@ -151,7 +151,7 @@ def _row(entry, folder):
     start, stop = entry.start or 0, entry.stop
     if stop is not None and stop <= start:
         raise InputError(
-            f"{place}: stop {stop} after start {start}, expected a later sample"
+            f"{place}: stop {stop} is not after start {start}, expected a later sample"
         )
     path, speaker = folder / Path(wav).expanduser(), composed(entry.speaker)
     if not str(path).isascii():

@@ -179,7 +179,17 @@ def open_trusting(source):
     if file.format == "MP3":  # its length is an estimate, and its ends are not cut off
         file.close()
         return None
+    if file.format == "FLAC" and not _is_one_flac(source):
+        file.close()
+        return None
     return Sound(file)
+
+
+def _is_one_flac(source):
+    """Of several that follow one another libsndfile would seek in the wrong one."""
+    with _stream(source) as content:
+        peek = Peek(content)
+        return flac.flac(peek, mpeg.after_tags(peek)) is None
 
 
 def _stream(source):
@@ -285,6 +295,8 @@ def _examined(source, file):
         return _decoded(source, file, "Ogg", doubt)
     try:
         repair = _repair(peek)
+        if isinstance(repair, flac.Joined):
+            return _joined(file, repair)
         sound = _native(source, file, repair, doubt)
         if repair is None and sound.format == "MP3":  # which begins within a frame
             with sound:
@@ -299,6 +311,27 @@ def _examined(source, file):
         if repair is None:
             raise error
         return _native(source, file, repair)
+
+
+def _joined(file, joined):
+    """All streams of a file, one after the other; they must be of one kind."""
+    parts, kinds = [], set()
+    for number, piece in enumerate(joined.streams, 1):
+        stream = io.BufferedReader(Pieces(file, [piece]))
+        with _examined(stream, stream) as sound:
+            kinds.add((sound.samplerate, sound.channels))
+            try:
+                wav = sound.read(0, sound.frames)
+            except soundfile.SoundFileError:
+                wav = ()
+            if len(wav) < sound.frames:
+                raise OSError(f"number {number} of {len(joined.streams)} in it is cut")
+        parts.append(wav.reshape(len(wav), -1))
+    if len(kinds) > 1:
+        found = " and ".join(f"{rate} Hz, {n} channel(s)" for rate, n in sorted(kinds))
+        raise OSError(f"flac files of {found} follow one another in it, expected one")
+    rate, _ = kinds.pop()
+    return Sound(_Decoded(np.concatenate(parts), rate), doubt=joined.doubt)
 
 
 def _decoded(source, file, what, doubt=None):

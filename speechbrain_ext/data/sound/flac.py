@@ -2,18 +2,26 @@
 
 A flac header states how many samples there are, or 0 where a program wrote it into a
 pipe. Each frame says where it stands, with a checksum, so that the last one tells the
-truth: few bytes of the end of the file are read.
+truth: few bytes of the end of the file are read. Of files that were joined with cat
+libsndfile reads the first, players all: where the last frame does not fit the header,
+or frames do not follow each other, the file is searched for more of them.
 
 An ogg stream ends on a page that says so. Where it is missing, or where another stream
 follows (internet radio, recordings that were joined with cat), libsndfile's length is
 not what ffmpeg decodes.
 """
 
+from typing import NamedTuple
+
 from speechbrain_ext.data.sound.headers import Doubt, Repair
 
 TAIL = 1 << 16  # bytes; the longest frame in use has fewer
 LONGEST_TAIL = 1 << 20
 CHAINED = "chained ogg"
+# What a stream begins with: its mark, and the header of 34 bytes that must follow.
+BEGINS = b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22"
+SEARCHED = 1 << 20  # bytes at once
+FEW_BLOCKS = 8
 
 
 def _checksums(polynomial, bits):
@@ -44,8 +52,17 @@ def _crc16(content):
     return value
 
 
+class Joined(NamedTuple):
+    """Several streams, one after the other: (offset, size) of each, what to warn of."""
+
+    streams: list
+    doubt: Doubt
+
+
 def flac(peek, start):
     """Repair of a flac stream that begins at ``start``; None where it is as it says.
+
+    Joined where another one follows.
 
     Where the last frame is not whole nothing is repaired: libsndfile says of such a
     file that it ends early, or counts what there is where no length is stated.
@@ -59,7 +76,13 @@ def flac(peek, start):
     count = min(max(2 * longest, 4096) if longest else TAIL, LONGEST_TAIL)
     begin = max(start + 42, peek.size - count)
     tail = peek(begin, peek.size - begin)
-    if total and any(stop == total for _, stop in _frames(tail, fixed)):
+    fits = total and any(stop == total for _, stop in _frames(tail, fixed))
+    if fits and _in_step(peek, start, total, fixed, count):
+        return None
+    if len(streams := _streams(peek, start)) > 1:
+        text = f"{len(streams)} flac files follow one another in it"
+        return Joined(streams, Doubt("joined flac", text))
+    if fits:
         return None
     end = len(tail)
     if tail[-128:-125] == b"TAG":
@@ -79,6 +102,39 @@ def flac(peek, start):
     head = peek(start, 8) + right + info[18:]
     pieces = [head, (start + 42, begin + end - start - 42)]
     return Repair(pieces, Doubt("flac", text))
+
+
+def _in_step(peek, start, total, fixed, count):
+    """Whether the sound goes on through a file, rather than beginning again.
+
+    Of two or three equal streams the last frame fits the header of the first.
+    """
+    if total < FEW_BLOCKS * fixed:
+        return False  # nobody knows, and a search costs no more
+    before = 0
+    for tenths in (4, 6, 8):
+        place = start + tenths * (peek.size - start) // 10
+        stops = [stop for _, stop in _frames(peek(place, count), fixed)]
+        if not stops or stops[-1] < before:  # the last one found stands first
+            return False
+        before = stops[-1]
+    return True
+
+
+def _streams(peek, start):
+    """(offset, size) of each stream from ``start`` on; the whole file is read."""
+    begins, overlap = [start], len(BEGINS[0]) - 1
+    for offset in range(start + 4, peek.size, SEARCHED):
+        block = peek(offset, min(SEARCHED + overlap, peek.size - offset))
+        place = -1
+        while (place := block.find(b"fLaC", place + 1)) >= 0:
+            here = offset + place
+            fixed = peek.number(here + 8, 2, "big")
+            is_stream = block[place : place + 8] in BEGINS
+            if is_stream and _first_sample(peek, here, fixed) == 0:
+                begins.append(here)
+    ends = [*begins[1:], peek.size]
+    return [(begin, end - begin) for begin, end in zip(begins, ends)]
 
 
 def _frames(content, fixed):

@@ -16,10 +16,12 @@ compared, so the store of another model is refused.
 
 A file is replaced by one rename. Whoever writes it holds a lock beside it
 (``.NAME.lock``) and writes only over the file that it has read: two programs that add
-voices at once do not lose one.
+voices at once do not lose one. Whoever holds the lock removes what a writer that was
+killed has left (``.NAME.XXXXXXXX.tmp``).
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -315,6 +317,7 @@ class Voices:
         }
         content = safetensors.numpy.save(arrays, metadata)
         place = _place(path)
+        _remove_leftovers(Path(place))
         with write_atomically(place, "wb") as file:
             if there is not None:  # voices that only their owner may read stay so
                 shutil.copymode(place, file.name)
@@ -365,7 +368,7 @@ def _place(path):
 @contextlib.contextmanager
 def _locked(path):
     """Hold the lock of a file; it is given back when a process ends, however."""
-    path = Path(path).resolve()
+    path = _checked_path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
@@ -378,9 +381,23 @@ def _locked(path):
         ) from error
 
 
+def _remove_leftovers(path):
+    """Temporary files of dead writers to ``path``: one that lives has the lock."""
+    leftovers = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"
+    for leftover in path.parent.glob(leftovers):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def _checked_path(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"{path!r} is no path, expected that of {WHAT}")
+    return Path(path)
+
+
 def _read(path):
     """The bytes of a file; of a pipe or device they might have no end."""
-    path = Path(path)
+    path = _checked_path(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: no file, expected {WHAT}")
     try:
