@@ -242,7 +242,8 @@ class NemoConformerEncoder(Encoder):
 @contextlib.contextmanager
 def _statistics_kept(layer):
     """Inside, BatchNorm layers do not move their running statistics."""
-    norms = [m for m in layer.modules() if isinstance(m, nn.BatchNorm1d)]
+    kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
+    norms = [module for module in layer.modules() if isinstance(module, kind)]
     own = [norm.momentum for norm in norms]
     try:
         for norm in norms:
