@@ -165,7 +165,7 @@ def test_arguments_rebuild_the_same_head(name):
 def test_another_number_of_states_is_an_error(name, count):
     head = make_head(name)
     states = [noise(1, 10, SIZE)] * count
-    with pytest.raises((ValueError, RuntimeError)):
+    with pytest.raises(InputError, match=f"{count} states, expected {STATES}"):
         head(states)
 
 
