@@ -183,6 +183,16 @@ class NemoConformerEncoder(Encoder):
 
         return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
+    def truncate(self, n_states):
+        """Leave out the layers behind the first ``n_states`` states, in place."""
+        layers, config = n_states - 1, self.arguments["source"]
+        widths = self.settings.layer_widths
+        changes = {"n_layers": layers, "layer_widths": widths and widths[:layers]}
+        self.settings = self.settings._replace(**changes)
+        encoder = {**config["encoder"], **changes}
+        self.arguments["source"] = {**config, "encoder": encoder}
+        del self.layers[layers:]
+
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, NemoConformerEncoder) and (

@@ -368,6 +368,19 @@ class WaveformEncoder(Encoder):
         counts = valid_counts(lens, x.shape[1]).to(lens.device)
         return output_frames(counts, *shape) / output_frames(x.shape[1], *shape)
 
+    def truncate(self, n_states):
+        """Leave out the layers behind the first ``n_states`` states, in place."""
+        config, layers = copy.deepcopy(self.config), n_states - 1
+        config.num_hidden_layers = layers
+        for name in ("num_attention_heads_group", "intermediate_size_group"):
+            if (widths := getattr(config, name, None)) is not None:
+                setattr(config, name, widths[:layers])
+        self.config = config
+        self.arguments |= {"source": config.to_dict(), "last_state": "raw"}
+        if self.encoder.pre_norm:  # LN is the last layer's
+            self.encoder.layer_norm = None
+        del self.encoder.layers[layers:]
+
     def same_front_end(self, other):
         """Whether another encoder takes the same waveform."""
         if isinstance(other, WaveformEncoder):

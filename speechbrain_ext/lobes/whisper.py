@@ -262,6 +262,17 @@ class WhisperEncoder(Encoder):
         """[B, T] → log-mel [B, T', M] at 100 Hz, relative lengths [B]."""
         return self.features(wavs, wav_lens)
 
+    def truncate(self, n_states):
+        """Leave out the layers behind the first ``n_states`` states, in place."""
+        config, layers = copy.deepcopy(self.config), n_states - 1
+        shapes = layer_shapes(config)[:layers]
+        config.encoder_layers = layers
+        config.num_attention_heads_group = [shape.heads for shape in shapes]
+        config.ffn_dim_group = [shape.ffn for shape in shapes]
+        self.config, self.layer_norm = config, None  # LN is the last layer's
+        self.arguments |= {"source": config.to_dict(), "last_state": "raw"}
+        del self.layers[layers:]
+
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, WhisperEncoder) and (

@@ -48,6 +48,7 @@ from speechbrain_ext.pruning import (
 )
 from speechbrain_ext.pruning.costs import mac_costs
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.weights import load_strictly
 
 SECONDS = (0.9, 0.37, 0.61)
 
@@ -270,6 +271,22 @@ def test_front_end_then_encode_is_forward(encoder):
         states = encoder.encode(x, lens)
     assert all(map(torch.equal, states, states_of(encoder, wavs, wav_lens)))
     assert isinstance(encoder.same_front_end(copy.deepcopy(encoder)), bool)
+
+
+def test_without_its_last_layer_its_other_states_are_as_they_were(encoder):
+    """For heads that read no later state."""
+    n_states = encoder.n_states - 1
+    if n_states < 2:
+        with pytest.raises(InputError, match="cannot leave out the layers behind"):
+            encoder.truncate(n_states)
+        return
+    expected = states_of(encoder, *padded())[:n_states]
+    encoder.truncate(n_states)
+    assert encoder.n_states == n_states
+    assert all(map(torch.equal, states_of(encoder, *padded()), expected))
+    again = type(encoder)(**encoder.arguments)
+    load_strictly(again, encoder.state_dict(), "shorter encoder")
+    assert all(map(torch.equal, states_of(again.eval(), *padded()), expected))
 
 
 # -- arguments and folders -------------------------------------------------------------

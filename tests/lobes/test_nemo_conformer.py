@@ -24,7 +24,6 @@ from speechbrain_ext.lobes import attention
 from speechbrain_ext.lobes.attention import blocked, fused
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import ConformerMFA
-from speechbrain_ext.lobes.heads.pooling import ContextPooling
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.nemo_layers import ConformerLayer
 from speechbrain_ext.lobes.shifted_attention import ShiftedBias, distances
@@ -549,26 +548,6 @@ def test_memory_of_long_recordings_is_bounded():
 
 
 # -- head ------------------------------------------------------------------------------
-
-
-def test_pooling_with_context_is_speechbrains():
-    peer = randomise(SpeechBrainPooling(6, 4, global_context=True)).eval()
-    peer.tdnn.norm.norm.running_mean.copy_(0.1 * noise(4))
-    own = ContextPooling(6, 4).eval()
-    own.load_state_dict(
-        {
-            "narrow.weight": peer.tdnn.conv.conv.weight.squeeze(-1),
-            "narrow.bias": peer.tdnn.conv.conv.bias,
-            "wide.weight": peer.conv.conv.weight.squeeze(-1),
-            "wide.bias": peer.conv.conv.bias,
-            **{f"norm.{k}": v for k, v in peer.tdnn.norm.norm.state_dict().items()},
-        }
-    )
-    x, frames = noise(3, 20, 6), torch.tensor([20, 9, 2])
-    padding = torch.arange(20) >= frames[:, None]
-    expected = peer(x.transpose(1, 2), (frames - 0.5) / 20).squeeze(-1)
-    x = x.masked_fill(padding.unsqueeze(-1), float("nan"))
-    torch.testing.assert_close(own(x, padding), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_first_state_is_left_out():

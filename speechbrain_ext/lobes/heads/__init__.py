@@ -1,11 +1,16 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
+from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 
 __all__ = [
+    "CAMHFA",
+    "LAP",
     "MFA",
+    "MHFA",
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",

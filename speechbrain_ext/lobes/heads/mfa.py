@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
-from speechbrain_ext.lobes.heads.pooling import (
-    AttentiveStatisticsPooling,
-    ContextPooling,
-)
+from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.utils.errors import InputError, check_at_least
+
+SPEECHBRAIN_FLOOR = 1e-12  # of the variance in its pooling
 
 
 class LayerAdapter(nn.Sequential):
@@ -74,6 +73,9 @@ class MFA(Head):
         BatchNorm on the pooled statistics, for training from random weights: their
         mean over utterances is then so large that all cosines begin near 1. The
         published model, which starts from a pretrained encoder, has none.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all (partial MFA of
+        Whisper-PMFA, arXiv 2408.15585).
     """
 
     def __init__(
@@ -83,29 +85,31 @@ class MFA(Head):
         embedding_size=256,
         pooling_size=None,
         normalise=False,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
-        channels = input_size * n_states
+        channels = input_size * self.read_states(n_states, layers)
         self.pooling = AttentiveStatisticsPooling(channels, pooling_size or input_size)
         self.norm = nn.BatchNorm1d(2 * channels) if normalise else nn.Identity()
         self.bottleneck = nn.Linear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
-        x = torch.cat(list(states), dim=-1)
+        x = torch.cat(list(self.chosen(states)), dim=-1)
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(self.norm(pooled)).unsqueeze(1)
 
 
 class ConformerMFA(Head):
-    """All layers' outputs concatenated, normalised, pooled, projected.
+    """Layers' outputs concatenated, normalised, pooled, projected.
 
         Linear(BN(ASP(LN([h₁; …; h_L]))))
 
     MFA-Conformer (Zhang et al. 2022, arXiv 2203.15249), with the context in its
-    pooling; on NeMo's Large encoder it makes the 130.94 M parameters of arXiv
-    2309.03019. The first state, which no layer has seen, is left out.
+    pooling, as SpeechBrain's has it; on NeMo's Large encoder it makes the 130.94 M
+    parameters of arXiv 2309.03019. Over some layers it is the head of Whisper-PMFA
+    (arXiv 2408.15585).
 
     Arguments
     ---------
@@ -117,6 +121,9 @@ class ConformerMFA(Head):
         Width E of the embedding.
     pooling_size : int
         Bottleneck of the attention.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all but the first,
+        which no layer has seen.
     """
 
     def __init__(
@@ -125,20 +132,29 @@ class ConformerMFA(Head):
         n_states=19,
         embedding_size=256,
         pooling_size=128,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("n_states", n_states, 2)
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("pooling_size", pooling_size, 1)
-        channels = input_size * (n_states - 1)
+        layers = [1, n_states - 1] if layers is None else layers
+        channels = input_size * self.read_states(n_states, layers)
         self.layer_norm = nn.LayerNorm(channels)
-        self.pooling = ContextPooling(channels, pooling_size)
+        self.pooling = AttentiveStatisticsPooling(
+            channels,
+            pooling_size,
+            context=True,
+            activation="relu+tanh",
+            variance_floor=SPEECHBRAIN_FLOOR,
+            context_correction=0,
+        )
         self.norm = nn.BatchNorm1d(2 * channels)
         self.bottleneck = nn.Linear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
-        x = self.layer_norm(torch.cat(list(states[1:]), dim=-1))
+        x = self.layer_norm(torch.cat(list(self.chosen(states)), dim=-1))
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(self.norm(pooled)).unsqueeze(1)
 
@@ -160,6 +176,8 @@ class AdapterMFA(Head):
         As in :class:`MFA`.
     hidden_sizes : list of int
         Hidden units of each adapter, where pruning left fewer than D.
+    layers : list of int
+        As in :class:`MFA`; an adapter for each state that is read.
 
     Example
     -------
@@ -176,10 +194,12 @@ class AdapterMFA(Head):
         embedding_size=256,
         normalise=False,
         hidden_sizes=None,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("adapter_size", adapter_size, 1)
         check_at_least("embedding_size", embedding_size, 1)
+        n_states = self.read_states(n_states, layers)
         hidden_sizes = hidden_sizes or [adapter_size] * n_states
         if len(hidden_sizes) != n_states:
             raise InputError(
@@ -197,7 +217,7 @@ class AdapterMFA(Head):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         adapted = [
             adapter(state)
-            for adapter, state in zip(self.adapter_layers, states, strict=True)
+            for adapter, state in zip(self.adapter_layers, self.chosen(states))
         ]
         x = torch.cat(adapted, dim=-1)
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
