@@ -26,7 +26,7 @@ from speechbrain_ext.lobes.encoder import (
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder, read_config
 from speechbrain_ext.pretrained import load_pretrained
-from speechbrain_ext.pruning.costs import counted_operations
+from speechbrain_ext.pruning.costs import counted_operations, on_meta
 from speechbrain_ext.utils.config import load_yaml
 from speechbrain_ext.utils.errors import InputError, describe_os_error
 
@@ -72,15 +72,10 @@ def count_macs(speaker_encoder, seconds=1.0):
     InputError
         Where that is too short for the encoder.
     """
-    x, _ = speaker_encoder.encoder.example(seconds)
-    modes = {module: module.training for module in speaker_encoder.modules()}
-    speaker_encoder.eval()
-    try:
-        with counted_operations() as counter, torch.no_grad():
-            speaker_encoder.head(speaker_encoder.encoder.encode(x), None)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    model = on_meta(speaker_encoder).eval()
+    x, _ = model.encoder.example(seconds)
+    with counted_operations() as counter, torch.no_grad():
+        model.head(model.encoder.encode(x), None)
     return counter.get_total_flops() // 2
 
 

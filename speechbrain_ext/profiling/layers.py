@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Encoder
-from speechbrain_ext.pruning.costs import counted_operations
+from speechbrain_ext.pruning.costs import counted_operations, on_meta
 from speechbrain_ext.scoring.plots import new_figure, save_figure
 from speechbrain_ext.utils.errors import InputError
 
@@ -66,15 +66,13 @@ def layer_times(model, seconds=10.0, repeats=5):
     encoder.example(seconds)  # too short for it: an error
     device = next(model.parameters()).device
     wavs = 0.1 * torch.randn(1, round(encoder.sample_rate * seconds), device=device)
-    frames = []
-    watch = model.head.register_forward_pre_hook(
-        lambda _, inputs: frames.append(inputs[0][-1].shape[1])
-    )
+    macs, frames = _multiply_adds(model, wavs)
     with torch.inference_mode():
-        with watch:
-            macs = _multiply_adds(model, wavs)
-        passes = [_spent(model, wavs, _clock(device)) for _ in range(1 + repeats)][1:]
-        rate = matrix_rate(model, frames[0], repeats)
+        passes = [
+            _spent(model, lambda: model(wavs), _clock(device))
+            for _ in range(1 + repeats)
+        ][1:]
+        rate = matrix_rate(model, frames, repeats)
     return [
         LayerTime(name, statistics.median(p[name] for p in passes), count, count / rate)
         for name, count in macs.items()
@@ -135,13 +133,25 @@ def _matrices(module):
 
 
 def _multiply_adds(model, wavs):
-    with counted_operations() as counter:
-        spent = _spent(model, wavs, counter.get_total_flops)
-    return {name: flops // 2 for name, flops in spent.items()}
+    """Of every kind of layer, by name, and the frames that there are."""
+    bare, states = on_meta(model).eval(), []
+    with counted_operations() as counter, torch.no_grad():
+        features = _spent(
+            model, lambda: model.encoder.front_end(wavs), counter.get_total_flops
+        )
+        x, _ = bare.encoder.example(wavs.shape[1] / bare.encoder.sample_rate)
+
+        def run():
+            states.extend(bare.encoder.encode(x))
+            bare.head(states, None)
+
+        spent = _spent(bare, run, counter.get_total_flops)
+    macs = {name: (flops + features[name]) // 2 for name, flops in spent.items()}
+    return macs, states[-1].shape[1]
 
 
-def _spent(model, wavs, read):
-    """How far ``read`` moves during every kind of layer: name → difference."""
+def _spent(model, run, read):
+    """How far ``read`` moves in each kind of layer while the model runs, by name."""
     kinds = model.encoder.layer_kinds()
     totals = dict.fromkeys([*kinds, HEAD], 0)
     started, hooks = {}, []
@@ -167,7 +177,7 @@ def _spent(model, wavs, read):
                 watch(module, name)
     try:
         start = read()
-        model(wavs)
+        run()
         total = read() - start
     finally:
         for hook in hooks:

@@ -17,6 +17,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -179,10 +180,8 @@ def _cost_model(gates, shares, fixed, total, measure):
 
 def _spent(encoder, names, seconds):
     """Multiply-adds of a pass → (all, Counter of those in the named modules)."""
-    tensors = [*encoder.parameters(), *encoder.buffers()]
     with torch.no_grad():
-        memo = {id(t): _on_meta(t) for t in tensors}
-        encoder = remove_gates(copy.deepcopy(encoder, memo)).eval()
+        encoder = remove_gates(on_meta(encoder)).eval()
         x, _ = encoder.example(seconds)
         spent, started = Counter(), {}
         with counted_operations() as counter:
@@ -201,6 +200,15 @@ def _spent(encoder, names, seconds):
     return counter.get_total_flops() // 2, spent
 
 
-def _on_meta(tensor):
-    meta = torch.empty_like(tensor, device="meta")
-    return torch.nn.Parameter(meta) if isinstance(tensor, torch.nn.Parameter) else meta
+def on_meta(module):
+    """A copy without memory: its operations are those of the plain way, on any device.
+
+    What an encoder does faster on a CPU, as pieces that overlap, is not counted.
+    """
+
+    def empty(tensor):
+        meta = torch.empty_like(tensor, device="meta")
+        return nn.Parameter(meta) if isinstance(tensor, nn.Parameter) else meta
+
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): empty(tensor) for tensor in tensors})

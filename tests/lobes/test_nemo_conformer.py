@@ -14,9 +14,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from speechbrain.lobes.models.ECAPA_TDNN import (
-    AttentiveStatisticsPooling as SpeechBrainPooling,
-)
 from tiny_encoder import LargestTensor, noise, randomise
 
 from speechbrain_ext.features import NemoFeatures
