@@ -98,6 +98,47 @@ class WarmupCosine:
 
 
 @dataclass(frozen=True)
+class WarmupExponential:
+    """From ``peak`` to ``final`` by an equal factor every step, then constant.
+
+        peak · (final / peak)^(progress / decay_epochs) · min(1, progress / warm-up)
+
+    The decay begins with the first step, under the linear warm-up, as in wespeaker's
+    ExponentialDecrease, with which most peers in arXiv 2510.04213's table 1 trained.
+
+    Arguments
+    ---------
+    peak, final : float
+        Learning rates, above 0.
+    decay_epochs : float
+        Epoch at which ``final`` is reached, warm-up included.
+    warmup_epochs : float
+        0 for none.
+    """
+
+    peak: float
+    final: float
+    decay_epochs: float
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self):
+        for name in ("peak", "final", "decay_epochs"):
+            value = getattr(self, name)
+            check_at_least(name, value, 0, whole=False)
+            if not value:
+                raise InputError(f"{name}={value!r}, expected a number above 0")
+        check_at_least("warmup_epochs", self.warmup_epochs, 0, whole=False)
+
+    def __call__(self, progress):
+        """Progress in epochs → learning rate."""
+        done = min(progress / self.decay_epochs, 1.0)
+        rate = self.peak * (self.final / self.peak) ** done
+        return rate * min(
+            1.0, progress / self.warmup_epochs if self.warmup_epochs else 1.0
+        )
+
+
+@dataclass(frozen=True)
 class LinearRamp:
     """``initial`` until epoch ``begin``, linear to ``final`` at ``end``, then constant.
 

@@ -10,12 +10,14 @@ from speechbrain_ext.schedules import (
     Constant,
     LinearRamp,
     WarmupCosine,
+    WarmupExponential,
     WarmupStepDecay,
 )
 
 STAGE1 = WarmupStepDecay(peak=1e-4)
 STAGE2 = WarmupCosine(peak=1e-5, final=5e-6, decay_epochs=2)
 WARM_COSINE = WarmupCosine(peak=4.0, final=2.0, decay_epochs=5, warmup_epochs=1)
+EXPONENTIAL = WarmupExponential(peak=1.0, final=0.01, decay_epochs=4, warmup_epochs=1)
 MARGIN = LinearRamp(initial=0.0, final=0.2, begin=2, end=4)
 
 
@@ -49,6 +51,14 @@ MARGIN = LinearRamp(initial=0.0, final=0.2, begin=2, end=4)
         (WARM_COSINE, 3, 3.0),
         (WARM_COSINE, 5, 2.0),
         (WARM_COSINE, 50, 2.0),
+        # a tenth every two of four epochs, under a warm-up of one
+        (EXPONENTIAL, 0, 0.0),
+        (EXPONENTIAL, 0.5, 0.5 * 10**-0.25),
+        (EXPONENTIAL, 1, 10**-0.5),
+        (EXPONENTIAL, 2, 0.1),
+        (EXPONENTIAL, 4, 0.01),
+        (EXPONENTIAL, 9, 0.01),
+        (WarmupExponential(2.0, 2.0, 1), 0, 2.0),
         (MARGIN, 0, 0.0),
         (MARGIN, 2, 0.0),
         (MARGIN, 3, 0.1),
@@ -80,14 +90,14 @@ def test_continuous(schedule, until, steepest):
     assert largest <= steepest / 1000 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("schedule", [STAGE1, STAGE2, WARM_COSINE, MARGIN])
+@pytest.mark.parametrize("schedule", [STAGE1, STAGE2, WARM_COSINE, EXPONENTIAL, MARGIN])
 def test_moves_with_every_step_and_not_only_with_epochs(schedule):
     start = 3 if schedule is MARGIN else 0
     values = [schedule(start + step / 100) for step in range(90)]
     assert len(set(values)) == 90
 
 
-@pytest.mark.parametrize("schedule", [STAGE1, STAGE2, WARM_COSINE, MARGIN])
+@pytest.mark.parametrize("schedule", [STAGE1, STAGE2, WARM_COSINE, EXPONENTIAL, MARGIN])
 def test_remembers_nothing(schedule):
     """The same value in any order, and after a restart."""
     points = [7.3, 0.2, 3.9, 0.2, 11.0, 7.3]
