@@ -2,112 +2,36 @@
 that were published (arXiv 2510.04213, section 3.2 and table 2)."""
 
 import re
-import shlex
 
 import pytest
 import torch
-from recipe_scripts import HPARAMS, RECIPE, REPOSITORY, script
-from tiny_training import tiny_config
-
-from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
-from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
-from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.pretrained import save_pretrained
-from speechbrain_ext.training.terms import Budget, Classification, Distillation
-from speechbrain_ext.utils.config import (
-    keywords_of,
-    load_run,
-    parse_overrides,
-    read_tree,
-    split_words,
+from hparams_files import (
+    DISTILLING,
+    FILES,
+    HEADS,
+    LATER,
+    PUBLISHED,
+    TRAINING,
+    WITH_VOXBLINK2,
+    body,
+    data_of,
+    header,
+    optimiser,
+    script_of,
+    without,
 )
-from speechbrain_ext.utils.errors import InputError
+from recipe_scripts import REPOSITORY
+
+from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
+from speechbrain_ext.training.terms import Budget, Classification, Distillation
 from speechbrain_ext.utils.run_options import RUN_OPTIONS
-
-HEADS = {
-    "stage1_adapter_mfa": AdapterMFA,
-    "stage1_lora_adapter_mfa": AdapterMFA,
-    "stage1_mfa": MFA,
-    "stage1_weighted_ecapa": WeightedSumECAPA,
-}
-LATER = ("stage2_joint", "stage2_voxblink2", "stage3_lmft")
-WITH_VOXBLINK2 = {
-    "stage1_lora_voxblink2": "stage1_lora_adapter_mfa",
-    "stage2_voxblink2": "stage2_joint",
-}
-DISTILLING = ("prune1_distill", "prune2_distill")
-PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
-TRAINING = (*PUBLISHED, *DISTILLING, "small_from_scratch")
-CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
-FILES = {
-    **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},
-    **{f"cnceleb/{path.stem}": path for path in CNCELEB.glob("*.yaml")},
-    "own_corpus": REPOSITORY / "hparams_templates/own_corpus.yaml",
-}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A tiny encoder's configuration file and a pretrained folder of it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    config = tiny_config()
-    config.to_json_file(folder / "tiny.json", use_diff=False)
-    model = SpeakerEncoder(W2VBertEncoder(config), AdapterMFA(16, 2, 8, 256))
-    save_pretrained(folder / "final", model, ArcFace(256, 3), {})
-    return folder
-
-
-@pytest.fixture
-def load(tiny, tmp_path, monkeypatch):
-    """Load a YAML file as its script would, with a tiny encoder."""
-    monkeypatch.chdir(RECIPE)
-
-    def load(name, *words, change=("", "")):
-        text = FILES[name].read_text()
-        assert change[0] in text
-        path = tmp_path / FILES[name].name if change[0] else FILES[name]
-        if change[0]:
-            path.write_text(text.replace(*change, 1))
-        values = {"output_folder": tmp_path / "out"}
-        for key in re.findall(r"(\w+): !PLACEHOLDER", text):
-            is_model = key in ("pretrained_folder", "teacher_folder", "student_folder")
-            values[key] = tiny / "final" if is_model else tmp_path
-        if "encoder_source:" in text:
-            values["encoder_source"] = tiny / "tiny.json"
-        given = [f"--{key}={value}" for key, value in values.items()]
-        module = script(script_of(name))
-        function = getattr(module, "verify" if "verify" in name else "train")
-        return load_run([str(path), *given, *words], function)[3]
-
-    return load
-
-
-def script_of(name):
-    """Which script reads the file of that name."""
-    if "verify" in name:
-        return "verify"
-    return "distill_prune" if name in DISTILLING else "train"
-
-
-def body(name):
-    """The lines of a file after its header."""
-    lines = FILES[name].read_text().splitlines()
-    return lines[lines.index("# ---- run") :]
-
-
-def header(name):
-    text = FILES[name].read_text()
-    return text[: text.index("# ---- run")]
-
-
-def data_of(hparams):
-    """Arguments of TrainingData."""
-    return hparams["train_data"].keywords
 
 
 def test_no_file_is_forgotten_here():
-    on_disk = {*REPOSITORY.glob("recipes/*/*/hparams/*.yaml"), FILES["own_corpus"]}
+    on_disk = {
+        *REPOSITORY.glob("recipes/*/*/hparams/**/*.yaml"),
+        FILES["own_corpus"],
+    }
     assert on_disk == set(FILES.values())
 
 
@@ -156,18 +80,6 @@ def test_results_go_to_a_folder_of_its_own_name(name):
     assert f"output_folder: results/{FILES[name].stem}" in body(name)
 
 
-def without(name, *keys):
-    """The body without the sections of these keys."""
-    kept, inside = [], False
-    for line in body(name):
-        inside = line.startswith(tuple(f"{key}:" for key in keys)) or (
-            inside and line.startswith("    ")
-        )
-        if not inside:
-            kept.append(line.replace("; VoxBlink2: 1.0 alone", ""))
-    return kept
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_siblings_differ_in_head_and_lora_alone(name):
     keys = "head", "lora", "output_folder"
@@ -202,12 +114,6 @@ def test_what_all_published_files_share(load, name):
     rate = 2e-4 if name in DISTILLING else hparams["lr_schedule"].peak
     decay = 0.0 if name in DISTILLING else 1e-4
     assert optimiser(hparams) == (torch.optim.AdamW, rate, decay)
-
-
-def optimiser(hparams):
-    made = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
-    assert made.defaults["fused"]
-    return type(made), made.defaults["lr"], made.defaults["weight_decay"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -376,127 +282,3 @@ def test_a_reference_follows_its_number(load, name):
     assert hparams["terms"][0].factory.keywords["margin"] == 0.3
     assert hparams["lr_schedule"].peak == optimiser(hparams)[1] == 1e-3
     assert data_of(hparams)["speeds"] == [1.0]
-
-
-# ---- wrong values --------------------------------------------------------------------
-
-MFA_FILE, PRUNE = "stage1_adapter_mfa", "prune1_distill"
-SPEEDS = "speeds: [1.0, 0.9, 1.1]"
-CHAINS = "augment_chains: {none: 1, noise: 1, reverb: 1}"
-EFFECTS = "effects: {noise: !ref <musan>, reverb: !ref <rirs>}"
-COUNTER = (
-    "!new:speechbrain.utils.epoch_loop.EpochCounter {limit: !ref <number_of_epochs>}"
-)
-CLASSIFIER = "!name:speechbrain_ext.losses.ArcFace"
-HEAD = "    encoder: !ref <encoder>\n    head: !ref <head>"
-
-
-@pytest.mark.parametrize(
-    ("name", "word", "culprit"),
-    [
-        (MFA_FILE, "--scale=-1", "classifier.scale: -1, expected greater than 0"),
-        (MFA_FILE, "--lr_schedule.warmup_epochs=-5", "lr_schedule: warmup_epochs=-5"),
-        (MFA_FILE, "--every=0", "lr_schedule: every=0"),
-        (MFA_FILE, "--lr_schedule.peak=", "lr_schedule.peak: None, expected a number"),
-        (MFA_FILE, "--lr=1e500", "lr_schedule.peak: inf, expected a finite number"),
-        (MFA_FILE, "--head.adapter_size=0", "head: adapter_size=0"),
-        (MFA_FILE, "--embedding_size=0", "head: embedding_size=0"),
-        (MFA_FILE, "--lora.r=2", "expected --lora={r: …}"),
-        (MFA_FILE, "--batch_size=0", "train_data.batch_size: 0"),
-        (PRUNE, "--warmup_steps=-3", "budget.warmup_steps: -3"),
-        (PRUNE, "--gate_lr=-1", "pruning.gate_lr: -1"),
-        (PRUNE, "--terms=[]", "terms: [], expected a value"),
-        ("verify", "--max_seconds=0", "max_seconds: 0, expected greater than 0"),
-        ("verify", "--cohort=3", "cohort: 3, expected a text"),
-        ("verify", "--backend=3", "--backend=3: expected {key: value} or null"),
-    ],
-)
-def test_a_wrong_override_is_named(load, name, word, culprit):
-    with pytest.raises(InputError) as caught:
-        load(name, word)
-    assert culprit in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "culprit"),
-    [
-        (SPEEDS, "speeds: fast", "train_data.speeds: 'fast', expected a list"),
-        (CHAINS, "augment_chains: hello", "train_data.augmenter.chains: 'hello'"),
-        (EFFECTS, "effects: null", "train_data.augmenter.effects: None"),
-        (
-            "lr: 0.0001",
-            "lr: 0.0001\nprecision: fp8",
-            "precision: 'fp8', expected 'fp32'",
-        ),
-        ("lr: 0.0001", "lr: 0.0001\neval_precision: fp8", "eval_precision: 'fp8'"),
-        ("lr: 0.0001", "lr: 0.0001\nnum_workers: many", "num_workers: 'many'"),
-        ("lr: 0.0001", "lr: 0.0001\nmax_grad_norm: big", "max_grad_norm: 'big'"),
-        (
-            "lr: 0.0001",
-            "lr: 0.0001\nckpt_interval_minutes: often",
-            "ckpt_interval_minutes: 'often', expected a number",
-        ),
-        ("lr: 0.0001", "lr: 0.0001\nlora: hello", "lora: 'hello', expected {key: val"),
-        ("lr: 0.0001", "lr: .nan", "lr_schedule.peak: nan, expected a finite number"),
-        (COUNTER, "3", "epoch_counter: 3, expected an instance of EpochCounter"),
-        (CLASSIFIER, "null #", "classification.classifier: None, expected an object"),
-        (CLASSIFIER, CLASSIFIER.replace("name", "new"), "classifier: ArcFace: missing"),
-        ("opt_class: !name:", "opt_class: !new:", "opt_class: AdamW: missing a req"),
-        (HEAD, HEAD.replace("!ref <head>", "null"), "speaker_encoder.head: None"),
-        (HEAD, HEAD.replace("!ref <encoder>", "null"), "speaker_encoder.encoder: None"),
-        ("seed: 1986", "seed: hello", "__set_seed"),
-        ("[!ref <classification>]", "[!ref <clasification>]", "key 'clasification'"),
-        ("[!ref <classification>]", "[]", "terms: [], expected a value"),
-        ("checkpointer: !new:", "other: !new:", "no key 'checkpointer'"),
-    ],
-)
-def test_a_wrong_value_in_a_file_is_named(load, old, new, culprit):
-    with pytest.raises(InputError) as caught:
-        load(MFA_FILE, change=(old, new))
-    assert f"{MFA_FILE}.yaml: " in str(caught.value)
-    assert culprit in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("file", "name", "key"),
-    [("verify", "train", "train_data"), (MFA_FILE, "verify", "trials")],
-)
-def test_the_file_of_another_script(file, name, key):
-    function = getattr(script(name), name)
-    with pytest.raises(InputError, match=f"no key '{key}', expected a file for {name}"):
-        load_run([str(FILES[file])], function)
-
-
-# ---- what the documents say ----------------------------------------------------------
-
-COMMAND = re.compile(r"(train|verify|distill_prune)\.py (\S+\.yaml)((?: [^|&;`]*)?)")
-
-
-def documented_commands():
-    """(document, script, YAML file, words) of every command in the documents."""
-    folders = "docs", "recipes/VoxCeleb/SpeakerRec", "recipes/CNCeleb/SpeakerRec"
-    for path in (
-        REPOSITORY / "README.md",
-        *(p for folder in folders for p in (REPOSITORY / folder).glob("*.md")),
-    ):
-        text = path.read_text().replace("\\\n", " ")
-        for line in text.splitlines():
-            for script_name, yaml, words in COMMAND.findall(line):
-                recipe = RECIPE if "CNCeleb" not in str(path) else CNCELEB.parent
-                yield pytest.param(
-                    *(script_name, recipe / yaml, words.split("#")[0]),
-                    id=f"{path.parent.name}/{path.name}:{yaml}:{words.strip()[:40]}",
-                )
-
-
-@pytest.mark.parametrize(("script_name", "yaml", "words"), documented_commands())
-def test_a_documented_command_is_understood(script_name, yaml, words):
-    tree = read_tree(yaml)
-    function = getattr(
-        script(script_name), "verify" if script_name == "verify" else "train"
-    )
-    words = [w for w in shlex.split(words) if w != "…" and not w.startswith("$")]
-    _, texts = split_words(words)
-    texts = {k: v for k, v in texts.items() if "…" not in v and not v.isupper()}
-    parse_overrides(yaml, tree, texts, keywords_of(function))

@@ -155,7 +155,9 @@ class LayerAttentivePooling(nn.Module):
         """Mean and scale of BatchNorm → _Normed; in training from these states."""
         norm, device = self.norm, states[0].device.type
         dtype = torch.float32
-        if torch.is_autocast_enabled(device):
+        # there is none on the meta device
+        available = torch.amp.is_autocast_available(device)
+        if available and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         mean, variance, count = norm.running_mean, norm.running_var, 0
         if self.training:

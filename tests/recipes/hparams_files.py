@@ -1,0 +1,72 @@
+"""The YAML files of the recipes by name, their parts and what they are read with."""
+
+import torch
+from recipe_scripts import HPARAMS, REPOSITORY
+
+from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
+
+HEADS = {
+    "stage1_adapter_mfa": AdapterMFA,
+    "stage1_lora_adapter_mfa": AdapterMFA,
+    "stage1_mfa": MFA,
+    "stage1_weighted_ecapa": WeightedSumECAPA,
+}
+LATER = ("stage2_joint", "stage2_voxblink2", "stage3_lmft")
+WITH_VOXBLINK2 = {
+    "stage1_lora_voxblink2": "stage1_lora_adapter_mfa",
+    "stage2_voxblink2": "stage2_joint",
+}
+DISTILLING = ("prune1_distill", "prune2_distill")
+TABLE1 = tuple(
+    f"table1/{path.stem}" for path in sorted((HPARAMS / "table1").glob("*.yaml"))
+)
+PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
+SMALL = ("small_from_scratch", "small_whisper")
+TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1)
+CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
+FILES = {
+    **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},
+    **{f"cnceleb/{path.stem}": path for path in CNCELEB.glob("*.yaml")},
+    "own_corpus": REPOSITORY / "hparams_templates/own_corpus.yaml",
+}
+
+
+def script_of(name):
+    """Which script reads the file of that name."""
+    if "verify" in name:
+        return "verify"
+    return "distill_prune" if name in DISTILLING else "train"
+
+
+def body(name):
+    """The lines of a file after its header."""
+    lines = FILES[name].read_text().splitlines()
+    return lines[lines.index("# ---- run") :]
+
+
+def header(name):
+    text = FILES[name].read_text()
+    return text[: text.index("# ---- run")]
+
+
+def data_of(hparams):
+    """Arguments of TrainingData."""
+    return hparams["train_data"].keywords
+
+
+def without(name, *keys):
+    """The body without the sections of these keys."""
+    kept, inside = [], False
+    for line in body(name):
+        inside = line.startswith(tuple(f"{key}:" for key in keys)) or (
+            inside and line.startswith("    ")
+        )
+        if not inside:
+            kept.append(line.replace("; VoxBlink2: 1.0 alone", ""))
+    return kept
+
+
+def optimiser(hparams):
+    made = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(1))])
+    assert made.defaults["fused"]
+    return type(made), made.defaults["lr"], made.defaults["weight_decay"]
