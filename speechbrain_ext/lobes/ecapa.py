@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    norm_of_frames,
+)
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 SCALE = 8  # chunks of Res2
@@ -99,7 +102,8 @@ class _TDNN(nn.Module):
         self.norm = nn.BatchNorm1d(output)
 
     def forward(self, x, padding=None):
-        return self.norm(F.relu(self.conv(_masked(x, padding))))
+        x = F.relu(self.conv(_masked(x, padding)))
+        return norm_of_frames(self.norm, x, padding)
 
 
 class _Block(nn.Module):
@@ -121,12 +125,12 @@ class _Block(nn.Module):
         )
 
     def forward(self, x, padding=None):
-        *chunks, passed = self.first(x).chunk(SCALE, dim=1)
+        *chunks, passed = self.first(x, padding).chunk(SCALE, dim=1)
         outputs = []
         for layer, chunk in zip(self.res2, chunks):
             chunk = chunk + outputs[-1] if outputs else chunk
             outputs.append(layer(chunk, padding))
-        y = self.last(torch.cat([*outputs, passed], dim=1))
+        y = self.last(torch.cat([*outputs, passed], dim=1), padding)
         if padding is None:
             mean = y.mean(-1)
         else:

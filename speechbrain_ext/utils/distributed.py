@@ -96,16 +96,16 @@ class SynchronisedBatchNorm1d(nn.BatchNorm1d):
             return super().forward(x)
         self._check_input_dim(x)
         rows = [axis for axis in range(x.dim()) if axis != 1]
-        count = _sum_over_processes(x.new_tensor(x.numel() // x.shape[1]))
+        count = sum_over_processes(x.new_tensor(x.numel() // x.shape[1]))
         if count <= 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, over all "
                 "processes"
             )
         # the mean first, then squares about it: both in one sum would cancel
-        mean = _sum_over_processes(x.sum(rows)) / count
+        mean = sum_over_processes(x.sum(rows)) / count
         centred = x - _per_channel(mean, x)
-        variance = _sum_over_processes(centred.square().sum(rows)) / count
+        variance = sum_over_processes(centred.square().sum(rows)) / count
         if self.track_running_stats:
             self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scale = torch.rsqrt(variance + self.eps)
@@ -150,8 +150,9 @@ def batch_norm_explained():
         ) from error
 
 
-def _sum_over_processes(values):
-    return all_reduce(values)
+def sum_over_processes(values):
+    """A differentiable sum of every process's tensor; alone, the tensor itself."""
+    return all_reduce(values) if is_distributed_initialized() else values
 
 
 def _per_channel(values, x):

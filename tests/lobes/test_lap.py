@@ -1,9 +1,12 @@
 """Layer attentive pooling against all states stacked, values and gradients."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_encoder import noise, randomise
+from tiny_training import in_processes, saved
 
 from speechbrain_ext.lobes.heads.lap import LayerAttentivePooling
 
@@ -20,7 +23,8 @@ def stacked(module, states, padding, dropped=None):
         valid = torch.stack([state[~padding] for state in states])
         mean, variance = valid.mean((0, 1)), valid.var((0, 1), unbiased=False)
     x = (x - mean) * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
-    y = module.projection(x).unflatten(-1, (HEADS, -1))  # [B, L+1, T, H, D]
+    y = x if module.projection is None else module.projection(x)
+    y = y.unflatten(-1, (len(module.squeeze_bias), -1))  # [B, L+1, T, H, D]
 
     def network(x):
         x = x.movedim(1, -1).unsqueeze(-2)
@@ -35,14 +39,15 @@ def stacked(module, states, padding, dropped=None):
 
 @pytest.mark.parametrize("mode", ["train", "eval", "dropout"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_equals_stacked_states(mode, padded, monkeypatch):
-    module = randomise(LayerAttentivePooling(SIZE, STATES, HEADS, 0.4))
+@pytest.mark.parametrize("heads", [1, HEADS])
+def test_equals_stacked_states(mode, padded, heads, monkeypatch):
+    module = randomise(LayerAttentivePooling(SIZE, STATES, heads, 0.4))
     module.norm.running_mean.copy_(noise(SIZE, seed=2))
     module.norm.running_var.copy_(0.5 + noise(SIZE, seed=3).abs())
     module.train(mode != "eval")
     dropped = None
     if mode == "dropout":
-        ones = torch.ones(len(FRAMES), max(FRAMES), HEADS, STATES)
+        ones = torch.ones(len(FRAMES), max(FRAMES), heads, STATES)
         dropped = F.dropout(ones, 0.4)
     monkeypatch.setattr(module, "_dropped", lambda states: dropped)
     frames = torch.tensor(FRAMES if padded else [20, 20, 20])
@@ -74,3 +79,40 @@ def test_running_statistics_are_those_of_batch_norm():
         peer(torch.stack(states, -1).transpose(1, 2))
     for name, tensor in peer.named_buffers():
         torch.testing.assert_close(module.norm.get_buffer(name), tensor)
+
+
+def aggregated(rows):
+    """A step on these recordings of four → what it gave, and its gradients."""
+    module = randomise(LayerAttentivePooling(SIZE, STATES, HEADS, 0.0)).train()
+    padding = torch.arange(20) >= torch.tensor([20, 9, 14, 3])[rows].unsqueeze(1)
+    states = [
+        (2 * noise(4, 20, SIZE, seed=n)[rows] + n).requires_grad_()
+        for n in range(STATES)
+    ]
+    out = module(states, padding).masked_fill(padding.unsqueeze(-1), 0.0)
+    (out * noise(4, 20, SIZE, seed=9)[rows]).sum().backward()
+    return {
+        "out": out.detach(),
+        "states": torch.stack([state.grad for state in states], 1),
+        "parameters": [parameter.grad for parameter in module.parameters()],
+        "statistics": [module.norm.running_mean, module.norm.running_var],
+    }
+
+
+def _on_one_rank(folder, parts):
+    rank = int(os.environ["RANK"])
+    torch.save(aggregated(parts[rank]), folder / f"rank{rank}")
+
+
+def test_two_processes_equal_one_on_the_whole_batch(tmp_path):
+    parts = [[0], [1, 2, 3]]
+    assert in_processes(_on_one_rank, 2, tmp_path, parts) == [0, 0]
+    one, two = (saved(tmp_path / f"rank{rank}") for rank in range(2))
+    whole, limits = aggregated([0, 1, 2, 3]), {"atol": 1e-4, "rtol": 1e-4}
+    for name in ("out", "states"):
+        both = torch.cat([getattr(one, name), getattr(two, name)])
+        torch.testing.assert_close(both, whole[name], **limits)
+    for a, b, both in zip(one.parameters, two.parameters, whole["parameters"]):
+        torch.testing.assert_close(a + b, both, **limits)
+    for found in (one, two):
+        torch.testing.assert_close(found.statistics, whole["statistics"])

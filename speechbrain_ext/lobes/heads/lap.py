@@ -21,7 +21,11 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from speechbrain_ext.lobes.encoder import Head, padding_mask
-from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    norm_of_frames,
+)
+from speechbrain_ext.utils.distributed import sum_over_processes
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
@@ -31,7 +35,7 @@ ASTP_FLOOR = 1e-4
 class LAP(Head):
     """LAP + ASTP.
 
-    In training BatchNorm's statistics count valid frames only.
+    In training BatchNorm's statistics count valid frames only, of all processes.
 
     Arguments
     ---------
@@ -42,7 +46,7 @@ class LAP(Head):
     embedding_size : int
         Width E of the embedding.
     heads : int
-        H, a divisor of C.
+        H, a divisor of C; with a single one there is no W, as published.
     channels : int
         Width D' of the frames that ASTP pools.
     dropout : float
@@ -98,12 +102,8 @@ class LAP(Head):
         states = self.chosen(states)
         padding = padding_mask(states[0].shape[1], lens)
         frames = self.projection(self.aggregation(states, padding))
-        if self.training and padding is not None:
-            frames = torch.zeros_like(frames).masked_scatter(
-                ~padding.unsqueeze(-1), self.frame_norm(frames[~padding])
-            )
-        else:
-            frames = self.frame_norm(frames.transpose(1, 2)).transpose(1, 2)
+        frames = norm_of_frames(self.frame_norm, frames.transpose(1, 2), padding)
+        frames = frames.transpose(1, 2)
         pooled = self.norm(self.pooling(frames, padding))
         return self.embedding_norm(self.bottleneck(pooled)).unsqueeze(1)
 
@@ -115,7 +115,7 @@ class LayerAttentivePooling(nn.Module):
         super().__init__()
         hidden = n_states // 2
         self.norm = nn.BatchNorm1d(size)  # parameters and statistics; see _moments
-        self.projection = nn.Linear(size, size)
+        self.projection = nn.Linear(size, size) if heads > 1 else None
         self.squeeze_weight = nn.Parameter(torch.empty(heads, n_states, hidden))
         self.squeeze_bias = nn.Parameter(torch.zeros(heads, 1, hidden))
         self.expand_weight = nn.Parameter(torch.empty(heads, hidden, n_states))
@@ -127,7 +127,10 @@ class LayerAttentivePooling(nn.Module):
         with full_precision(states[0]), torch.no_grad():
             normed = self._statistics(states, padding)
         # W (γ x̂ + β) + b, its product in autocast's type
-        weight, bias = self.projection.weight, self.projection.bias
+        if self.projection is None:
+            weight, bias = torch.eye(len(self.norm.bias)).to(self.norm.bias), None
+        else:
+            weight, bias = self.projection.weight, self.projection.bias
         with full_precision(weight):
             bias = F.linear(self.norm.bias, weight, bias)
             weight = weight * self.norm.weight
@@ -139,7 +142,7 @@ class LayerAttentivePooling(nn.Module):
         )
         dropped = self._dropped(states)
         with full_precision(weight):
-            if not torch.is_grad_enabled():
+            if torch.compiler.is_compiling() or not torch.is_grad_enabled():
                 return _aggregate(normed, weight, bias, network, dropped, states)[0]
             return _Aggregation.apply(normed, weight, bias, dropped, *network, *states)
 
@@ -176,7 +179,7 @@ class _Normed(NamedTuple):
     mean: torch.Tensor
     scale: torch.Tensor
     padding: torch.Tensor | None
-    count: int
+    count: float
     dtype: torch.dtype
 
     def of(self, state):
@@ -193,17 +196,22 @@ class _Normed(NamedTuple):
 
 
 def _moments(states, padding):
-    """Mean, biased variance [C] over all states and valid frames, and their count."""
+    """Mean, biased variance [C] over all states and valid frames, and their count.
+
+    Those of all processes.
+    """
     mask = None if padding is None else padding.unsqueeze(-1)
 
     def counted(x):
         return x if mask is None else x.masked_fill(mask, 0.0)
 
     frames = states[0][..., 0].numel() if mask is None else int((~padding).sum())
-    count = frames * len(states)
-    mean = sum(counted(state.float()).sum((0, 1)) for state in states) / count
+    count = states[0].new_tensor(frames * len(states), dtype=torch.float32)
+    count = sum_over_processes(count).item()
+    total = sum(counted(state.float()).sum((0, 1)) for state in states)
+    mean = sum_over_processes(total) / count
     squares = (counted(state.float() - mean).square_().sum((0, 1)) for state in states)
-    return mean, sum(squares) / count, count
+    return mean, sum_over_processes(sum(squares)) / count, count
 
 
 def _scores(means, peaks, dropped, squeeze, squeeze_bias, expand, expand_bias):
@@ -285,14 +293,15 @@ class _Aggregation(torch.autograd.Function):
             by_weight += by_y.t() @ normed.of(state).to(normed.dtype).flatten(0, 1)
             needed = ctx.needs_input_grad[8 + n]
             by_states.append((by_y @ low).view(state.shape) if needed else None)
-        if normed.count:  # the statistics depend on the states
-            shift = by_bias @ weight / normed.count
-            slope = (by_weight * weight).sum(0) / normed.count
+        moving = normed.count and any(x is not None for x in by_states)
+        if moving:  # the statistics depend on the states, of every process
+            sums = torch.stack([by_bias @ weight, (by_weight * weight).sum(0)])
+            shift, slope = sum_over_processes(sums) / normed.count
         for n, state in enumerate(states):
             if by_states[n] is None:
                 continue
             by_x = by_states[n].float()
-            if normed.count:
+            if moving:
                 by_x = by_x.sub_(shift).sub_(normed.of(state).mul_(slope))
             by_x = normed.masked(by_x.mul_(normed.scale))
             by_states[n] = by_x.to(state.dtype)

@@ -18,7 +18,7 @@ class AttentiveStatisticsPooling(nn.Module):
 
     Okabe et al. 2018 (arXiv 1803.10963), channel-dependent as in ECAPA-TDNN. With
     ``context`` the attention sees [x_t, mean, std] as there. Statistics are float32,
-    also under autocast.
+    also under autocast; those of BatchNorm are of valid frames alone.
 
     Arguments
     ---------
@@ -84,9 +84,9 @@ class AttentiveStatisticsPooling(nn.Module):
 
     def _scores(self, x, padding):
         """x [B, D, T] → scores [B, D, T]."""
+        first, *rest = self.attention
         if not self.context:
-            return self.attention(x)
-        first, rest = self.attention[0], self.attention[1:]
+            return _in_turn(rest, first(x), padding)
         with full_precision(x):
             mean, variance = moments(x.float(), padding, self.context_correction)
             variance = (variance + self.context_eps).clamp(min=CONTEXT_FLOOR)
@@ -94,7 +94,8 @@ class AttentiveStatisticsPooling(nn.Module):
         # a product for [x, mean, std] without that tensor: the context is one vector
         own = x.shape[1]
         fixed = F.linear(context, first.weight[:, own:, 0], first.bias)
-        return rest(F.conv1d(x, first.weight[:, :own]) + fixed.unsqueeze(-1))
+        x = F.conv1d(x, first.weight[:, :own]) + fixed.unsqueeze(-1)
+        return _in_turn(rest, x, padding)
 
     def _left_out(self, x, padding):
         """[B, T], True where the softmax does not look; None: it looks everywhere."""
@@ -105,6 +106,29 @@ class AttentiveStatisticsPooling(nn.Module):
         kept = torch.zeros_like(out) if padding is None else padding
         # a row that lost all of its frames keeps them
         return torch.where(out.all(1, keepdim=True), kept, out)
+
+
+def _in_turn(layers, x, padding):
+    """[B, D, T] through layers one after another."""
+    for layer in layers:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            x = norm_of_frames(layer, x, padding)
+        else:
+            x = layer(x)
+    return x
+
+
+def norm_of_frames(norm, x, padding=None):
+    """BatchNorm of frames [B, D, T]; in training its statistics are of valid ones.
+
+    Zeros in the padding then.
+    """
+    if padding is None or not norm.training:
+        return norm(x)
+    valid = ~padding  # [B, T]
+    rows = norm(x.transpose(1, 2)[valid])
+    frames = rows.new_zeros(*valid.shape, x.shape[1])
+    return frames.masked_scatter(valid.unsqueeze(-1), rows).transpose(1, 2)
 
 
 def moments(x, padding=None, correction=1):
