@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tiny_encoder import noise, randomise
 from tiny_training import in_processes, saved
 
+from speechbrain_ext.lobes.heads import lap
 from speechbrain_ext.lobes.heads.lap import LayerAttentivePooling
 
 SIZE, STATES, HEADS = 12, 5, 3
@@ -39,8 +40,9 @@ def stacked(module, states, padding, dropped=None):
 
 @pytest.mark.parametrize("mode", ["train", "eval", "dropout"])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("heads", [1, HEADS])
-def test_equals_stacked_states(mode, padded, heads, monkeypatch):
+@pytest.mark.parametrize(("heads", "block"), [(1, 128), (HEADS, 128), (HEADS, 21)])
+def test_equals_stacked_states(mode, padded, heads, block, monkeypatch):
+    monkeypatch.setattr(lap, "BLOCK", block)  # of three recordings: all frames, or 7
     module = randomise(LayerAttentivePooling(SIZE, STATES, heads, 0.4))
     module.norm.running_mean.copy_(noise(SIZE, seed=2))
     module.norm.running_var.copy_(0.5 + noise(SIZE, seed=3).abs())

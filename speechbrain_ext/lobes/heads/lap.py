@@ -7,10 +7,9 @@
 
 m is a small network L+1 → (L+1)/2 → L+1 of each head. LAP + ASTP (arXiv 2512.22148,
 Interspeech 2025; github.com/sadPororo/LAP). The published code stacks all states to
-[B, C, T, L+1] and keeps several such tensors for backward. Here states go one by one
-and twice: for mean and max of each head, and for the maximum over states. What backward
-needs of the projected states is two numbers for each place of [B, T, C]: which state
-won, and with what value.
+[B, C, T, L+1] and keeps several such tensors for backward. Here all states of a few
+frames are projected at a time, and forgotten: what backward needs of them is two numbers
+for each place of [B, T, C], which state won, and with what value.
 """
 
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
 ASTP_FLOOR = 1e-4
+BLOCK = 128  # frames; their projections take 13 MB of 25 states of width 1024
 
 
 class LAP(Head):
@@ -188,6 +188,12 @@ class _Normed(NamedTuple):
         # what lies in the padding may be NaN
         return x if self.padding is None else self.masked(x)
 
+    def part(self, some):
+        """Of a slice of the frames."""
+        if self.padding is None:
+            return self
+        return self._replace(padding=self.padding[:, some])
+
     def masked(self, x):
         """Zeros in the padding."""
         if self.padding is None:
@@ -229,28 +235,45 @@ def _aggregate(normed, weight, bias, network, dropped, states):
     """max_l(s_l y_l) [B, T, C], and what backward needs.
 
     means, peaks [B, T, H, L+1] of the heads, ``places`` of the peaks in them; ``won``
-    [B, T, C], the state that has the maximum, and its ``value`` y.
+    [B, T, H, D], the state that has the maximum, and its ``value`` y.
     """
-    heads = network[0].shape[0]
+    weight, bias = weight.to(normed.dtype), bias.to(normed.dtype)
+    rest = weight, bias, network
+    if torch.compiler.is_compiling():  # a graph of any length has no such loop
+        best, *kept = _aggregate_block(normed, *rest, dropped, states)
+        return best.flatten(2), kept
+    step = max(1, BLOCK // len(states[0]))
+    blocks = []
+    for first in range(0, states[0].shape[1], step):
+        some = slice(first, first + step)
+        part = None if dropped is None else dropped[:, some]
+        frames = [state[:, some] for state in states]
+        blocks.append(_aggregate_block(normed.part(some), *rest, part, frames))
+    best, *kept = (torch.cat(parts, dim=1) for parts in zip(*blocks))
+    return best.flatten(2), kept
 
-    def projected(state):  # [B, T, H, D]
-        x = normed.of(state).to(normed.dtype)
-        y = F.linear(x, weight.to(normed.dtype), bias.to(normed.dtype))
-        return y.float().unflatten(-1, (heads, -1))
 
-    found = [(y.mean(-1), *y.max(-1)) for y in map(projected, states)]
+def _aggregate_block(normed, weight, bias, network, dropped, states):
+    """The same of a few frames, whose projected states are all there at once."""
+    heads = (len(network[0]), -1)
+    projected = [
+        F.linear(normed.of(state).to(weight.dtype), weight, bias)
+        .float()
+        .unflatten(-1, heads)
+        for state in states
+    ]
+    found = [(y.mean(-1), *y.max(-1)) for y in projected]
     means, peaks, places = (torch.stack(part, -1) for part in zip(*found))
     scores = _scores(means, peaks, dropped, *network)
-    value = projected(states[0])
+    value = projected[0]
     best, won = value * scores[..., 0, None], torch.zeros_like(value, dtype=torch.uint8)
-    for number, state in enumerate(states[1:], 1):
-        y = projected(state)
+    for number, y in enumerate(projected[1:], 1):
         scored = y * scores[..., number, None]
         larger = scored > best
         best = torch.where(larger, scored, best)
         value = torch.where(larger, y, value)
         won = won.masked_fill(larger, number)
-    return best.flatten(2), (means, peaks, places, value, won)
+    return best, means, peaks, places, value, won
 
 
 class _Aggregation(torch.autograd.Function):
