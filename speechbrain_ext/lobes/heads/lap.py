@@ -7,9 +7,9 @@
 
 m is a small network L+1 → (L+1)/2 → L+1 of each head. LAP + ASTP (arXiv 2512.22148,
 Interspeech 2025; github.com/sadPororo/LAP). The published code stacks all states to
-[B, C, T, L+1] and keeps several such tensors for backward. Here all states of a few
-frames are projected at a time, and forgotten: what backward needs of them is two numbers
-for each place of [B, T, C], which state won, and with what value.
+[B, C, T, L+1] and keeps several such tensors for backward. Here the states of a few
+frames are projected at a time, and forgotten: what backward needs of them is two
+numbers for each place of [B, T, C], which state won, and with what value.
 """
 
 from typing import NamedTuple
