@@ -88,7 +88,7 @@ class Convolution(nn.Conv1d):
                     (len(found), len(weight)), (step * width, 1)
                 )
                 if first:
-                    found.addmm_(rows, weight)
+                    torch.addmm(found, rows, weight, out=found)
                 else:
                     torch.mm(rows, weight, out=found)
         return y
@@ -152,12 +152,15 @@ class ConvolutionLayer(nn.Module):
         patches = wav.double().unfold(0, taps, step)
         mean = patches.mean(0)
         centred = patches - mean
-        covariance = centred.t() @ centred / len(patches)
+        # no products of matrices: these are no multiply-adds of the model
+        rows = [(centred * tap.unsqueeze(1)).mean(0) for tap in centred.unbind(1)]
+        covariance = torch.stack(rows)
         weight = self.conv.weight.squeeze(1).double()
-        means = weight @ mean
+        means = (weight * mean).sum(1)
         if self.conv.bias is not None:
             means = means + self.conv.bias
-        return means[None, None], ((weight @ covariance) * weight).sum(1)[None, None]
+        squares = (weight.unsqueeze(2) * covariance).sum(1) * weight
+        return means[None, None], squares.sum(1)[None, None]
 
 
 class FeatureExtractor(nn.Module):
@@ -205,8 +208,10 @@ class FeatureExtractor(nn.Module):
                 statistics = first.statistics(row[:samples, 0])
             for start in range(0, frames, PIECE):
                 stop = min(start + PIECE, frames)
+                # the last one to the end: the same steps as of a whole recording
                 length = input_samples(stop - start, *shape)
-                piece = row[None, start * hop : start * hop + length]
+                end = start * hop + length if stop < frames else len(row)
+                piece = row[None, start * hop : end]
                 piece = first(piece, None, statistics)
                 for layer in others:
                     piece = layer(piece)
