@@ -91,7 +91,7 @@ def test_safetensors(tmp_path, names, name):
 
 def test_folder_and_nothing(tmp_path):
     (tmp_path / "model").mkdir()
-    refused(tmp_path, tmp_path / "model", "a folder")
+    refused(tmp_path, tmp_path / "model", "no config.json in this folder")
     refused(tmp_path, tmp_path / "absent.pth", "no such file")
 
 

@@ -14,6 +14,7 @@ from speechbrain_ext.lobes.heads import (
     AdapterMFA,
     AttentiveStatisticsPooling,
     WeightedSumECAPA,
+    XVector,
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -32,6 +33,7 @@ HEADS = {
     "weighted_ecapa": lambda: WeightedSumECAPA(
         SIZE, STATES, EMBEDDING, (16, 16, 16, 16, 48)
     ),
+    "xvector": lambda: XVector(SIZE, STATES, EMBEDDING, (9, 8), (3, 2), (1, 2)),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 

@@ -3,6 +3,7 @@
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
+from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
     "MFA",
@@ -10,4 +11,5 @@ __all__ = [
     "AttentiveStatisticsPooling",
     "LayerAdapter",
     "WeightedSumECAPA",
+    "XVector",
 ]
