@@ -48,7 +48,7 @@ def public_config(family="wavlm", large=True, **changes):
 
 def public_encoder(config, seed=0):
     """transformers' model of that configuration with random weights, in eval mode."""
-    model = {c: m for c, m in CLASSES.values()}[type(config)](config)
+    model = dict(CLASSES.values())[type(config)](config)
     return randomise(model, seed).eval()
 
 

@@ -1,9 +1,9 @@
 """A published checkpoint → its tensors by name. It is never run as code.
 
 A checkpoint is a file of torch, or a folder of transformers with ``config.json``, here
-or on the hub. Nested dictionaries become dotted names; wrappers of training (``module``
-of DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off. Files of torch
-are mapped into memory, not copied.
+or on the hub. Nested dictionaries become dotted names; wrappers of training
+(``module`` of DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off.
+Files of torch are mapped into memory, not copied.
 """
 
 import re
@@ -195,6 +195,31 @@ def as_weights(tensors, path):
         weights[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return weights
+
+
+class UnderNames:
+    """A module whose tensors go by other names: for messages of ``load_strictly``.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+    name_in_file : callable
+        Name of a tensor in the module → that in the file.
+    """
+
+    def __init__(self, module, name_in_file):
+        self.module = module
+        self.own = {name_in_file(name): name for name in module.state_dict()}
+
+    def state_dict(self):
+        """Tensors by their names in the file."""
+        state = self.module.state_dict()
+        return {name: state[own] for name, own in self.own.items()}
+
+    def load_state_dict(self, tensors, **options):
+        """Load by names in the file."""
+        own = {self.own[name]: tensor for name, tensor in tensors.items()}
+        self.module.load_state_dict(own, **options)
 
 
 def _repeated(tensor):
