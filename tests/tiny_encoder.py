@@ -2,7 +2,7 @@
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
+from transformers import AutoConfig, Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 
@@ -18,6 +18,33 @@ def tiny_config(**changes):
         "vocab_size": 7,
     }
     return Wav2Vec2BertConfig(**{**values, **changes})
+
+
+# What Base models have otherwise than Large ones: norms, and no bias.
+BASE = {
+    "do_stable_layer_norm": False,
+    "feat_extract_norm": "group",
+    "conv_bias": False,
+}
+
+
+def waveform_config(model_type, **changes):
+    """Of wav2vec 2.0 or its kin: Large-like, 3 layers × 48, 3 convolutions, 50 Hz."""
+    values = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "conv_dim": [12, 12, 12],
+        "conv_kernel": [10, 5, 11],
+        "conv_stride": [5, 4, 16],
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "do_stable_layer_norm": True,
+        "feat_extract_norm": "layer",
+        "conv_bias": True,
+    }
+    return AutoConfig.for_model(model_type, **{**values, **changes})
 
 
 def randomise(module, seed=0):

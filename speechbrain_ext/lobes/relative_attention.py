@@ -21,15 +21,13 @@ import math
 import torch
 import torch.nn.functional as F
 
+from speechbrain_ext.lobes.attention import (
+    FUSED_BLOCK,
+    cpu_blocks,
+    exponentials_,
+    scores_are_small,
+)
 from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
-
-# Queries attended at once: [B, H, block, T] scores bound the memory of long recordings.
-FUSED_BLOCK = 512
-BANDED_BLOCK = 256
-# Made at once, of two heads or more: they stay in the cache. A product of two matrices
-# or more is split between threads by matrix.
-BANDED_SCORES, BANDED_HEADS = 2**20, 2
-SMALL_SCORE = 60.0  # e^60 is 1e26: float32 holds sums of them, and e^-60 as well
 
 
 def attend(query, key, value, table, left, padding=None, dropout=0.0):
@@ -72,8 +70,7 @@ def banded(query, key, value, table, left, padding=None):
     table = (table - table[:1]).t() * size**-0.5
     beyond, right = table[:, -1], table.shape[1] - 1 - left
     small = scores_are_small(query, key, table, padding)
-    rows = min(frames, BANDED_BLOCK)
-    together = min(heads, max(BANDED_HEADS, BANDED_SCORES // (rows * frames)))
+    rows, together = cpu_blocks(heads, frames, frames)
     scores = query.new_empty(together * rows * frames)
     shifted = query.new_empty(together, frames, size)
     band = Band(left, right, together, rows, query.dtype)
@@ -105,36 +102,6 @@ def banded(query, key, value, table, left, padding=None):
             found = torch.bmm(weights, values).div_(total)
             context[item, block, some] = found.transpose(0, 1)
     return context.flatten(2)
-
-
-def scores_are_small(query, key, table, padding=None):
-    """Where no score can leave ±60: |q·(k/√d + e)| ≤ |q| (|k|/√d + |e|).
-
-    ``query``, ``key`` [B, H, T, d], ``table`` [d, distances], scaled → [B, H] of bool.
-    Sums of such exponentials are exact in float32, without the largest score of every
-    query taken off first, a quarter of the work beside the products. With two blocks of
-    queries or fewer the bound takes as long as it spares: None then.
-    """
-    wide = query.dtype in (torch.float32, torch.float64)
-    if not wide or query.shape[2] <= 2 * BANDED_BLOCK:
-        return None
-    queries, keys = (torch.linalg.vector_norm(x, dim=-1) for x in (query, key))
-    if padding is not None:
-        keys = keys.masked_fill(padding.unsqueeze(1), 0.0)
-    farthest = torch.linalg.vector_norm(table, dim=0).max()
-    keys = keys.amax(-1) * query.shape[-1] ** -0.5
-    return queries.amax(-1) * (keys + farthest) <= SMALL_SCORE
-
-
-def exponentials_(scores, small):
-    """Softmax without its division, in place → sums [..., 1].
-
-    Three passes of torch's vector library, or two where all scores are ``small``: a
-    third of the time of torch.softmax, which has an exponential function of its own.
-    """
-    if not small:
-        scores.sub_(scores.amax(-1, keepdim=True))
-    return scores.exp_().sum(-1, keepdim=True)
 
 
 class Band:

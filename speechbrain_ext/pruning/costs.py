@@ -133,11 +133,12 @@ def mac_costs(model, seconds=1.0):
         modules.setdefault(name.rpartition(".")[0], numbers)
     holders = {group.name: number for number, (group, _) in enumerate(gates)}
     total, spent = _spent(model, {*modules, *holders}, seconds)
-    shares = [(numbers, spent[name]) for name, numbers in modules.items()]
     for name, number in holders.items():
+        modules.setdefault(name, (number,))
+    shares = []
+    for name, numbers in modules.items():
         within = sum(spent[m] for m in modules if m.startswith(f"{name}."))
-        if name not in modules:
-            shares.append(((number,), spent[name] - within))
+        shares.append((numbers, spent[name] - within))
     return _cost_model(gates, shares, Counter(), total, "multiply-adds")
 
 

@@ -230,7 +230,9 @@ def _cut(state, group, gate):
     units, _, whole = gate.values()
     index = kept.nonzero().squeeze(1).to(state[group.output_weight].device)
     for name in group.input_weights:
-        blocks = state[name].unflatten(0, (-1, group.units, group.unit_size))
+        # one row per unit, as a constant of every head, or all rows of every unit
+        size = 1 if len(state[name]) == group.units else group.unit_size
+        blocks = state[name].unflatten(0, (-1, group.units, size))
         state[name] = blocks[:, index].flatten(0, 2)
     columns = state[group.output_weight]
     columns = columns.unflatten(1, (group.units, group.unit_size))[:, index]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_encoder import LargestTensor, noise, randomise, stock_model, tiny_config
 
+from speechbrain_ext.lobes.attention import CPU_BLOCK, FUSED_BLOCK
 from speechbrain_ext.lobes.conformer import (
     ConformerLayer,
     ConvolutionModule,
@@ -13,7 +14,6 @@ from speechbrain_ext.lobes.conformer import (
     Linear,
     RelativeKeyAttention,
 )
-from speechbrain_ext.lobes.relative_attention import BANDED_BLOCK, FUSED_BLOCK
 
 FULL = LayerShape(hidden=24, head_dim=6, heads=4, ffn1=40, ffn2=32, conv=24)
 PREFIXES = {
@@ -89,7 +89,7 @@ def test_no_tensor_of_frames_by_frames_by_head_size():
         assert largest.elements < frames * frames * shape.head_dim / 10
     with LargestTensor() as largest, torch.inference_mode():
         module.eval()(x)
-    assert largest.elements <= shape.heads * BANDED_BLOCK * frames
+    assert largest.elements <= shape.heads * CPU_BLOCK * frames
 
 
 def test_the_measure_sees_such_a_tensor_in_transformers():

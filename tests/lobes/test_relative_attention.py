@@ -4,16 +4,14 @@ import pytest
 import torch
 from tiny_encoder import noise
 
-from speechbrain_ext.lobes import relative_attention
-from speechbrain_ext.lobes.relative_attention import (
-    BANDED_BLOCK,
+from speechbrain_ext.lobes import attention, relative_attention
+from speechbrain_ext.lobes.attention import (
+    CPU_BLOCK,
     FUSED_BLOCK,
     SMALL_SCORE,
-    attend,
-    banded,
-    fused,
     scores_are_small,
 )
+from speechbrain_ext.lobes.relative_attention import attend, banded, fused
 
 LEFT, RIGHT = 5, 2
 BLOCK = 32
@@ -22,14 +20,14 @@ BLOCK = 32
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks of queries; whole heads, in twos or one by one."""
-    monkeypatch.setattr(relative_attention, "BANDED_BLOCK", BLOCK)
-    monkeypatch.setattr(relative_attention, "BANDED_SCORES", 2 * BLOCK * 2 * BLOCK)
+    monkeypatch.setattr(attention, "CPU_BLOCK", BLOCK)
+    monkeypatch.setattr(attention, "CPU_SCORES", 2 * BLOCK * 2 * BLOCK)
 
 
 @pytest.fixture
 def tiny_blocks(monkeypatch):
     """Three blocks for 6 frames."""
-    monkeypatch.setattr(relative_attention, "BANDED_BLOCK", 2)
+    monkeypatch.setattr(attention, "CPU_BLOCK", 2)
 
 
 def inputs(frames, batch=2, heads=3, size=4, left=LEFT, right=RIGHT):
@@ -146,7 +144,7 @@ def test_small_and_large_scores_in_one_batch():
 
 
 @pytest.mark.parametrize("way", [fused, banded])
-@pytest.mark.parametrize("block", [FUSED_BLOCK, BANDED_BLOCK])
+@pytest.mark.parametrize("block", [FUSED_BLOCK, CPU_BLOCK])
 @pytest.mark.parametrize("more", [-1, 0, 1, 200])
 def test_blocks_of_its_own_size(block, more, way):
     frames = block + more
