@@ -21,7 +21,7 @@ def ecapa_tensors(style, inputs, channels=16, last=24, embedding=10, context=Fal
     tensors = {}
 
     def add(name, *shape):
-        scale = shape[1:] and torch.tensor(shape[1:]).prod().item() ** -0.5 or 0.1
+        scale = (shape[1:] and torch.tensor(shape[1:]).prod().item() ** -0.5) or 0.1
         tensors[name] = noise(*shape, seed=len(tensors)) * scale
 
     def weighted(name, *shape):

@@ -178,10 +178,18 @@ class FeatureExtractor(nn.Module):
             )
             for i, (kernel, stride) in enumerate(zip(self.kernels, self.strides))
         )
+        # not a key of transformers: gates of a published encoder, which no weight
+        # behind the next LayerNorm takes up
+        scaled = getattr(config, "conv_scale", False)
+        self.scale = nn.Parameter(torch.ones(widths[-1])) if scaled else None
 
     def forward(self, x, counts=None):
         """[B, T] → [B, T', C]; ``counts`` [B] samples are valid, None: all."""
-        x = x.unsqueeze(2)
+        x = self._channels(x.unsqueeze(2), counts)
+        return x if self.scale is None else x * self.scale
+
+    def _channels(self, x, counts):
+        """[B, T, 1] → [B, T', C], not scaled."""
         if by_products(x) and not self.training:
             return self._in_pieces(x, counts)
         for layer, kernel, stride in zip(self.conv_layers, self.kernels, self.strides):
@@ -224,6 +232,9 @@ class FeatureExtractor(nn.Module):
             weights = ["conv.weight", "conv.bias"][: 1 + (layer.conv.bias is not None)]
             if layer.layer_norm is not None:
                 weights += ["layer_norm.weight", "layer_norm.bias"]
+            rows = [f"{name}.{weight}" for weight in weights]
+            if layer is self.conv_layers[-1] and self.scale is not None:
+                rows.append("scale")
             plain = isinstance(layer.layer_norm, nn.LayerNorm)
             groups.append(
                 PrunableGroup(
@@ -231,7 +242,7 @@ class FeatureExtractor(nn.Module):
                     kind="conv",
                     units=len(layer.conv.weight),
                     full=full[i],
-                    input_weights=tuple(f"{name}.{weight}" for weight in weights),
+                    input_weights=tuple(rows),
                     output_weight=f"conv_layers.{i + 1}.conv.weight",
                     norms=(f"{name}.layer_norm",) if plain else (),
                     layer=i,

@@ -211,6 +211,4 @@ def test_configuration_of_another_encoder(tmp_path, content):
         path = write_public_config(model, tmp_path)
         refused(tmp_path, {"model": content}, match, encoder_config=path)
     path = write_public_config(public_encoder(public_config("hubert")), tmp_path)
-    refused(
-        tmp_path, {"model": content}, "model_type 'hubert'", encoder_config=path
-    )
+    refused(tmp_path, {"model": content}, "model_type 'hubert'", encoder_config=path)

@@ -241,5 +241,5 @@ def test_other_heads(tmp_path, files):
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_scale(tmp_path, files, scale):
     path = save(files["mhfa"], tmp_path / "avg_model.pt")
-    with pytest.raises(InputError, match="input_scale.*above 0"):
+    with pytest.raises(InputError, match=r"input_scale.*above 0"):
         convert_released(path, tmp_path / "out", input_scale=scale)

@@ -126,7 +126,10 @@ def written(tmp_path_factory):
         ({"projector.bias": None}, "1 missing: projector.bias"),
         ({"tdnn.2.kernel.bias": None}, "1 missing: tdnn.2.kernel.bias"),
         ({"layer_weights": None}, "1 missing: layer_weights"),
-        ({"wavlm.encoder.layers.1.final_layer_norm.bias": None}, r"missing: .*layers\.1"),
+        (
+            {"wavlm.encoder.layers.1.final_layer_norm.bias": None},
+            r"missing: .*layers\.1",
+        ),
         ({"tdnn.3.kernel.bias": noise(3)}, "1 unexpected: tdnn.3.kernel.bias"),
         ({"wavlm.encoder.layers.2.layer_norm.bias": noise(64)}, "1 unexpected: .*2"),
         ({"hubert.encoder.layer_norm.bias": noise(64)}, "unexpected: hubert.encoder"),

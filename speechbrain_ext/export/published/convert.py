@@ -146,6 +146,8 @@ def _save_encoder(folder, encoder, conversion):
         raise InputError(f"{folder}: exists and is not the folder of an encoder")
     with write_folder_atomically(folder) as new:
         write_json(new / "config.json", encoder.arguments["source"])
+        standardise = {"do_normalize": encoder.arguments["standardise"]}
+        write_json(new / "preprocessor_config.json", standardise)
         save_weights(encoder.state_dict(), new / ENCODER_WEIGHTS)
         write_json(new / CONVERSION, conversion)
 

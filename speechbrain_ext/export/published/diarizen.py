@@ -21,7 +21,6 @@ gone, no layer has a position bias.
 """
 
 import re
-from pathlib import Path
 
 import torch
 
@@ -31,8 +30,11 @@ from speechbrain_ext.export.published.checkpoint import (
     as_weights,
 )
 from speechbrain_ext.export.published.fairseq_encoder import old_weight_norm
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.lobes.wav2vec2 import HubertEncoder
+from speechbrain_ext.lobes.wavlm import WavLMEncoder
+from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import read_json
+from speechbrain_ext.utils.weights import load_strictly
 
 TITLE = "pruned encoders of DPHuBERT and DiariZen: encoder.transformer.layers.*"
 LICENCE = (
@@ -46,8 +48,18 @@ _CONV = "feature_extractor.conv_layers."
 _SCALE = "feature_extractor.dummy_weight"
 _TABLE = f"{_LAYERS}0.attention.rel_attn_embed.weight"
 _KNOWN = f"{_TRANSFORMER}pos_conv_embed.conv.bias"
+# As published, where no configuration says others.
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
-_HEAD_DIM = 64
+_HEAD_DIM, _CHANNELS = 64, 512
+_GROUPS = ("num_attention_heads_group", "intermediate_size_group")
+_NORM_OF_A_PART = r"layers\.\d+\.(final_)?layer_norm\.(weight|bias)$"
+# transformers' name → the published one.
+_DROPOUTS = {
+    "feat_proj_dropout": "encoder_projection_dropout",
+    "attention_dropout": "encoder_attention_dropout",
+    "activation_dropout": "encoder_ff_interm_dropout",
+    "hidden_dropout": "encoder_dropout",
+}
 # Beginnings of names beside an encoder → why they are left out.
 _LEFT_OUT = {
     "distill_linear_projs.": "projections of distillation",
@@ -70,6 +82,8 @@ def name_in_file(name):
     name = old_weight_norm(name)
     if name == "feature_extractor.scale":
         return _SCALE
+    if name == "encoder.rel_attn_embed.weight":
+        return _TABLE
     if name.startswith("feature_projection."):
         return f"encoder.{name}"
     if name.startswith("encoder."):
@@ -97,14 +111,14 @@ class _Encoder:
         for name, tensor in checkpoint.tensors.items():
             inside = name.startswith(self.prefix)
             short = old_weight_norm(name.removeprefix(self.prefix))
-            reason = next((r for b, r in _LEFT_OUT.items() if short.startswith(b)), None)
+            reasons = [r for b, r in _LEFT_OUT.items() if short.startswith(b)]
             if "hard_concrete" in name:
                 raise InputError(
                     f"{self.path}: {name}: its gates are in place, expected a "
                     "checkpoint that was pruned"
                 )
-            if reason:
-                self.left_out.setdefault(reason, []).append(name)
+            if reasons:
+                self.left_out.setdefault(reasons[0], []).append(name)
             elif inside:
                 own[short] = tensor
             else:
@@ -133,9 +147,8 @@ class _Encoder:
         numbers = {int(m[1]) for m in map(found.match, self.tensors) if m}
         gap = next(n for n in range(len(numbers) + 1) if n not in numbers)
         if gap < len(numbers) or not numbers:
-            raise InputError(
-                f"{self.path}: weights do not fit: missing {self.prefix}{modules}{gap}.*"
-            )
+            missing = f"{self.prefix}{modules}{gap}.*"
+            raise InputError(f"{self.path}: weights do not fit: missing {missing}")
         return gap
 
 
@@ -155,6 +168,7 @@ class _Released:
         self.values, self.encoder, self.origin = values, encoder, origin
         self.layers = encoder.count(_LAYERS)
         self.hidden = encoder.size(f"{_TRANSFORMER}layer_norm.weight")
+        self.layer_norms = f"{_CONV}1.layer_norm.weight" in encoder.tensors
         self.attends = self._parts("attention", "encoder_use_attention")
         self.feeds = self._parts("feed_forward", "encoder_use_feed_forward")
         self._check("encoder_num_layers", self.layers)
@@ -211,6 +225,17 @@ class _Released:
             raise self._error(key, f"[channels, kernel, stride] of each of {shown}")
         return channels, kernels, strides
 
+    def counted_heads(self):
+        """The same of HuBERT and wav2vec 2.0, whose heads have no numbers."""
+        width = self.values.get("encoder_head_dim", _HEAD_DIM)
+        if type(width) is not int or width < 1 or self.hidden % width:
+            raise self._error("encoder_head_dim", f"a divisor of {self.hidden}")
+        names = [f"{_LAYERS}{n}.attention.q_proj.bias" for n in range(self.layers)]
+        return self.hidden // width, [
+            list(range(self.encoder.size(name) // width)) if attends else []
+            for name, attends in zip(names, self.attends)
+        ]
+
     def heads(self):
         """Heads of WavLM in the unpruned model, and the list left in every layer."""
         key = "encoder_remaining_heads"
@@ -250,3 +275,125 @@ class _Released:
             [] if not attends else list(range(total)) if kept is None else list(kept)
             for attends, kept in zip(self.attends, left)
         ]
+
+
+def convert(checkpoint, encoder_config=None):
+    """Convert, strictly: each tensor is used or left out for a reason.
+
+    Arguments
+    ---------
+    checkpoint : Checkpoint
+    encoder_config : str or Path, optional
+        JSON of the published configuration (``pruned_config.json``); None: that of
+        the file, if it has one.
+
+    Returns
+    -------
+    Converted
+        Its model is an encoder.
+
+    Raises
+    ------
+    InputError
+        Gates that are in place; tensors that are missing, left over, or of the wrong
+        shape; a configuration of another model, or none where it is needed.
+    """
+    found = _Encoder(checkpoint)
+    values, origin = checkpoint.config, encoder_config or found.path
+    if encoder_config is not None:
+        values = read_json(encoder_config, {}, what="the configuration of an encoder")
+    released = _Released(values, found, origin)
+    gated = "encoder_remaining_heads" in values or any(
+        name.endswith(".gru_rel_pos_const") for name in found.tensors
+    )
+    config, heads = _configuration(released, gated)
+    with naming(origin), torch.device("meta"):
+        encoder = (WavLMEncoder if gated else HubertEncoder)(
+            config,
+            last_state="normalised",
+            standardise=bool(values.get("normalize_waveform", released.layer_norms)),
+        )
+    named = UnderNames(encoder, lambda name: found.prefix + name_in_file(name))
+    tensors = _own_tensors(found, named, heads)
+    load_strictly(named, tensors, str(found.path), assign=True)
+    shapes = [f"{key} by layer: {config[key]}" for key in _GROUPS]
+    remarks = [*shapes, f"channels of the convolutions: {config['conv_dim']}"]
+    if gated and _TABLE not in found.tensors:
+        remarks.append("layer 0 has no attention: no layer has a position bias")
+    return Converted(encoder.eval(), None, found.left_out, {}, remarks)
+
+
+def _configuration(released, gated):
+    """Values for transformers' configuration, and the heads left in every layer."""
+    found, hidden, values = released.encoder, released.hidden, released.values
+    channels, kernels, strides = released.convolutions()
+    if gated:
+        total, left = released.heads()
+    else:
+        total, left = released.counted_heads()
+    units = [
+        found.size(f"{_LAYERS}{n}.feed_forward.intermediate_dense.bias") if feeds else 0
+        for n, feeds in enumerate(released.feeds)
+    ]
+    positions = f"{_TRANSFORMER}pos_conv_embed.conv.weight_v"
+    full = channels
+    if len(set(channels)) > 1:
+        full = [max(_CHANNELS, *channels)] * len(channels)
+    config = {
+        "hidden_size": hidden,
+        "num_hidden_layers": released.layers,
+        "num_attention_heads": total,
+        "num_attention_heads_group": [len(kept) for kept in left],
+        # as far as one can tell: the width before any was pruned
+        "intermediate_size": units[0] if len(set(units)) == 1 else 4 * hidden,
+        "intermediate_size_group": units,
+        "conv_dim": channels,
+        "full_conv_dim": full,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": f"{_CONV}0.conv.bias" in found.tensors,
+        "conv_scale": True,
+        "feat_extract_norm": "layer" if released.layer_norms else "group",
+        "do_stable_layer_norm": bool(
+            values.get("encoder_layer_norm_first", released.layer_norms)
+        ),
+        "num_conv_pos_embeddings": found.size(positions, 2),
+        "num_conv_pos_embedding_groups": max(1, hidden // found.size(positions, 1)),
+        "variance_floor": 1e-5,  # that of torch's layer_norm
+        "layerdrop": 0.0,
+    }
+    for key, name in _DROPOUTS.items():
+        if isinstance(values.get(name), int | float):
+            config[key] = values[name]
+    if gated:
+        config["num_buckets"] = values.get("encoder_num_buckets", 320)
+        if _TABLE in found.tensors:
+            config["num_buckets"] = found.size(_TABLE)
+        config["max_bucket_distance"] = values.get("encoder_max_distance", 800)
+    return config, left
+
+
+def _own_tensors(found, named, heads):
+    """The tensors for an encoder, by their names in the file, with prefix.
+
+    LayerNorms before parts that were removed have no effect, and are left out.
+    """
+    given = {f"{found.prefix}{name}": w for name, w in found.tensors.items()}
+    idle = [
+        name
+        for name in given
+        if name not in named.own and re.search(_NORM_OF_A_PART, name)
+    ]
+    if idle:
+        found.left_out["LayerNorms before parts that were removed"] = idle
+    tensors = {name: w for name, w in given.items() if name not in idle}
+    own = named.state_dict()
+    for name, kept in named.own.items():
+        layer = re.search(r"layers\.(\d+)\.attention\.(heads|gru_rel_pos_const)$", kept)
+        if kept == "encoder.rel_attn_embed.weight" and not heads[0]:
+            tensors.setdefault(name, torch.zeros(own[name].shape))
+        elif layer and layer[2] == "heads":
+            tensors[name] = torch.tensor(heads[int(layer[1])])
+        elif layer and name in tensors:
+            tensors[name] = tensors[name].flatten()[heads[int(layer[1])]]
+    return tensors

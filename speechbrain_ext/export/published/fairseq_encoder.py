@@ -1,15 +1,17 @@
 """Waveform encoders under the names of fairseq and Microsoft.
 
-    ours (those of transformers)                        in the file
-    feature_extractor.conv_layers.i.conv                feature_extractor.conv_layers.i.0
-    feature_extractor.conv_layers.i.layer_norm          ….i.2.1, with GroupNorm ….i.2
-    feature_projection.layer_norm, .projection          layer_norm, post_extract_proj
-    encoder.pos_conv_embed.conv                         encoder.pos_conv.0
-    encoder.layers.l.attention.X                        encoder.layers.l.self_attn.X
-        gru_rel_pos_linear, gru_rel_pos_const               grep_linear, grep_a
-        rel_attn_embed                                      relative_attention_bias
-    encoder.layers.l.layer_norm                         ….l.self_attn_layer_norm
-    encoder.layers.l.feed_forward.intermediate_dense    ….l.fc1, and fc2
+    ours                                        in the file
+    feature_extractor.conv_layers.i
+        conv                                    0
+        layer_norm                              2.1; 2 where it is a GroupNorm
+    feature_projection.layer_norm, projection   layer_norm, post_extract_proj
+    encoder.pos_conv_embed.conv                 encoder.pos_conv.0
+    encoder.rel_attn_embed                      layer 0's relative_attention_bias
+    encoder.layers.l
+        attention                               self_attn
+            gru_rel_pos_linear, …_const             grep_linear, grep_a
+        layer_norm                              self_attn_layer_norm
+        feed_forward.intermediate_dense, …      fc1, fc2
 
 This is what WavLM (github.com/microsoft/unilm), HuBERT, wav2vec 2.0, XLSR and
 UniSpeech-SAT files hold, and what s3prl keeps of them. Shapes tell the sizes; the
@@ -32,6 +34,7 @@ from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.weights import load_strictly
 
 PRETRAINING = "of pre-training: mask, quantiser, prediction"
+LAST_NORM = "LayerNorm behind the last layer, whose raw state the head takes"
 # Beginnings of the names of what only pre-training uses.
 _PRETRAINING = (
     *("mask_emb", "final_proj.", "label_embs_concat", "target_glu."),
@@ -45,11 +48,11 @@ _MODULES = {
     "feature_projection.layer_norm": "layer_norm",
     "feature_projection.projection": "post_extract_proj",
     "encoder.pos_conv_embed.conv": "encoder.pos_conv.0",
+    "encoder.rel_attn_embed": "encoder.layers.0.self_attn.relative_attention_bias",
 }
 _IN_LAYER = {
     "attention.gru_rel_pos_linear": "self_attn.grep_linear",
     "attention.gru_rel_pos_const": "self_attn.grep_a",
-    "attention.rel_attn_embed": "self_attn.relative_attention_bias",
     "attention": "self_attn",
     "layer_norm": "self_attn_layer_norm",
     "feed_forward.intermediate_dense": "fc1",
@@ -242,7 +245,7 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
     Arguments
     ---------
     tensors : dict of str to torch.Tensor
-        All under one prefix, which is taken off their names.
+        Of the encoder, without the prefix of their names.
     path : str or Path
         For messages, as is ``prefix``.
     prefix : str
@@ -251,8 +254,7 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
     encoder_config : str, Path or None
         JSON of transformers' configuration; None: as the shapes tell.
     options : dict
-        Of the encoder's class; ``standardise`` None: with LayerNorms in its
-        convolutions.
+        Of the encoder's class.
 
     Returns
     -------
@@ -262,24 +264,30 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
     remarks : list of str
     """
     family, told = family_of(tensors, family, path)
-    kept, left_out = without_pretraining(tensors)
+    kept, unused = without_pretraining(tensors)
+    left_out = {PRETRAINING: [f"{prefix}{name}" for name in unused]} if unused else {}
     config = encoder_config
     if config is None:
         config = derived_config(kept, path, prefix)
     with naming(encoder_config or path), torch.device("meta"):
         encoder = FAMILIES[family](config, **options)
     layer_norms = encoder.config.feat_extract_norm == "layer"
-
-    def name_in_file(name):
-        return prefix + fairseq_name(name, layer_norms)
-
-    named = {f"{prefix}{name}": tensor for name, tensor in kept.items()}
-    load_strictly(UnderNames(encoder, name_in_file), named, str(path), assign=True)
+    if encoder.encoder.layer_norm is None:
+        last = [name for name in kept if name.startswith("encoder.layer_norm.")]
+        left_out[LAST_NORM] = [f"{prefix}{name}" for name in last]
+        kept = {name: tensor for name, tensor in kept.items() if name not in last}
+    kept = {f"{prefix}{name}": tensor for name, tensor in kept.items()}
+    named = UnderNames(encoder, lambda n: prefix + fairseq_name(n, layer_norms))
+    for name, own in named.own.items():
+        if own.endswith(".attention.heads"):  # their numbers: all are there
+            kept[name] = torch.arange(encoder.config.num_attention_heads)
+        elif own.endswith(".gru_rel_pos_const") and name in kept:
+            kept[name] = kept[name].flatten()
+    load_strictly(named, kept, str(path), assign=True)
     remarks = []
     if not told:
         remarks.append(
             "no tensor tells whether its encoder is HuBERT, wav2vec 2.0 or "
             f"UniSpeech-SAT, which compute the same: {family} (see --encoder)"
         )
-    names = [f"{prefix}{name}" for name in left_out]
-    return encoder, {PRETRAINING: names} if names else {}, remarks
+    return encoder, left_out, remarks
