@@ -13,7 +13,7 @@ _BLOCKS = {
     "wespeaker": tuple(f"se_res2block.{n}" for n in range(4)),
 }
 _POOLING = {"unispeech": "pooling", "wespeaker": "pool"}
-SCALE, BOTTLENECK = 8, 12
+SCALE, BOTTLENECK = 8, 128
 
 
 def ecapa_tensors(style, inputs, channels=16, last=24, embedding=10, context=False):
@@ -103,7 +103,8 @@ def plain_ecapa(x, tensors, style, context=False):
     floor = 1e-9 if style == "unispeech" else 1e-7
     variance = (weights * x.square()).sum(2) - mean.square()
     pooled = torch.cat([mean, variance.clamp(min=floor).sqrt()], 1)
-    return linear(norm(pooled, "bn"), "linear")
+    embedding = linear(norm(pooled, "bn"), "linear")
+    return norm(embedding, "bn2") if "bn2.weight" in tensors else embedding
 
 
 def mhfa_tensors(inputs, states, taps=None, heads=4, width=6, embedding=10):

@@ -13,14 +13,16 @@ quantiser, layer drop. The other dropouts of the configuration are in force in t
 A pruned model's configuration lists what is left: ``conv_dim`` (``full_conv_dim`` is
 what it was), ``num_attention_heads_group`` [L] and ``intermediate_size_group`` [L]. A
 part of no units is not built; it adds nothing. Of encoders that other programs publish
-it may have two keys more: with ``conv_scale`` each channel of the last convolution has
-a factor, ``feature_extractor.scale``; ``variance_floor`` is added to the variance of
-the waveform, 1e-5 in fairseq, s3prl and torchaudio.
+it may have three keys more: with ``conv_scale`` each channel of the last convolution
+has a factor, ``feature_extractor.scale``; ``variance_floor`` is added to the variance
+of the waveform, 1e-5 in fairseq, s3prl and torchaudio; with ``repeat_last`` there are
+as many frames as in s3prl, one for each 320 samples begun.
 """
 
 import copy
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +39,7 @@ from speechbrain_ext.lobes.waveform_convolutions import (
     activation,
     input_samples,
     output_frames,
+    repeated,
 )
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
@@ -283,6 +286,7 @@ class WaveformEncoder(Encoder):
         # not a key of transformers
         self.variance_floor = getattr(self.config, "variance_floor", VARIANCE_FLOOR)
         check_at_least("variance_floor", self.variance_floor, 0, whole=False)
+        self.repeats = bool(getattr(self.config, "repeat_last", False))
         self.arguments.update(source=self.config.to_dict(), standardise=standardise)
         self.feature_extractor = FeatureExtractor(self.config)
         self.feature_projection = FeatureProjection(self.config)
@@ -334,6 +338,7 @@ class WaveformEncoder(Encoder):
 
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
+        samples = x.shape[1]
         x = x.to(self.feature_projection.projection.weight.dtype)
         counts, padding = self._valid(x, lens)
         x = self.feature_projection(self.feature_extractor(x, counts))
@@ -348,6 +353,9 @@ class WaveformEncoder(Encoder):
             states.append(x)
         if stack.pre_norm and stack.layer_norm is not None:
             states[-1] = stack.layer_norm(x)
+        if self.repeats:
+            shape = self.config.conv_kernel, self.config.conv_stride
+            states = repeated(states, samples, counts, *shape)
         return states
 
     def _valid(self, x, lens):
@@ -372,6 +380,9 @@ class WaveformEncoder(Encoder):
             return None
         shape = self.config.conv_kernel, self.config.conv_stride
         counts = valid_counts(lens, x.shape[1]).to(lens.device)
+        if self.repeats:
+            hop = math.prod(self.config.conv_stride)
+            return ((counts + hop - 1) // hop) / -(-x.shape[1] // hop)
         return output_frames(counts, *shape) / output_frames(x.shape[1], *shape)
 
     def same_front_end(self, other):

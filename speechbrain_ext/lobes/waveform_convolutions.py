@@ -13,6 +13,8 @@ before channels, so a convolution is a product of two matrices or a few: s taps 
 have as many columns as one frame of the output is away from the next.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,6 +59,21 @@ def input_samples(frames, kernels, strides):
     for kernel, stride in reversed(list(zip(kernels, strides))):
         frames = (frames - 1) * stride + kernel
     return frames
+
+
+def repeated(states, samples, counts, kernels, strides):
+    """States [B, T', C] with a frame for each hop begun: the last one is repeated.
+
+    ``samples`` of the waveform, of which ``counts`` [B] are valid, None: all.
+    """
+    hop = math.prod(strides)
+    places = torch.arange(-(-samples // hop), device=states[0].device)
+    if counts is None:
+        places = places.clamp(max=states[0].shape[1] - 1)
+        return [state[:, places] for state in states]
+    last = output_frames(counts, kernels, strides) - 1
+    places = torch.minimum(places, last.unsqueeze(1)).unsqueeze(2)
+    return [state.gather(1, places.expand(-1, -1, state.shape[2])) for state in states]
 
 
 class Convolution(nn.Conv1d):

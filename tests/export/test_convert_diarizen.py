@@ -1,6 +1,7 @@
 """Pruned encoders of DPHuBERT and DiariZen → folders that an encoder starts from."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -243,7 +244,7 @@ def test_missing_tensor(tmp_path, released, name):
     names, config = released
     rest = {key: tensor for key, tensor in names.items() if key != name}
     shown = name.replace("parametrizations.weight.original0", "weight_g")
-    match = f"missing.*{shown}".replace(".", r"\.").replace(r"\.*", ".*")
+    match = f"missing.*{re.escape(shown)}"
     refused(tmp_path, {"state_dict": rest, "config": config}, match)
 
 

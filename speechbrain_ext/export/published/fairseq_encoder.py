@@ -31,9 +31,11 @@ from speechbrain_ext.lobes.wav2vec2 import (
 )
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.files import read_json
 from speechbrain_ext.utils.weights import load_strictly
 
 PRETRAINING = "of pre-training: mask, quantiser, prediction"
+VARIANCE_FLOOR = 1e-5  # of the standardised waveform: torch's layer_norm's
 LAST_NORM = "LayerNorm behind the last layer, whose raw state the head takes"
 # Beginnings of the names of what only pre-training uses.
 _PRETRAINING = (
@@ -127,7 +129,7 @@ def _renamed(name, modules):
 
 
 def family_of(names, chosen, path):
-    """Name of the encoder's family → (family, whether the names tell it).
+    """Name of the encoder's family → (family, whether anything tells it).
 
     HuBERT, wav2vec 2.0 and UniSpeech-SAT compute the same; where nothing of their
     pre-training is left, ``chosen`` names one of them, else it is wav2vec 2.0.
@@ -148,7 +150,7 @@ def family_of(names, chosen, path):
         raise InputError(
             f"{path}: encoder 'wavlm', but no relative_attention_bias in the file"
         )
-    return chosen or "wav2vec2", False
+    return chosen or "wav2vec2", chosen is not None
 
 
 def _told_family(names):
@@ -239,7 +241,7 @@ def derived_config(tensors, path, prefix=""):
     return values
 
 
-def read_encoder(tensors, path, prefix, family, encoder_config, options):
+def read_encoder(tensors, path, prefix, family, encoder_config, keys, options):
     """An encoder with these weights.
 
     Arguments
@@ -253,6 +255,8 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
         As ``chosen`` of :func:`family_of`.
     encoder_config : str, Path or None
         JSON of transformers' configuration; None: as the shapes tell.
+    keys : dict
+        What its configuration is to say besides.
     options : dict
         Of the encoder's class.
 
@@ -266,9 +270,11 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
     family, told = family_of(tensors, family, path)
     kept, unused = without_pretraining(tensors)
     left_out = {PRETRAINING: [f"{prefix}{name}" for name in unused]} if unused else {}
-    config = encoder_config
-    if config is None:
+    if encoder_config is None:
         config = derived_config(kept, path, prefix)
+    else:
+        config = read_json(encoder_config, {}, what="an encoder's configuration")
+    config = {**config, "variance_floor": VARIANCE_FLOOR, **keys}
     with naming(encoder_config or path), torch.device("meta"):
         encoder = FAMILIES[family](config, **options)
     layer_norms = encoder.config.feat_extract_norm == "layer"
@@ -283,7 +289,12 @@ def read_encoder(tensors, path, prefix, family, encoder_config, options):
             kept[name] = torch.arange(encoder.config.num_attention_heads)
         elif own.endswith(".gru_rel_pos_const") and name in kept:
             kept[name] = kept[name].flatten()
-    load_strictly(named, kept, str(path), assign=True)
+    try:
+        load_strictly(named, kept, str(path), assign=True)
+    except InputError as error:
+        if encoder_config is None:
+            raise
+        raise InputError(f"{error}; widths are those in {encoder_config}") from error
     remarks = []
     if not told:
         remarks.append(
