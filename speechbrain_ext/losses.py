@@ -10,6 +10,15 @@ the angle θ_y of the target class::
 (Deng et al. 2019, arXiv 1801.07698, equation 3). Where θ_y + m would pass π the target
 logit continues as s (cos θ_y − m sin m), which keeps it decreasing in θ_y.
 
+With K centres a class (sub-centre ArcFace, Deng et al. 2020) cos θ_j is the largest of
+its K cosines. The inter-top-k penalty (Zhao et al. 2021, arXiv 2110.05042) moves the k
+other classes that come nearest closer by an angle m'::
+
+    logits_j = s · cos(θ_j − m')                the k largest with j ≠ y
+
+m' grows with the margin, as in wespeaker: its value is meant for m = 0.2, and it is 0
+where m is 0.
+
 Distillation compares state l of student and teacher, s_l and t_l [B, T, C]::
 
     loss = 1/S Σ_l ( mean |s_l − t_l| − mean cos(s_l, t_l) )        l = 0 … L, S = L + 1
@@ -25,16 +34,19 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from speechbrain_ext.lobes.encoder import padding_mask
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
 # Keeps the gradient of the square root finite where a cosine rounds to ±1.
 SIN_SQUARED_FLOOR = 1e-6
+
+# The margin for which an inter-top-k margin is given, and below which there is none.
+USUAL_MARGIN, LEAST_MARGIN = 0.2, 1e-3
 
 
 class ArcFace(nn.Module):
@@ -54,6 +66,17 @@ class ArcFace(nn.Module):
         m in radians. May be set at any time: ``arcface.margin = 0.5``.
     scale : float
         s.
+    n_centers : int
+        K of each class. With more than one ``weight`` is [N, K, E], else [N, E].
+    inter_topk : int
+        k, of the other classes; 0: none, as in large-margin fine-tuning.
+    inter_topk_margin : float
+        m' in radians at a margin of 0.2; in proportion at others.
+
+    Raises
+    ------
+    InputError
+        More other classes in ``inter_topk`` than there are.
 
     Example
     -------
@@ -69,12 +92,32 @@ class ArcFace(nn.Module):
         n_classes,
         margin: float = 0.2,
         scale: PositiveFloat = 32.0,
+        n_centers: PositiveInt = 1,
+        inter_topk: NonNegativeInt = 0,
+        inter_topk_margin: NonNegativeFloat = 0.06,
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_classes, embedding_size))
-        nn.init.xavier_normal_(self.weight)
+        check_at_least("n_centers", n_centers, 1)
+        check_at_least("inter_topk", inter_topk, 0)
+        check_at_least("inter_topk_margin", inter_topk_margin, 0, whole=False)
+        if inter_topk and inter_topk >= n_classes:
+            raise InputError(
+                f"inter_topk={inter_topk}, expected less than the {n_classes} classes"
+            )
+        weight = torch.empty(n_classes * n_centers, embedding_size)
+        nn.init.xavier_normal_(weight)
+        if n_centers > 1:
+            weight = weight.view(n_classes, n_centers, embedding_size)
+        self.weight = nn.Parameter(weight)
         self.margin = margin
         self.scale = scale
+        self.inter_topk = inter_topk
+        self.inter_topk_margin = inter_topk_margin
+
+    @property
+    def n_centers(self):
+        """K of each class."""
+        return self.weight.shape[1] if self.weight.dim() == 3 else 1
 
     def forward(self, embeddings, labels):
         """Mean cross-entropy of a batch.
@@ -97,20 +140,37 @@ class ArcFace(nn.Module):
         """[B, E] or [B, 1, E] → cosine with every class, float32 [B, N]."""
         with full_precision(embeddings):
             rows = F.normalize(embeddings.float().flatten(0, -2), dim=-1)
-            return F.linear(rows, F.normalize(self.weight.float(), dim=-1))
+            weight = F.normalize(self.weight.float(), dim=-1)
+            if weight.dim() == 2:
+                return F.linear(rows, weight)
+            cosine = F.linear(rows, weight.flatten(0, 1))
+            return cosine.unflatten(1, weight.shape[:2]).max(-1).values
 
     def logits(self, embeddings, labels):
-        """The scaled cosines with the margin on the target: float32 [B, N]."""
+        """The scaled cosines with the margins: float32 [B, N]."""
         cosine = self.cosines(embeddings)
         index = labels.view(-1, 1)
         with full_precision(embeddings):
             target = add_margin(cosine.gather(1, index), self.margin)
+            if self.inter_topk and self.margin > LEAST_MARGIN:
+                others = cosine.detach().scatter(1, index, -2.0)  # below any cosine
+                near = others.topk(self.inter_topk, dim=1).indices
+                margin = self.inter_topk_margin * self.margin / USUAL_MARGIN
+                cosine = cosine.scatter(
+                    1, near, _shifted(cosine.gather(1, near), -margin)
+                )
             return cosine.scatter(1, index, target) * self.scale
 
     def extra_repr(self):
         """Shown by ``print``."""
-        classes, size = self.weight.shape
-        return f"{size} → {classes}, margin={self.margin}, scale={self.scale}"
+        classes, size = self.weight.shape[0], self.weight.shape[-1]
+        text = f"{size} → {classes}, margin={self.margin}, scale={self.scale}"
+        if self.n_centers > 1:
+            text += f", n_centers={self.n_centers}"
+        if self.inter_topk:
+            text += f", inter_topk={self.inter_topk}"
+            text += f", inter_topk_margin={self.inter_topk_margin}"
+        return text
 
 
 def add_margin(cosine, margin):
@@ -128,10 +188,14 @@ def add_margin(cosine, margin):
     torch.Tensor
         The same shape.
     """
-    sine = (1.0 - cosine.square()).clamp(min=SIN_SQUARED_FLOOR).sqrt()
-    shifted = cosine * math.cos(margin) - sine * math.sin(margin)
     beyond = cosine - margin * math.sin(margin)
-    return torch.where(cosine > -math.cos(margin), shifted, beyond)
+    return torch.where(cosine > -math.cos(margin), _shifted(cosine, margin), beyond)
+
+
+def _shifted(cosine, margin):
+    """cos θ → cos θ cos m − sin θ sin m, whatever θ + m is."""
+    sine = (1.0 - cosine.square()).clamp(min=SIN_SQUARED_FLOOR).sqrt()
+    return cosine * math.cos(margin) - sine * math.sin(margin)
 
 
 # As in torch's cosine_similarity: a state of zeros has a cosine of 0.

@@ -475,8 +475,9 @@ def keep_classifier(folder):
     names = ("speakers", "n_speeds", "n_perturbed")
     kept = {name: former[name] for name in names if former.get(name) is not None}
     weights = read_weights(path)
-    size = max((weight.shape[-1] for weight in weights.values()), default=0)
-    classifier = ArcFace(size, _classes(kept).count)
+    shape = next((w.shape for w in weights.values() if w.dim() > 1), (0, 0))
+    n_centers = shape[1] if len(shape) == 3 else 1
+    classifier = ArcFace(shape[-1], _classes(kept).count, n_centers=n_centers)
     load_strictly(classifier, weights, str(path))
     return classifier, kept
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import valid_counts
 
 # Constructor arguments of an encoder that are not saved: how it trains, where its
@@ -239,6 +239,24 @@ class Encoder(_Rebuildable):
 
     # -- pruning, profile, ONNX ----------------------------------------------------
 
+    def truncate(self, n_states):
+        """Leave out, in place, the layers behind the first ``n_states`` states.
+
+        For a head that reads no later state: layers that nobody reads would cost their
+        time, and give DistributedDataParallel parameters without a gradient. The states
+        that stay are what they were, ``arguments`` rebuild the shorter encoder.
+
+        Raises
+        ------
+        InputError
+            An encoder that cannot; here each.
+        """
+        raise InputError(
+            f"layers: the head reads the first {n_states} states of "
+            f"{type(self).__name__}, which cannot leave out the layers behind them, "
+            f"expected layers that end with {self.n_states - 1}"
+        )
+
     def prunable_groups(self):
         """What may be removed → list of :class:`PrunableGroup`; here nothing."""
         return []
@@ -276,9 +294,37 @@ class Head(_Rebuildable):
     and ``n_states``; without an argument ``embedding_size`` a subclass says its own.
     ``prunable_groups`` and ``resized`` are as in :class:`Encoder`. ``min_frames`` is
     the number of frames that it needs.
+
+    A head may read some of the states only, as partial MFA does (Whisper-PMFA, arXiv
+    2408.15585): its constructor takes ``layers``, calls :meth:`read_states`, and
+    ``forward`` begins with :meth:`chosen`.
     """
 
     min_frames = 1
+    states_read = None  # (first, last, n_states)
+
+    def read_states(self, n_states, layers=None):
+        """Of ``n_states`` read ``layers``, [first, last] inclusive → how many.
+
+        Raises
+        ------
+        InputError
+            No such states.
+        """
+        check_at_least("n_states", n_states, 1)
+        first, last = _checked_range(layers, n_states)
+        self.states_read = (first, last, n_states)
+        return last - first + 1
+
+    def chosen(self, states):
+        """The states that this head reads, of all of the encoder's."""
+        first, last, n_states = self.states_read
+        # an encoder that was truncated ends with the last state that is read
+        if len(states) not in (n_states, last + 1):
+            raise InputError(
+                f"{type(self).__name__}: {len(states)} states, expected {n_states}"
+            )
+        return states[first : last + 1]
 
     @property
     def embedding_size(self):
@@ -295,6 +341,19 @@ class Head(_Rebuildable):
         Its steps are the same whatever the values, the batch and the lengths are.
         """
         return self
+
+
+def _checked_range(layers, n_states):
+    if layers is None:
+        return 0, n_states - 1
+    right = isinstance(layers, list | tuple) and len(layers) == 2
+    right = right and all(type(number) is int for number in layers)
+    if not (right and 0 <= layers[0] <= layers[1] < n_states):
+        raise InputError(
+            f"layers={layers!r}, expected [first, last] of the states 0 to "
+            f"{n_states - 1}"
+        )
+    return tuple(layers)
 
 
 class PrunableGroup(NamedTuple):

@@ -16,13 +16,23 @@ class SpeakerEncoder(nn.Module):
     encoder : torch.nn.Module
         (wavs [B, T], wav_lens [B]) → (L+1 states [B, T', C], lens [B]).
     head : torch.nn.Module
-        (states, lens) → [B, 1, E].
+        (states, lens) → [B, 1, E]. Layers of the encoder behind the last state that it
+        reads are left out (:meth:`~speechbrain_ext.lobes.encoder.Encoder.truncate`).
+
+    Raises
+    ------
+    InputError
+        An encoder that cannot leave them out.
     """
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        if (reads := getattr(head, "states_read", None)) is not None:
+            _, last, n_states = reads
+            if getattr(encoder, "n_states", 0) == n_states > last + 1:
+                encoder.truncate(last + 1)
 
     @property
     def embedding_size(self):

@@ -153,6 +153,16 @@ class W2VBertEncoder(Encoder):
             states.append(x)
         return states
 
+    def truncate(self, n_states):
+        """Leave out the layers behind the first ``n_states`` states, in place."""
+        layers = n_states - 1
+        shapes = layer_shapes(self.config)[:layers]
+        self.config = copy.deepcopy(self.config)
+        self.config.num_hidden_layers = layers
+        self.config = with_layer_shapes(self.config, shapes)
+        self.arguments["source"] = self.config.to_dict()
+        del self.encoder.layers[layers:]
+
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, W2VBertEncoder) and (

@@ -31,6 +31,7 @@ from speechbrain_ext.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 IMPRINTED_UTTERANCES = 20  # of each speaker, as in the cohort of verify.py
+SPREAD = 0.1  # how far from their mean each of several centres begins
 
 
 class Term:
@@ -224,7 +225,11 @@ class Classification(Term):
         with torch.no_grad():
             weight = self.classifier.weight
             directions = torch.from_numpy(means[rows]).to(weight)
-            weight.copy_(directions * weight.norm(dim=1, keepdim=True))
+            length = weight.norm(dim=-1, keepdim=True)
+            if weight.dim() == 3:  # centres that are equal would stay so
+                directions = directions.unsqueeze(1) + SPREAD * weight / length
+                directions /= directions.norm(dim=-1, keepdim=True)
+            weight.copy_(directions * length)
 
     def on_step(self, modules, progress):
         """Set the margin."""

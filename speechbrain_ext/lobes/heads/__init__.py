@@ -1,12 +1,17 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, LayerAdapter
+from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
+    "CAMHFA",
+    "LAP",
     "MFA",
+    "MHFA",
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "LayerAdapter",

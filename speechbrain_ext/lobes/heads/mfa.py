@@ -70,6 +70,9 @@ class MFA(Head):
         BatchNorm on the pooled statistics, for training from random weights: their
         mean over utterances is then so large that all cosines begin near 1. The
         published model, which starts from a pretrained encoder, has none.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all (partial MFA of
+        Whisper-PMFA, arXiv 2408.15585).
     """
 
     def __init__(
@@ -79,17 +82,18 @@ class MFA(Head):
         embedding_size=256,
         pooling_size=None,
         normalise=False,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
-        channels = input_size * n_states
+        channels = input_size * self.read_states(n_states, layers)
         self.pooling = AttentiveStatisticsPooling(channels, pooling_size or input_size)
         self.norm = nn.BatchNorm1d(2 * channels) if normalise else nn.Identity()
         self.bottleneck = nn.Linear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
-        x = torch.cat(list(states), dim=-1)
+        x = torch.cat(list(self.chosen(states)), dim=-1)
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(self.norm(pooled)).unsqueeze(1)
 
@@ -111,6 +115,8 @@ class AdapterMFA(Head):
         As in :class:`MFA`.
     hidden_sizes : list of int
         Hidden units of each adapter, where pruning left fewer than D.
+    layers : list of int
+        As in :class:`MFA`; an adapter for each state that is read.
 
     Example
     -------
@@ -127,10 +133,12 @@ class AdapterMFA(Head):
         embedding_size=256,
         normalise=False,
         hidden_sizes=None,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("adapter_size", adapter_size, 1)
         check_at_least("embedding_size", embedding_size, 1)
+        n_states = self.read_states(n_states, layers)
         hidden_sizes = hidden_sizes or [adapter_size] * n_states
         if len(hidden_sizes) != n_states:
             raise InputError(
@@ -148,7 +156,7 @@ class AdapterMFA(Head):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         adapted = [
             adapter(state)
-            for adapter, state in zip(self.adapter_layers, states, strict=True)
+            for adapter, state in zip(self.adapter_layers, self.chosen(states))
         ]
         x = torch.cat(adapted, dim=-1)
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))

@@ -1,11 +1,13 @@
-"""Pooling over time: hidden states → one vector per utterance."""
+"""Pooling over layers and time: hidden states → one vector per utterance."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.utils.precision import full_precision
 
 VARIANCE_FLOOR = 1e-5
+CONTEXT_FLOOR = 1e-14  # of a variance: keeps the gradient of the root finite at zero
 
 
 class AttentiveStatisticsPooling(nn.Module):
@@ -14,8 +16,9 @@ class AttentiveStatisticsPooling(nn.Module):
         α = softmax_t(W₂ BN(ReLU(W₁ x_t)))      one weight per channel and frame
         μ = Σ α x,   σ = √max(Σ α x² − μ², 1e−5)
 
-    Okabe et al. 2018 (arXiv 1803.10963), channel-dependent as in ECAPA-TDNN, without
-    its global context. Statistics are float32, also under autocast.
+    Okabe et al. 2018 (arXiv 1803.10963), channel-dependent as in ECAPA-TDNN. With
+    ``context`` the attention sees [x_t, mean, std] as there, std unbiased. Statistics
+    are float32, also under autocast.
 
     Arguments
     ---------
@@ -23,22 +26,45 @@ class AttentiveStatisticsPooling(nn.Module):
         Width D of the input.
     hidden : int
         Width of the attention's bottleneck.
+    context : bool
+        Global context: mean and standard deviation over time enter the attention.
+    tanh : bool
+        tanh in the place of ReLU and BatchNorm.
+    variance_floor : float
+        Smallest variance of the result.
+    context_eps : float
+        Added to the variance of the context.
+    frame_dropout : float
+        Share of the frames that the softmax leaves out in training.
     """
 
-    def __init__(self, channels, hidden):
+    def __init__(
+        self,
+        channels,
+        hidden,
+        context=False,
+        tanh=False,
+        variance_floor=VARIANCE_FLOOR,
+        context_eps=0.0,
+        frame_dropout=0.0,
+    ):
         super().__init__()
         self.attention = nn.Sequential(
-            nn.Conv1d(channels, hidden, 1),
-            nn.ReLU(),
-            nn.BatchNorm1d(hidden),
+            nn.Conv1d(channels * (3 if context else 1), hidden, 1),
+            *([nn.Tanh()] if tanh else [nn.ReLU(), nn.BatchNorm1d(hidden)]),
             nn.Conv1d(hidden, channels, 1),
         )
+        self.context = context
+        self.variance_floor = variance_floor
+        self.context_eps = context_eps
+        self.frame_dropout = frame_dropout
 
     def forward(self, x, padding=None):
         """x [B, T, D], padding [B, T] True in the padding → [B, 2D]."""
-        scores = self.attention(x.transpose(1, 2)).float()  # [B, D, T]
-        if padding is not None:
-            scores = scores.masked_fill(padding.unsqueeze(1), float("-inf"))
+        scores = self._scores(x.transpose(1, 2), padding).float()  # [B, D, T]
+        left_out = self._left_out(x, padding)
+        if left_out is not None:
+            scores = scores.masked_fill(left_out.unsqueeze(1), float("-inf"))
         weights = scores.softmax(-1)
         with full_precision(x):
             frames = x.float().transpose(1, 2)
@@ -47,5 +73,54 @@ class AttentiveStatisticsPooling(nn.Module):
                 frames = frames.masked_fill(padding.unsqueeze(1), 0.0)
             mean = (weights * frames).sum(-1)
             power = (weights * frames.square()).sum(-1)
-            std = (power - mean.square()).clamp(min=VARIANCE_FLOOR).sqrt()
+            std = (power - mean.square()).clamp(min=self.variance_floor).sqrt()
             return torch.cat([mean, std], dim=-1)
+
+    def _scores(self, x, padding):
+        """x [B, D, T] → scores [B, D, T]."""
+        if not self.context:
+            return self.attention(x)
+        first, rest = self.attention[0], self.attention[1:]
+        with full_precision(x):
+            mean, variance = moments(x.float(), padding)
+            variance = (variance + self.context_eps).clamp(min=CONTEXT_FLOOR)
+            context = torch.cat([mean, variance.sqrt()], dim=1)  # [B, 2D]
+        # a product for [x, mean, std] without that tensor: the context is one vector
+        own = x.shape[1]
+        fixed = F.linear(context, first.weight[:, own:, 0], first.bias)
+        return rest(F.conv1d(x, first.weight[:, :own]) + fixed.unsqueeze(-1))
+
+    def _left_out(self, x, padding):
+        """[B, T], True where the softmax does not look; None: it looks everywhere."""
+        if not (self.training and self.frame_dropout):
+            return padding
+        dropped = torch.rand(x.shape[:2], device=x.device) < self.frame_dropout
+        out = dropped if padding is None else dropped | padding
+        kept = torch.zeros_like(out) if padding is None else padding
+        # a row that lost all of its frames keeps them
+        return torch.where(out.all(1, keepdim=True), kept, out)
+
+
+def moments(x, padding=None):
+    """Mean and unbiased variance over valid frames: [B, D, T] → two [B, D].
+
+    Of a single frame the variance is 0.
+    """
+    if padding is None:
+        count = x.new_full((1, 1), x.shape[-1])
+    else:
+        x = x.masked_fill(padding.unsqueeze(1), 0.0)
+        count = (~padding).sum(1, keepdim=True).to(x.dtype)
+    mean = x.sum(-1) / count
+    centred = x - mean.unsqueeze(-1)
+    if padding is not None:
+        centred = centred.masked_fill(padding.unsqueeze(1), 0.0)
+    return mean, centred.square().sum(-1) / (count - 1).clamp(min=1)
+
+
+def weighted_sum(states, weights):
+    """Σ_l softmax(w)_l h_l: L+1 states [B, T, C], w [L+1] → [B, T, C].
+
+    State by state: no [B, T, C, L+1] is made.
+    """
+    return sum(weight * state for weight, state in zip(weights.softmax(0), states))

@@ -1,8 +1,12 @@
 """Weighted sum of the hidden states, then ECAPA-TDNN.
 
-    ECAPA-TDNN(InstanceNorm(Σ_l softmax(w)_l h_l))
+    ECAPA-TDNN(N(Σ_l softmax(w)_l h_l))                N: what is normalised over time
 
-arXiv 2510.04213, table 2; Desplanques et al. 2020 (arXiv 2005.07143).
+arXiv 2510.04213, table 2; Desplanques et al. 2020 (arXiv 2005.07143). Published:
+
+    the paper     InstanceNorm, SpeechBrain's ECAPA-TDNN (the default)
+    UniSpeech     InstanceNorm, zero padding, no global context, variance floor 1e-9
+    wespeaker     mean removed, zero padding, global context, variance floor 1e-7
 """
 
 import contextlib
@@ -13,25 +17,26 @@ from speechbrain.lobes.models import ECAPA_TDNN as module_of_ecapa
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Conv1d
 from torch import nn
 
+import speechbrain_ext.lobes.ecapa as zero_padded  # which imports from this package
 from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
+from speechbrain_ext.lobes.heads.pooling import weighted_sum
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.precision import valid_counts
+from speechbrain_ext.utils.precision import full_precision, valid_counts
 
-# ECAPA-TDNN reflects up to 4 frames at either end, and must have them.
+# SpeechBrain's ECAPA-TDNN reflects up to 4 frames at either end, and must have them.
 ECAPA_MIN_FRAMES = 5
 INSTANCE_NORM_EPS = 1e-5  # torch's own
+NORMALISATIONS = ("instance", "mean", "none")
+PADDINGS = ("reflect", "zeros")
 
 
 class WeightedSumECAPA(Head):
-    """Softmax-weighted sum of the states, then SpeechBrain's ECAPA-TDNN.
+    """Softmax-weighted sum of the states, then ECAPA-TDNN.
 
-    The sum is normalised to zero mean and unit variance over time, channel by channel,
-    before it enters ECAPA-TDNN.
-
-    Rows of different lengths run in groups of equal length: ECAPA's reflected borders
-    and squeeze-excitation see the padding otherwise, and a padded batch would not
-    equal its single utterances (SpeechBrain's own masking leaves the borders). A row
-    needs five frames.
+    With reflected borders, as in SpeechBrain, rows of different lengths run in groups
+    of equal length: ECAPA's borders and squeeze-excitation see the padding otherwise,
+    and a padded batch would not equal its single utterances (SpeechBrain's own masking
+    leaves the borders). A row needs five frames.
 
     Arguments
     ---------
@@ -43,9 +48,26 @@ class WeightedSumECAPA(Head):
         Width E of the embedding.
     channels : list of int
         Of ECAPA-TDNN; the paper's small one by default.
-    """
+    normalisation : str
+        Of the sum, over time and channel by channel: ``instance`` (zero mean, unit
+        variance), ``mean`` (zero mean) or ``none``.
+    padding : str
+        ``reflect``: SpeechBrain's ECAPA-TDNN; ``zeros``:
+        :class:`~speechbrain_ext.lobes.ecapa.ZeroPaddedECAPA`.
+    global_context : bool
+        The attention of the pooling sees mean and standard deviation over time.
+    variance_floor : float
+        Smallest variance in the pooling with zero padding; SpeechBrain's is fixed.
+    embedding_norm : bool
+        BatchNorm on the embedding, with zero padding.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all.
 
-    min_frames = ECAPA_MIN_FRAMES
+    Raises
+    ------
+    InputError
+        Another normalisation or padding; what SpeechBrain's ECAPA-TDNN does not have.
+    """
 
     def __init__(
         self,
@@ -53,18 +75,60 @@ class WeightedSumECAPA(Head):
         n_states=25,
         embedding_size=256,
         channels=(512, 512, 512, 512, 1536),
+        normalisation: str = "instance",
+        padding: str = "reflect",
+        global_context: bool = True,
+        variance_floor: float | None = None,
+        embedding_norm: bool = False,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
-        self.layer_weights = nn.Parameter(torch.zeros(n_states))
-        self.ecapa_tdnn = ECAPA_TDNN(
-            input_size, channels=list(channels), lin_neurons=embedding_size
+        for name, value, choices in (
+            ("normalisation", normalisation, NORMALISATIONS),
+            ("padding", padding, PADDINGS),
+        ):
+            if value not in choices:
+                raise InputError(f"{name}={value!r}, expected {' or '.join(choices)}")
+        self.normalisation = normalisation
+        self.reflects = padding == "reflect"
+        self.layer_weights = nn.Parameter(
+            torch.zeros(self.read_states(n_states, layers))
         )
+        if not self.reflects:
+            self.ecapa_tdnn = zero_padded.ZeroPaddedECAPA(
+                input_size,
+                channels,
+                embedding_size,
+                global_context,
+                1e-7 if variance_floor is None else variance_floor,
+                embedding_norm,
+            )
+            return
+        if variance_floor is not None or embedding_norm:
+            raise InputError(
+                "WeightedSumECAPA: variance_floor or embedding_norm with padding "
+                "'reflect', expected padding 'zeros'"
+            )
+        self.ecapa_tdnn = ECAPA_TDNN(
+            input_size,
+            channels=list(channels),
+            lin_neurons=embedding_size,
+            global_context=global_context,
+        )
+
+    @property
+    def min_frames(self):
+        """Frames that it needs."""
+        return ECAPA_MIN_FRAMES if self.reflects else 1
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         total = self.weighted_sum(states)
-        if padding_mask(total.shape[1], lens) is None:
+        padding = padding_mask(total.shape[1], lens)
+        if not self.reflects:
+            return self._embed_masked(total, padding)
+        if padding is None:
             return self._embed(total)
         frames, out = valid_counts(lens, total.shape[1]), None
         for length in frames.unique().tolist():
@@ -76,13 +140,12 @@ class WeightedSumECAPA(Head):
 
     def weighted_sum(self, states):
         """L+1 states [B, T, C] → [B, T, C]."""
-        weights = self.layer_weights.softmax(0)
-        return sum(
-            weight * state for weight, state in zip(weights, states, strict=True)
-        )
+        return weighted_sum(self.chosen(states), self.layer_weights)
 
     def graph_form(self):
         """Rows of different lengths at once, each as if it were alone."""
+        if not self.reflects:
+            return self
         form = shared_copy(self)
         form.__class__ = _MaskedECAPA
         for module in form.modules():
@@ -97,8 +160,31 @@ class WeightedSumECAPA(Head):
                 f"WeightedSumECAPA: a row of {x.shape[1]} frames, expected "
                 f"{ECAPA_MIN_FRAMES} or more (0.115 s of w2v-BERT 2.0's input)"
             )
-        normalised = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
-        return self.ecapa_tdnn(normalised)
+        if self.normalisation == "instance":
+            x = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+        elif self.normalisation == "mean":
+            x = x - x.mean(1, keepdim=True)
+        return self.ecapa_tdnn(x)
+
+    def _embed_masked(self, x, padding):
+        """[B, T, C] and True in its padding [B, T] → [B, 1, E]."""
+        with full_precision(x):
+            if padding is None:
+                padding = x.new_zeros(x.shape[:2], dtype=torch.bool)
+            inside = ~padding.unsqueeze(-1)
+            x = self._normalised(x.float(), inside, inside.sum(1, keepdim=True))
+        return self.ecapa_tdnn(x, padding).unsqueeze(1)
+
+    def _normalised(self, x, inside, count):
+        """[B, T, C] over the ``count`` frames inside → the same, zeros outside."""
+        x = torch.where(inside, x, 0.0)
+        if self.normalisation == "none":
+            return x
+        x = torch.where(inside, x - x.sum(1, keepdim=True) / count, 0.0)
+        if self.normalisation == "mean":
+            return x
+        variance = x.square().sum(1, keepdim=True) / count
+        return x * (variance + INSTANCE_NORM_EPS).rsqrt()
 
 
 # -- for ONNX --------------------------------------------------------------------------
@@ -112,7 +198,9 @@ class _MaskedECAPA(WeightedSumECAPA):
         total = self.weighted_sum(states)
         frames = valid_counts(lens, total.shape[1])
         inside = torch.arange(total.shape[1], device=total.device) < frames[:, None]
-        normalised = _instance_norm(total, inside.unsqueeze(-1), frames.view(-1, 1, 1))
+        normalised = self._normalised(
+            total, inside.unsqueeze(-1), frames.view(-1, 1, 1)
+        )
         with _row_ends(self.ecapa_tdnn, frames):
             # half a frame less: ECAPA-TDNN compares lens · T with whole numbers
             return self.ecapa_tdnn(normalised, (frames - 0.5) / total.shape[1])
@@ -130,14 +218,6 @@ class _RowReflectingConv1d(Conv1d):
         last = self.frames.unsqueeze(1) - 1
         place = torch.where(place > last, 2 * last - place, place).clamp(min=0)
         return x.gather(2, place.unsqueeze(1).expand(-1, x.shape[1], -1))
-
-
-def _instance_norm(x, inside, count):
-    """Zero mean, unit variance over the frames inside: [B, T, C] → the same."""
-    mean = torch.where(inside, x, 0.0).sum(1, keepdim=True) / count
-    centred = torch.where(inside, x - mean, 0.0)
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred * (variance + INSTANCE_NORM_EPS).rsqrt()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head
+from speechbrain_ext.lobes.heads.pooling import weighted_sum as sum_of_states
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -37,6 +38,8 @@ class XVector(Head):
         Of the TDNN layers; the projection before them is as wide as the first one.
     weighted_sum : bool
         False: the last state alone.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class XVector(Head):
         channels=(512, 512, 512, 512, 1500),
         kernels=(5, 3, 3, 1, 1),
         dilations=(1, 2, 3, 1, 1),
-        weighted_sum=True,
+        weighted_sum: bool = True,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
@@ -63,6 +67,7 @@ class XVector(Head):
         ):
             for value in values:
                 check_at_least(f"XVector: {name}", value, 1)
+        n_states = self.read_states(n_states, layers)
         if weighted_sum:
             self.layer_weights = nn.Parameter(torch.full((n_states,), 1 / n_states))
         self.projector = nn.Linear(input_size, channels[0])
@@ -78,6 +83,7 @@ class XVector(Head):
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
+        states = self.chosen(states)
         frames = states[-1].shape[1]
         if lens is None:
             valid = torch.full((len(states[-1]),), frames)
@@ -89,20 +95,15 @@ class XVector(Head):
             raise InputError(
                 f"XVector: a row of {least} frames, expected {self.min_frames} or more"
             )
-        x = self.projector(self._sum(states))
+        x = states[-1]
+        if self.arguments["weighted_sum"]:
+            x = sum_of_states(states, self.layer_weights)
+        x = self.projector(x)
         for layer in self.tdnn:
             x = layer(x)
         inside = torch.arange(x.shape[1]) < valid.unsqueeze(1)
         pooled = _statistics(x, inside.unsqueeze(-1).to(x.device))
         return self.feature_extractor(pooled.to(x.dtype)).unsqueeze(1)
-
-    def _sum(self, states):
-        if not self.arguments["weighted_sum"]:
-            return states[-1]
-        weights = self.layer_weights.softmax(0)
-        return sum(
-            weight * state for weight, state in zip(weights, states, strict=True)
-        )
 
 
 class TDNN(nn.Module):
