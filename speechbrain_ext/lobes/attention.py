@@ -102,7 +102,7 @@ def blocked(query, key, value, padding=None, *, bias):
             shape = (len(queries), block.stop - start, seen)
             weights = scores[: math.prod(shape)].view(shape)
             bias.write(weights, item, some, block)
-            weights.baddbmm_(queries[:, block], keys)
+            torch.baddbmm(weights, queries[:, block], keys, out=weights)
             if hidden is not None:
                 weights.masked_fill_(hidden, float("-inf"))
             total = exponentials_(weights, bounded)
