@@ -12,7 +12,7 @@ from public_encoders import (
     standardised,
     torchaudio_names,
 )
-from released_checkpoints import refused, save, utterances
+from released_checkpoints import Hostile, refused, save, utterances
 from tiny_encoder import noise
 
 from speechbrain_ext.inference import convert_released
@@ -286,6 +286,13 @@ def test_strange_tensor(tmp_path, released, change, match):
 def test_strange_configuration(tmp_path, released, change, match):
     names, config = released
     refused(tmp_path, {"state_dict": names, "config": {**config, **change}}, match)
+
+
+def test_hostile_configuration_is_not_run(tmp_path, released):
+    names, config = released
+    config = {**config, "extractor_mode": Hostile(tmp_path / "ran")}
+    refused(tmp_path, {"state_dict": names, "config": config}, r"[a-z]+\.mkdir")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_folder_of_something_else(tmp_path, released):

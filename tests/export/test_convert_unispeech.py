@@ -17,7 +17,14 @@ from public_encoders import (
     write_public_config,
 )
 from public_heads import ecapa_tensors, plain_ecapa
-from released_checkpoints import embed, embed_batch, refused, save, utterances
+from released_checkpoints import (
+    Hostile,
+    embed,
+    embed_batch,
+    refused,
+    save,
+    utterances,
+)
 from tiny_encoder import noise
 
 from speechbrain_ext.inference import convert_released
@@ -188,6 +195,12 @@ def test_missing_tensor(tmp_path, content, name):
 )
 def test_strange_tensor(tmp_path, content, change, match):
     refused(tmp_path, {"model": {**content, **change}}, match)
+
+
+def test_hostile_pickle_is_not_run(tmp_path, content):
+    ran = tmp_path / "ran"
+    refused(tmp_path, {"model": content, "cfg": Hostile(ran)}, r"[a-z]+\.mkdir")
+    assert not ran.exists()
 
 
 def test_options(tmp_path, content):

@@ -6,7 +6,14 @@ import shutil
 import pytest
 import torch
 from public_encoders import public_config, standardised
-from released_checkpoints import embed, embed_batch, refused, save, utterances
+from released_checkpoints import (
+    Hostile,
+    embed,
+    embed_batch,
+    refused,
+    save,
+    utterances,
+)
 from safetensors.torch import load_file, save_file
 from tiny_encoder import noise, randomise, tiny_config
 from transformers import (
@@ -160,6 +167,16 @@ def test_other_configurations(tmp_path, written, change, match):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     refused(tmp_path, folder, match)
+
+
+def test_hostile_pickle_is_not_run(tmp_path, written):
+    folder = shutil.copytree(written, tmp_path / "hub")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weights["classifier.bias"] = Hostile(tmp_path / "ran")
+    save(weights, folder / "pytorch_model.bin")
+    refused(tmp_path, folder, "refused as weights")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_weights_alone(tmp_path, written):
