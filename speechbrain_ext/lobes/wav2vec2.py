@@ -22,7 +22,6 @@ as many frames as in s3prl, one for each 320 samples begun.
 import copy
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +36,7 @@ from speechbrain_ext.lobes.waveform_convolutions import (
     FeatureExtractor,
     PositionalConvolution,
     activation,
+    hops,
     input_samples,
     output_frames,
     repeated,
@@ -381,8 +381,8 @@ class WaveformEncoder(Encoder):
         shape = self.config.conv_kernel, self.config.conv_stride
         counts = valid_counts(lens, x.shape[1]).to(lens.device)
         if self.repeats:
-            hop = math.prod(self.config.conv_stride)
-            return ((counts + hop - 1) // hop) / -(-x.shape[1] // hop)
+            strides = self.config.conv_stride
+            return hops(counts, strides) / hops(x.shape[1], strides)
         return output_frames(counts, *shape) / output_frames(x.shape[1], *shape)
 
     def same_front_end(self, other):

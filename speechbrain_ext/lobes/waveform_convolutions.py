@@ -61,13 +61,18 @@ def input_samples(frames, kernels, strides):
     return frames
 
 
+def hops(samples, strides):
+    """Hops of a stack of convolutions that are begun, of a number or a tensor."""
+    hop = math.prod(strides)
+    return (samples + hop - 1) // hop  # a graph divides negative numbers otherwise
+
+
 def repeated(states, samples, counts, kernels, strides):
     """States [B, T', C] with a frame for each hop begun: the last one is repeated.
 
     ``samples`` of the waveform, of which ``counts`` [B] are valid, None: all.
     """
-    hop = math.prod(strides)
-    places = torch.arange(-(-samples // hop), device=states[0].device)
+    places = torch.arange(hops(samples, strides), device=states[0].device)
     if counts is None:
         places = places.clamp(max=states[0].shape[1] - 1)
         return [state[:, places] for state in states]
