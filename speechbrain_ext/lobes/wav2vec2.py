@@ -16,7 +16,7 @@ part of no units is not built; it adds nothing. Of encoders that other programs 
 it may have three keys more: with ``conv_scale`` each channel of the last convolution
 has a factor, ``feature_extractor.scale``; ``variance_floor`` is added to the variance
 of the waveform, 1e-5 in fairseq, s3prl and torchaudio; with ``repeat_last`` there are
-as many frames as in s3prl, one for each 320 samples begun.
+as many frames as in s3prl, one for each hop (320 samples) begun.
 """
 
 import copy

@@ -182,6 +182,18 @@ class ConvolutionLayer(nn.Module):
         return means[None, None], ((weight @ covariance) * weight).sum(1)[None, None]
 
 
+class ChannelScale(nn.Module):
+    """A factor for each channel: [B, T, C] → [B, T, C]."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        """[B, T, C] → the same."""
+        return x * self.weight
+
+
 class FeatureExtractor(nn.Module):
     """The stack over the waveform: [B, T] → [B, T', C]."""
 
@@ -203,12 +215,12 @@ class FeatureExtractor(nn.Module):
         # not a key of transformers: gates of a published encoder, which no weight
         # behind the next LayerNorm takes up
         scaled = getattr(config, "conv_scale", False)
-        self.scale = nn.Parameter(torch.ones(widths[-1])) if scaled else None
+        self.scale = ChannelScale(widths[-1]) if scaled else None
 
     def forward(self, x, counts=None):
         """[B, T] → [B, T', C]; ``counts`` [B] samples are valid, None: all."""
         x = self._channels(x.unsqueeze(2), counts)
-        return x if self.scale is None else x * self.scale
+        return x if self.scale is None else self.scale(x)
 
     def _channels(self, x, counts):
         """[B, T, 1] → [B, T', C], not scaled."""
@@ -258,7 +270,7 @@ class FeatureExtractor(nn.Module):
                 weights += ["layer_norm.weight", "layer_norm.bias"]
             rows = [f"{name}.{weight}" for weight in weights]
             if layer is self.conv_layers[-1] and self.scale is not None:
-                rows.append("scale")
+                rows.append("scale.weight")
             plain = isinstance(layer.layer_norm, nn.LayerNorm)
             groups.append(
                 PrunableGroup(

@@ -149,6 +149,8 @@ WAVEFORM_PRUNED = {
     "num_attention_heads_group": [0, 3, 4],
     "intermediate_size_group": [40, 0, 7],
 }
+# of encoders that other programs publish
+AS_PUBLISHED = {"conv_scale": True, "repeat_last": True, "variance_floor": 1e-5}
 ENCODERS = {
     "w2v_bert": lambda **o: W2VBertEncoder(tiny_config(), **o),
     "w2v_bert_pruned": lambda **o: W2VBertEncoder(tiny_config(**PRUNED), **o),
@@ -160,7 +162,7 @@ ENCODERS = {
     "wavlm_base": lambda **o: WavLMEncoder(waveform_config("wavlm", **BASE), **o),
     "wavlm": lambda **o: WavLMEncoder(waveform_config("wavlm"), **o),
     "wavlm_pruned": lambda **o: WavLMEncoder(
-        waveform_config("wavlm", **WAVEFORM_PRUNED), **o
+        waveform_config("wavlm", **WAVEFORM_PRUNED, **AS_PUBLISHED), **o
     ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,

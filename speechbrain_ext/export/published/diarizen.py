@@ -4,7 +4,7 @@
 
     ours (those of transformers)     in the file
     feature_extractor.X              feature_extractor.X
-    feature_extractor.scale          feature_extractor.dummy_weight
+    feature_extractor.scale.weight   feature_extractor.dummy_weight
     feature_projection.X             encoder.feature_projection.X
     encoder.X                        encoder.transformer.X
 
@@ -80,7 +80,7 @@ def detect(tensors):
 def name_in_file(name):
     """The name in the file of an encoder's tensor."""
     name = old_weight_norm(name)
-    if name == "feature_extractor.scale":
+    if name == "feature_extractor.scale.weight":
         return _SCALE
     if name == "encoder.rel_attn_embed.weight":
         return _TABLE
@@ -306,6 +306,9 @@ def convert(checkpoint, encoder_config=None):
     gated = "encoder_remaining_heads" in values or any(
         name.endswith(".gru_rel_pos_const") for name in found.tensors
     )
+    if found.size(_SCALE) and bool((found.tensors[_SCALE] == 1).all()):
+        del found.tensors[_SCALE]
+        found.left_out["factors of channels, all of them 1"] = [found.prefix + _SCALE]
     config, heads = _configuration(released, gated)
     with naming(origin), torch.device("meta"):
         encoder = (WavLMEncoder if gated else HubertEncoder)(
@@ -352,7 +355,7 @@ def _configuration(released, gated):
         "conv_kernel": kernels,
         "conv_stride": strides,
         "conv_bias": f"{_CONV}0.conv.bias" in found.tensors,
-        "conv_scale": True,
+        "conv_scale": _SCALE in found.tensors,
         "feat_extract_norm": "layer" if released.layer_norms else "group",
         "do_stable_layer_norm": bool(
             values.get("encoder_layer_norm_first", released.layer_norms)
