@@ -17,11 +17,8 @@ from transformers import WavLMConfig
 
 from speechbrain_ext.lobes.attention import ToeplitzBias
 from speechbrain_ext.lobes.cpu_inference import Linear
-from speechbrain_ext.lobes.wav2vec2 import (
-    Attention,
-    TransformerStack,
-    WaveformEncoder,
-)
+from speechbrain_ext.lobes.transformer import Attention, TransformerStack
+from speechbrain_ext.lobes.wav2vec2 import WaveformEncoder
 
 TABLE = "encoder.rel_attn_embed.weight"
 GATES = 8  # two sums of four

@@ -1,4 +1,4 @@
-"""w2v-BERT 2.0 at its full size: gated = pruned, counted = real.
+"""w2v-BERT 2.0 and WavLM at their full size: gated = pruned, counted = real.
 
 The slow tests have 580 M random weights and take about 5 GB of memory. The others count
 a pruned model in the published format from its configuration alone: the expected number
@@ -10,12 +10,13 @@ import random
 
 import pytest
 import torch
-from random_gates import relative_error, set_gates, size_of
+from random_gates import close, relative_error, set_gates, size_of
 from tiny_encoder import noise
-from transformers import Wav2Vec2BertConfig
+from transformers import Wav2Vec2BertConfig, WavLMConfig
 
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.profiling import profile_model
 from speechbrain_ext.pruning import (
     Budget,
@@ -28,6 +29,14 @@ from speechbrain_ext.pruning.groups import gated_groups
 
 ENCODER = 580_492_096
 KINDS = ("ffn1", "heads", "conv", "ffn2")
+WAVLM_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "do_stable_layer_norm": True,
+    "feat_extract_norm": "layer",
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +89,28 @@ def test_target_of_eighty_percent(encoder, wavs):
     assert size_of(pruned) / ENCODER == pytest.approx(0.2, abs=0.005)
     error = relative_error(states_of(pruned, wavs), states_of(encoder, wavs))
     assert error < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["soft", "hard"])
+def test_wavlm_gated_equals_pruned_and_counted_is_real(how, wavs):
+    """WavLM Large; layer 0, whose heads all read the table, has none of its own."""
+    torch.manual_seed(0)
+    config = WavLMConfig(**WAVLM_LARGE)
+    encoder = WavLMEncoder(config).eval()
+    for parameter in encoder.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    set_gates(add_gates(encoder), how)
+    close(encoder, *(f"encoder.layers.{n}.attention" for n in (0, 7)))
+    close(encoder, *(f"encoder.layers.{n}.feed_forward" for n in (7, 23)))
+    pruned = prune(encoder)
+    assert pruned.encoder.layers[0].attention is None
+    found, gated = states_of(pruned, wavs), states_of(encoder, wavs)
+    assert len(found) == 25
+    assert relative_error(found, gated) < 1e-5
+    if how == "hard":
+        assert float(expected_parameters(encoder).detach()) == size_of(pruned)
 
 
 # -- the published format --------------------------------------------------------------
