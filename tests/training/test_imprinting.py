@@ -1,5 +1,6 @@
 """A new classifier begins at the mean embeddings of its speakers."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ def voices(tmp_path_factory):
     return folder
 
 
-def imprint(manifest, n_speeds, seconds):
+def imprint(manifest, n_speeds, seconds, classifier=ArcFace):
     """A new classifier of a run that begins → (its rows before, it, the model)."""
     torch.manual_seed(0)
     model = SpeakerEncoder(W2VBertEncoder(tiny_config()), AdapterMFA(16, 2, 8, 16))
@@ -37,7 +38,7 @@ def imprint(manifest, n_speeds, seconds):
         crop_seconds=(seconds, seconds),
         valid_batch_seconds=1.5,
     )
-    term = Classification(ArcFace, new_classifier=True)
+    term = Classification(classifier, new_classifier=True)
     term.setup(model.train(), data)
     before = term.classifier.weight.detach().clone()
     term.begin(SimpleNamespace(embedder=lambda: model, device="cpu"), data)
@@ -73,6 +74,20 @@ def test_rows_are_the_means_of_their_speakers(voices, n_speeds, n_perturbed):
     torch.testing.assert_close(weight.norm(dim=1), before.norm(dim=1))
     assert classifier.weight.requires_grad
     assert model.training
+
+
+def test_several_centres_begin_about_the_mean_of_their_speaker(voices):
+    """None equals another: of equal ones only the first would ever train."""
+    manifest = manifest_of(voices, range(3), 3)
+    several = functools.partial(ArcFace, n_centers=2)
+    before, classifier, model = imprint(manifest, 1, None, several)
+    weight = classifier.weight.detach()
+    for speaker, centres in enumerate(weight):
+        expected = mean_of(model, manifest, speaker)
+        cosines = centres @ expected / centres.norm(dim=-1)
+        assert cosines.min() > 0.99
+        assert not torch.allclose(*centres / centres.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(weight.norm(dim=-1), before.norm(dim=-1))
 
 
 def test_training_has_the_random_numbers_it_had(voices):
