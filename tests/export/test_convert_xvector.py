@@ -23,6 +23,7 @@ from transformers import (
     WavLMForXVector,
 )
 
+from speechbrain_ext.export.published.fairseq_encoder import old_weight_norm
 from speechbrain_ext.features import W2VBertFeatures
 from speechbrain_ext.inference import convert_released
 from speechbrain_ext.pretrained import load_pretrained
@@ -112,10 +113,14 @@ def test_last_state(tmp_path, config, option):
 
 
 def test_files_of_torch(tmp_path):
+    """With the names that a normalised weight had before torch 2."""
     original = public_model()
     folder = write(original, tmp_path / "hub")
     (folder / "model.safetensors").unlink()
-    weights = {k: w.clone() for k, w in original.state_dict().items()}
+    weights = {
+        old_weight_norm(name): tensor.clone()
+        for name, tensor in original.state_dict().items()
+    }
     torch.save(weights, folder / "pytorch_model.bin")
     model = load_pretrained(convert_released(folder, tmp_path / "out"))
     assert_equal(model, reference(original, utterances()))
