@@ -260,6 +260,7 @@ def test_missing_tensor(tmp_path, released, name):
         ({"encoder.transformer.adapter.bias": noise(3)}, "unexpected: .*adapter"),
         ({"feature_extractor.dummy_weight": noise(16)}, r"\(16,\) instead of \(13,\)"),
         ({f"{LAYER}7.layer_norm.bias": noise(64)}, "layers"),
+        ({f"{LAYER}0.attention.gru_rel_pos_const": noise(0, 4)}, "_const .*instead"),
     ],
 )
 def test_strange_tensor(tmp_path, released, change, match):
@@ -278,6 +279,7 @@ def test_strange_tensor(tmp_path, released, change, match):
         ({"encoder_remaining_heads": "all"}, "encoder_remaining_heads"),
         ({"encoder_total_num_heads": [4, 2, 4]}, "encoder_total_num_heads"),
         ({"encoder_embed_dim": 65}, "encoder_embed_dim"),
+        ({"encoder_dropout": 1.5}, "encoder_dropout is 1.5, expected .* below 1"),
         ({"extractor_conv_layer_config": [[9, 10]]}, "extractor_conv_layer_config"),
         ({"encoder_num_layers": 2}, "encoder_num_layers is 2, expected 3"),
         ({"encoder_use_attention": [True, True, True]}, "encoder_use_attention"),

@@ -194,6 +194,13 @@ class _Released:
         seen = str(self.values.get(key))[:80]
         return InputError(f"{self.origin}: {key} is {seen}, expected {expected}")
 
+    def probability(self, key):
+        """A number of 0 or more, below 1."""
+        value = self.values[key]
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise self._error(key, "a number of 0 or more, below 1")
+        return float(value)
+
     def of_layers(self, key, default):
         """A list of one value per layer."""
         value = self.values.get(key, default)
@@ -317,7 +324,8 @@ def convert(checkpoint, encoder_config=None):
             standardise=bool(values.get("normalize_waveform", released.layer_norms)),
         )
     named = UnderNames(encoder, lambda name: found.prefix + name_in_file(name))
-    tensors = _own_tensors(found, named, heads)
+    total = config["num_attention_heads"]
+    tensors = _own_tensors(found, named, heads, total)
     load_strictly(named, tensors, str(found.path), assign=True)
     shapes = [f"{key} by layer: {config[key]}" for key in _GROUPS]
     remarks = [*shapes, f"channels of the convolutions: {config['conv_dim']}"]
@@ -366,8 +374,8 @@ def _configuration(released, gated):
         "layerdrop": 0.0,
     }
     for key, name in _DROPOUTS.items():
-        if isinstance(values.get(name), int | float):
-            config[key] = values[name]
+        if name in values:
+            config[key] = released.probability(name)
     if gated:
         config["num_buckets"] = values.get("encoder_num_buckets", 320)
         if _TABLE in found.tensors:
@@ -376,7 +384,7 @@ def _configuration(released, gated):
     return config, left
 
 
-def _own_tensors(found, named, heads):
+def _own_tensors(found, named, heads, total):
     """The tensors for an encoder, by their names in the file, with prefix.
 
     LayerNorms before parts that were removed have no effect, and are left out.
@@ -397,6 +405,6 @@ def _own_tensors(found, named, heads):
             tensors.setdefault(name, torch.zeros(own[name].shape))
         elif layer and layer[2] == "heads":
             tensors[name] = torch.tensor(heads[int(layer[1])])
-        elif layer and name in tensors:
+        elif layer and name in tensors and tensors[name].numel() == total:
             tensors[name] = tensors[name].flatten()[heads[int(layer[1])]]
     return tensors
