@@ -122,7 +122,6 @@ class WaveformEncoder(Encoder):
             raise InputError(
                 f"last_state: {last_state!r}, expected 'raw' or 'normalised'"
             )
-        refuse_implementation(source)
         self.config, weights = read_source(
             source, self.config_class, savedir, self.prefix
         )
@@ -396,25 +395,6 @@ def standardises(source, savedir, config, weights):
 # -- configuration ---------------------------------------------------------------------
 
 
-def refuse_implementation(source):
-    """InputError where a configuration asks for an attention of transformers."""
-    values, name = source, "encoder configuration"
-    if isinstance(source, str | Path):
-        path = Path(source)
-        name = path if path.suffix == ".json" else path / "config.json"
-        try:
-            values = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return  # not here, or not readable: whoever reads it says so
-    if not isinstance(values, dict):
-        return
-    for key in ("attn_implementation", "_attn_implementation"):
-        if values.get(key) is not None:
-            raise InputError(
-                f"{name}: {key} {values[key]!r}, expected none: there is one attention"
-            )
-
-
 def check_config(config, source):
     """InputError: what is not built here; lists or widths that do not fit."""
     name = source if isinstance(source, str | Path) else "encoder configuration"
@@ -424,6 +404,10 @@ def check_config(config, source):
             value = getattr(config, key)
             raise InputError(f"{name}: {key} {value!r}, expected {expected}")
 
+    # a model of transformers writes what it chose itself into its configuration object
+    chosen = ("eager", "sdpa") if isinstance(source, type(config)) else ()
+    asked = config._attn_implementation
+    expect(asked in (None, *chosen), "_attn_implementation", "none: there is one here")
     for key, values in BUILT.items():
         expect(getattr(config, key, values[0]) in values, key, values[0])
     expect(getattr(config, "adapter_attn_dim", None) is None, "adapter_attn_dim", None)

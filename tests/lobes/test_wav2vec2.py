@@ -318,6 +318,18 @@ def test_configurations_that_are_refused(changes, message, tmp_path):
         assert "\n" not in str(refused.value)
 
 
+def test_an_attention_implementation_is_refused_but_not_a_model_s_own():
+    config = waveform_config("hubert")
+    model = randomise(AutoModel.from_config(config)).eval()
+    assert config._attn_implementation == "sdpa"
+    encoder = HubertEncoder(config)
+    again = HubertEncoder(**encoder.arguments)
+    assert again.n_states == len(model.encoder.layers) + 1
+    config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="'flash_attention_2', expected none"):
+        HubertEncoder(config)
+
+
 def test_other_bad_input(tmp_path):
     with pytest.raises(InputError, match="last_state: 'mean', expected 'raw' or"):
         Wav2Vec2Encoder(Wav2Vec2Config(), last_state="mean")
