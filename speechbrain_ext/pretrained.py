@@ -25,10 +25,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from speechbrain_ext.data.labels import Classes
-from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.utils.config import load_yaml, read_tree
-from speechbrain_ext.utils.errors import InputError, check_folder, naming, repository
+from speechbrain_ext.utils.errors import InputError, check_folder, repository
 from speechbrain_ext.utils.files import read_json, write_folder_atomically, write_json
 from speechbrain_ext.utils.weights import (
     NoRandomValues,
@@ -394,111 +392,3 @@ def load_trainable(folder, gradient_checkpointing=False, frozen_encoder=False):
     model = load_pretrained(folder).requires_grad_(True)
     model.encoder.set_training_options(frozen_encoder, gradient_checkpointing)
     return model.train()
-
-
-# -- classifier ------------------------------------------------------------------------
-
-
-def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
-    """Load a former stage's classifier into that of the next one, by speakers' names.
-
-    Stage 3 keeps the rows of its speakers at their true speed, whatever else stage 2
-    had. Which class a speaker at some speed is: :mod:`speechbrain_ext.data.labels`.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Written by :func:`save_pretrained`.
-    classifier : ArcFace
-        With as many classes as these speakers have.
-    speakers : list of str
-        Names of the training speakers, in label order.
-    n_speeds : int
-        Blocks of classes: 3 with speed copies, 1 without.
-    n_perturbed : int, optional
-        So many of the speakers, the first, have speed copies; None: all.
-
-    Raises
-    ------
-    InputError
-        Where anything does not fit: the embedding's width, a speaker the former stage
-        did not know, more speeds than it had.
-    """
-    folder = Path(folder)
-    former = read_training(folder)
-    wanted = Classes(len(speakers), n_speeds, n_perturbed)
-    rows = _class_rows(folder, former, speakers, wanted)
-    path = folder / CLASSIFIER_FILE
-    weight = read_weights(path).get("weight", ())
-    expected = _classes(former).count
-    if len(weight) != expected:
-        raise InputError(
-            f"{path}: {len(weight)} classes, expected {expected} as in {TRAINING}"
-        )
-    load_strictly(classifier, {"weight": weight[rows]}, str(path))
-
-
-def _class_rows(folder, former, speakers, wanted):
-    """Row of a former classifier for each of the ``wanted`` classes → list of int."""
-    known = _classes(former)
-    row = {name: number for number, name in enumerate(former["speakers"])}
-    unknown = [name for name in speakers if name not in row]
-    if unknown:
-        raise InputError(
-            f"{folder}: classifier of {len(row)} speakers has no classes for "
-            f"{len(unknown)} of the {len(speakers)} training speakers, first "
-            f"{unknown[0]!r}"
-        )
-    if wanted.n_speeds > known.n_speeds:
-        raise InputError(
-            f"{folder}: classifier of {known.n_speeds} speed(s) has no classes for "
-            f"{wanted.n_speeds}, expected as many at most: see speeds"
-        )
-    rows = []
-    for number, speed in wanted.speakers_and_speeds():
-        if speed and row[speakers[number]] >= known.perturbed:
-            raise InputError(
-                f"{folder}: classifier knows {speakers[number]!r} at true speed only, "
-                f"expected a perturbed speaker for {wanted.n_speeds} speeds"
-            )
-        rows.append(known.class_of(row[speakers[number]], speed))
-    return rows
-
-
-def keep_classifier(folder):
-    """A former stage's classifier, for one that trains none and hands it on.
-
-    Returns
-    -------
-    classifier : ArcFace
-        Or None.
-    training : dict
-        ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
-        ``n_perturbed``, which its rows stand for; else empty.
-    """
-    if not (path := Path(folder) / CLASSIFIER_FILE).is_file():
-        return None, {}
-    former = read_training(folder)
-    names = ("speakers", "n_speeds", "n_perturbed")
-    kept = {name: former[name] for name in names if former.get(name) is not None}
-    weights = read_weights(path)
-    shape = next((w.shape for w in weights.values() if w.dim() > 1), (0, 0))
-    n_centers = shape[1] if len(shape) == 3 else 1
-    classifier = ArcFace(shape[-1], _classes(kept).count, n_centers=n_centers)
-    load_strictly(classifier, weights, str(path))
-    return classifier, kept
-
-
-def read_training(folder):
-    """``training.json`` of a pretrained folder, as ``train.py`` writes it."""
-    path = Path(folder) / TRAINING
-    schema = {"speakers": [str], "n_speeds": int, "n_perturbed?": (int, None)}
-    values = read_json(path, schema, what="the speakers of a training")
-    with naming(path):
-        _ = _classes(values).count  # checks n_perturbed
-    return values
-
-
-def _classes(training):
-    speakers, speeds = training["speakers"], training["n_speeds"]
-    return Classes(len(speakers), speeds, training.get("n_perturbed"))

@@ -4,6 +4,7 @@ Their names are written down here once more, apart from the converter's.
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,17 @@ def assert_same(model, original, tolerance=1e-6):
     assert expected.std(0).mean() > 1e-3  # not all the same, whatever is put in
     torch.testing.assert_close(embed(model, wavs), expected, atol=tolerance, rtol=0)
     torch.testing.assert_close(embed_batch(model, wavs), expected, atol=1e-5, rtol=0)
+
+
+class Hostile:
+    """Makes a folder when it is unpickled as code."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        """What pickle would call."""
+        return os.mkdir, (self.path,)
 
 
 def refused(tmp_path, content, match, **options):

@@ -23,12 +23,12 @@ from speechbrain_ext.adaptation import inject_lora
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
-    load_classifier,
     load_hyperparams,
     load_pretrained,
     load_trainable,
     save_pretrained,
 )
+from speechbrain_ext.training.classifiers import load_classifier
 from speechbrain_ext.utils import files
 from speechbrain_ext.utils.errors import InputError, command_line
 

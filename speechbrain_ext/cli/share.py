@@ -1,5 +1,6 @@
 """``export``, ``push``, ``convert`` and ``onnx``: a model as others take it."""
 
+import argparse
 import json
 import logging
 import sys
@@ -113,9 +114,14 @@ def run_push(arguments):
 def _add_convert(commands):
     about = "a published checkpoint to a pretrained folder"
     parser = commands.add_parser("convert", help=about, description=about)
-    parser.add_argument("checkpoint", help="the published file")
+    parser.add_argument(
+        "checkpoint", help="the published file; or a transformers folder or hub id"
+    )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--kind", help="its format (default: as its tensors say)")
+    parser.add_argument(
+        "--formats", action=_ListFormats, nargs=0, help="list the formats and leave"
+    )
     parser.add_argument(
         "--encoder_config",
         help="JSON that came with a pruned model (default: widths from the weights)",
@@ -125,8 +131,33 @@ def _add_convert(commands):
         type=float,
         help="of LoRA that is not merged (default: 2 · rank, as published)",
     )
+    parser.add_argument(
+        "--encoder",
+        help="hubert, wav2vec2 or unispeech_sat, where the tensors do not tell",
+    )
+    parser.add_argument(
+        "--last_state",
+        choices=("raw", "normalised"),
+        help="that the head was trained on (default: as the published code does)",
+    )
+    parser.add_argument(
+        "--input_scale",
+        type=float,
+        help="by which the published code multiplies a waveform of ±1",
+    )
     parser.add_argument("--licence", help="of the weights, kept in training.json")
     parser.set_defaults(run=run_convert)
+
+
+class _ListFormats(argparse.Action):
+    """Print every format with its title, and leave."""
+
+    def __call__(self, parser, *_):
+        from speechbrain_ext.export.published.convert import formats
+
+        for name, module in formats().items():
+            print(f"{name}: {module.TITLE}")
+        parser.exit()
 
 
 def run_convert(arguments):
@@ -134,14 +165,8 @@ def run_convert(arguments):
     from speechbrain_ext.inference import convert_released
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    folder = convert_released(
-        arguments.checkpoint,
-        arguments.output,
-        arguments.encoder_config,
-        arguments.kind,
-        lora_alpha=arguments.lora_alpha,
-        licence=arguments.licence,
-    )
+    options = {k: v for k, v in vars(arguments).items() if k not in ("run", "formats")}
+    folder = convert_released(output_dir=options.pop("output"), **options)
     print(folder)
 
 

@@ -36,7 +36,6 @@ from speechbrain_ext.pretrained import (
     INFERENCE,
     MODEL_FILE,
     TRAINING,
-    keep_classifier,
     load_hyperparams,
     load_pretrained,
     weights_file,
@@ -47,6 +46,7 @@ from speechbrain_ext.pruning import structure
 from speechbrain_ext.pruning.plots import plot_structure
 from speechbrain_ext.scoring.backend import Backend
 from speechbrain_ext.scoring.cohort import save_cohort
+from speechbrain_ext.training.classifiers import keep_classifier
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import (
     read_json,

@@ -12,7 +12,11 @@ quantiser, layer drop. The other dropouts of the configuration are in force in t
 
 A pruned model's configuration lists what is left: ``conv_dim`` (``full_conv_dim`` is
 what it was), ``num_attention_heads_group`` [L] and ``intermediate_size_group`` [L]. A
-part of no units is not built; it adds nothing.
+part of no units is not built; it adds nothing. Of encoders that other programs publish
+it may have three keys more: with ``conv_scale`` each channel of the last convolution
+has a factor, ``feature_extractor.scale``; ``variance_floor`` is added to the variance
+of the waveform, 1e-5 in fairseq, s3prl and torchaudio; with ``repeat_last`` there are
+as many frames as in s3prl, one for each hop (320 samples) begun.
 """
 
 import copy
@@ -36,10 +40,12 @@ from speechbrain_ext.lobes.transformer import (
 from speechbrain_ext.lobes.waveform_convolutions import (
     FeatureExtractor,
     PositionalConvolution,
+    hops,
     input_samples,
     output_frames,
+    repeated,
 )
-from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 from speechbrain_ext.utils.weights import (
     find_or_fetch,
@@ -47,7 +53,7 @@ from speechbrain_ext.utils.weights import (
     read_source,
 )
 
-VARIANCE_FLOOR = 1e-7
+VARIANCE_FLOOR = 1e-7  # of the standardised waveform, in transformers
 
 # In a transformers file, but not in the encoder that verification uses.
 UNUSED = ("masked_spec_embed", "quantizer.", "project_q.", "project_hid.", "lm_head.")
@@ -123,6 +129,10 @@ class WaveformEncoder(Encoder):
         if standardise is None:
             standardise = standardises(source, savedir, self.config, weights)
         self.standardise = standardise
+        # not a key of transformers
+        self.variance_floor = getattr(self.config, "variance_floor", VARIANCE_FLOOR)
+        check_at_least("variance_floor", self.variance_floor, 0, whole=False)
+        self.repeats = bool(getattr(self.config, "repeat_last", False))
         self.arguments.update(source=self.config.to_dict(), standardise=standardise)
         self.feature_extractor = FeatureExtractor(self.config)
         self.feature_projection = FeatureProjection(self.config)
@@ -169,11 +179,12 @@ class WaveformEncoder(Encoder):
         if not torch.compiler.is_compiling():
             check_lengths(wavs, wav_lens, self.min_samples)
         if self.standardise:
-            wavs = standardised(wavs, wav_lens)
+            wavs = standardised(wavs, wav_lens, self.variance_floor)
         return wavs, wav_lens
 
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
+        samples = x.shape[1]
         x = x.to(self.feature_projection.projection.weight.dtype)
         counts, padding = self._valid(x, lens)
         x = self.feature_projection(self.feature_extractor(x, counts))
@@ -188,6 +199,9 @@ class WaveformEncoder(Encoder):
             states.append(x)
         if stack.pre_norm and stack.layer_norm is not None:
             states[-1] = stack.layer_norm(x)
+        if self.repeats:
+            shape = self.config.conv_kernel, self.config.conv_stride
+            states = repeated(states, samples, counts, *shape)
         return states
 
     def _valid(self, x, lens):
@@ -212,6 +226,9 @@ class WaveformEncoder(Encoder):
             return None
         shape = self.config.conv_kernel, self.config.conv_stride
         counts = valid_counts(lens, x.shape[1]).to(lens.device)
+        if self.repeats:
+            strides = self.config.conv_stride
+            return hops(counts, strides) / hops(x.shape[1], strides)
         return output_frames(counts, *shape) / output_frames(x.shape[1], *shape)
 
     def truncate(self, n_states):
@@ -230,7 +247,10 @@ class WaveformEncoder(Encoder):
     def same_front_end(self, other):
         """Whether another encoder takes the same waveform."""
         if isinstance(other, WaveformEncoder):
-            return self.standardise == other.standardise
+            return (self.standardise, self.variance_floor) == (
+                other.standardise,
+                other.variance_floor,
+            )
         return not self.standardise and super().same_front_end(other)
 
     def layer_kinds(self):
@@ -356,8 +376,8 @@ def check_lengths(wavs, wav_lens, min_samples):
         )
 
 
-def standardised(wavs, wav_lens):
-    """(x − mean) / √(var + 1e−7) over the valid samples, 0 in the padding."""
+def standardised(wavs, wav_lens, floor=VARIANCE_FLOOR):
+    """(x − mean) / √(var + floor) over the valid samples, 0 in the padding."""
     with full_precision(wavs):
         wavs = wavs.to(torch.promote_types(wavs.dtype, torch.float32))
         counts = valid_counts(wav_lens, wavs.shape[1]).to(wavs.device).unsqueeze(1)
@@ -365,7 +385,7 @@ def standardised(wavs, wav_lens):
         mean = wavs.where(valid, 0.0).sum(1, keepdim=True) / counts
         centred = (wavs - mean).where(valid, 0.0)
         variance = centred.square().sum(1, keepdim=True) / counts
-        return centred * torch.rsqrt(variance + VARIANCE_FLOOR)
+        return centred * torch.rsqrt(variance + floor)
 
 
 def standardises(source, savedir, config, weights):

@@ -13,6 +13,8 @@ before channels, so a convolution is a product of two matrices or a few: s taps 
 have as many columns as one frame of the output is away from the next.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -57,6 +59,26 @@ def input_samples(frames, kernels, strides):
     for kernel, stride in reversed(list(zip(kernels, strides))):
         frames = (frames - 1) * stride + kernel
     return frames
+
+
+def hops(samples, strides):
+    """Hops of a stack of convolutions that are begun, of a number or a tensor."""
+    hop = math.prod(strides)
+    return (samples + hop - 1) // hop  # a graph divides negative numbers otherwise
+
+
+def repeated(states, samples, counts, kernels, strides):
+    """States [B, T', C] with a frame for each hop begun: the last one is repeated.
+
+    ``samples`` of the waveform, of which ``counts`` [B] are valid, None: all.
+    """
+    places = torch.arange(hops(samples, strides), device=states[0].device)
+    if counts is None:
+        places = places.clamp(max=states[0].shape[1] - 1)
+        return [state[:, places] for state in states]
+    last = output_frames(counts, kernels, strides) - 1
+    places = torch.minimum(places, last.unsqueeze(1)).unsqueeze(2)
+    return [state.gather(1, places.expand(-1, -1, state.shape[2])) for state in states]
 
 
 class Convolution(nn.Conv1d):
@@ -163,6 +185,18 @@ class ConvolutionLayer(nn.Module):
         return means[None, None], squares.sum(1)[None, None]
 
 
+class ChannelScale(nn.Module):
+    """A factor for each channel: [B, T, C] → [B, T, C]."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        """[B, T, C] → the same."""
+        return x * self.weight
+
+
 class FeatureExtractor(nn.Module):
     """The stack over the waveform: [B, T] → [B, T', C]."""
 
@@ -181,10 +215,18 @@ class FeatureExtractor(nn.Module):
             )
             for i, (kernel, stride) in enumerate(zip(self.kernels, self.strides))
         )
+        # not a key of transformers: gates of a published encoder, which no weight
+        # behind the next LayerNorm takes up
+        scaled = getattr(config, "conv_scale", False)
+        self.scale = ChannelScale(widths[-1]) if scaled else None
 
     def forward(self, x, counts=None):
         """[B, T] → [B, T', C]; ``counts`` [B] samples are valid, None: all."""
-        x = x.unsqueeze(2)
+        x = self._channels(x.unsqueeze(2), counts)
+        return x if self.scale is None else self.scale(x)
+
+    def _channels(self, x, counts):
+        """[B, T, 1] → [B, T', C], not scaled."""
         if by_products(x) and not self.training:
             return self._in_pieces(x, counts)
         for layer, kernel, stride in zip(self.conv_layers, self.kernels, self.strides):
@@ -229,6 +271,9 @@ class FeatureExtractor(nn.Module):
             weights = ["conv.weight", "conv.bias"][: 1 + (layer.conv.bias is not None)]
             if layer.layer_norm is not None:
                 weights += ["layer_norm.weight", "layer_norm.bias"]
+            rows = [f"{name}.{weight}" for weight in weights]
+            if layer is self.conv_layers[-1] and self.scale is not None:
+                rows.append("scale.weight")
             plain = isinstance(layer.layer_norm, nn.LayerNorm)
             groups.append(
                 PrunableGroup(
@@ -236,7 +281,7 @@ class FeatureExtractor(nn.Module):
                     kind="conv",
                     units=len(layer.conv.weight),
                     full=full[i],
-                    input_weights=tuple(f"{name}.{weight}" for weight in weights),
+                    input_weights=tuple(rows),
                     output_weight=f"conv_layers.{i + 1}.conv.weight",
                     norms=(f"{name}.layer_norm",) if plain else (),
                     layer=i,

@@ -22,10 +22,10 @@ from torch import nn
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.losses import distillation_loss
-from speechbrain_ext.pretrained import load_classifier
 from speechbrain_ext.pruning import add_gates, harden, prune
 from speechbrain_ext.pruning.plots import plot_progress, write_structure
 from speechbrain_ext.training.brain import read_steps
+from speechbrain_ext.training.classifiers import load_classifier
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)

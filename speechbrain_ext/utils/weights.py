@@ -221,8 +221,11 @@ def _unreadable(name, config_class, error):
     return InputError(f"{name}: not a readable {kind} configuration ({reason})")
 
 
-def _read_pretrained_folder(source, savedir=None, prefix=""):
-    """A transformers folder or hub id → (folder, weights without the prefix)."""
+def pretrained_folder(source, savedir=None):
+    """A transformers folder, or a hub id, which is fetched → Path of the folder.
+
+    InputError: neither; no ``config.json`` in it.
+    """
     # torch files only where there are no others: a repository may have both, and a
     # large one the same in another precision, as model.fp32-00001-of-00002.safetensors
     for name, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
@@ -233,8 +236,14 @@ def _read_pretrained_folder(source, savedir=None, prefix=""):
             break
     if not (folder / "config.json").is_file():
         raise InputError(f"{source}: no config.json in this folder")
+    return folder
+
+
+def _read_pretrained_folder(source, savedir=None, prefix=""):
+    """A transformers folder or hub id → (folder, weights without the prefix)."""
+    folder = pretrained_folder(source, savedir)
     weights = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         weights.update(read_weights(file))
     if prefix and any(name.startswith(prefix) for name in weights):
         weights = {
@@ -245,7 +254,8 @@ def _read_pretrained_folder(source, savedir=None, prefix=""):
     return folder, weights
 
 
-def _weight_files(folder):
+def weight_files(folder):
+    """Files of a folder's weights: safetensors, else of torch; one, or its parts."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():

@@ -30,6 +30,7 @@ from speechbrain_ext.__main__ import main
 from speechbrain_ext.export import published
 from speechbrain_ext.export.published import w2v_bert
 from speechbrain_ext.export.published.checkpoint import Checkpoint
+from speechbrain_ext.export.published.convert import formats
 from speechbrain_ext.inference import SpeakerVerifier, convert_released
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.utils.errors import InputError
@@ -319,6 +320,20 @@ def test_a_format_is_one_module(tmp_path, monkeypatch, caplog):
     with pytest.raises(InputError, match="w2v_bert and toy; choose by kind"):
         convert_released(save(both, path), tmp_path / "other")
     monkeypatch.delitem(sys.modules, f"{published.__name__}.toy")
+
+
+def test_formats_are_listed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", "--formats"])
+    assert not caught.value.code
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert (
+        names
+        == sorted(formats())
+        == [
+            *("diarizen", "unispeech", "w2v_bert", "wespeaker_ssl", "xvector"),
+        ]
+    )
 
 
 # -- the folder and the command --------------------------------------------------------

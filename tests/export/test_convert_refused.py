@@ -1,12 +1,12 @@
 """Checkpoints that are damaged, hostile, partial or others: one line, no folder."""
 
 import json
-import os
 import re
 
 import pytest
 import torch
 from released_checkpoints import (
+    Hostile,
     assert_same,
     checkpoint,
     convert,
@@ -32,17 +32,6 @@ PRUNED = {"num_attention_heads_group": [3, 2], "conv_channels": [20, 9]}
 
 
 # -- files -----------------------------------------------------------------------------
-
-
-class Hostile:
-    """Makes a folder when it is unpickled as code."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        """What pickle would call."""
-        return os.mkdir, (self.path,)
 
 
 def test_hostile_pickle_is_not_run(tmp_path, names):
@@ -91,7 +80,7 @@ def test_safetensors(tmp_path, names, name):
 
 def test_folder_and_nothing(tmp_path):
     (tmp_path / "model").mkdir()
-    refused(tmp_path, tmp_path / "model", "a folder")
+    refused(tmp_path, tmp_path / "model", "no config.json in this folder")
     refused(tmp_path, tmp_path / "absent.pth", "no such file")
 
 
@@ -113,7 +102,7 @@ def test_no_published_checkpoint(tmp_path, content, seen):
 def test_kind(tmp_path, names):
     refused(tmp_path, {"a": noise(3)}, "not of w2v_bert", kind="w2v_bert")
     path = save(checkpoint(names), tmp_path / "model.pth")
-    with pytest.raises(InputError, match="kind 'other', expected one of w2v_bert"):
+    with pytest.raises(InputError, match=r"kind 'other', expected one of .*w2v_bert"):
         convert_released(path, tmp_path / "out", kind="other")
 
 

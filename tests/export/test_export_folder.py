@@ -17,7 +17,6 @@ from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.inference.thresholds import Thresholds, load_thresholds
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
-    load_classifier,
     load_pretrained,
     save_pretrained,
 )
@@ -26,6 +25,7 @@ from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.scoring.score_files import read_score_table
+from speechbrain_ext.training.classifiers import load_classifier
 from speechbrain_ext.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -165,6 +165,8 @@ WAVEFORM_PRUNED = {
     "num_attention_heads_group": [0, 3, 4],
     "intermediate_size_group": [40, 0, 7],
 }
+# of encoders that other programs publish
+AS_PUBLISHED = {"conv_scale": True, "repeat_last": True, "variance_floor": 1e-5}
 NEMO_WIDTHS = [[3, 33, 0, 5], [0, 0, 64, 0]]
 NEMO_OPTIONS = {"use_bias": False, "conv_norm_type": "layer_norm", "xscaling": False}
 
@@ -190,7 +192,7 @@ ENCODERS = {
     "wavlm_base": lambda **o: WavLMEncoder(waveform_config("wavlm", **BASE), **o),
     "wavlm": lambda **o: WavLMEncoder(waveform_config("wavlm"), **o),
     "wavlm_pruned": lambda **o: WavLMEncoder(
-        waveform_config("wavlm", **WAVEFORM_PRUNED), **o
+        waveform_config("wavlm", **WAVEFORM_PRUNED, **AS_PUBLISHED), **o
     ),
     "nemo_conformer": lambda **o: NemoConformerEncoder(nemo_config(), **o),
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(

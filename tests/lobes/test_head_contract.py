@@ -19,6 +19,7 @@ from speechbrain_ext.lobes.heads import (
     AdapterMFA,
     ConformerMFA,
     WeightedSumECAPA,
+    XVector,
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
@@ -46,6 +47,10 @@ HEADS = {
     "mhfa": (MHFA, {"heads": 3, "compression_size": 5}),
     "ca_mhfa": (CAMHFA, {"heads": 3, "compression_size": 5, "kernel": 5}),
     "lap": (LAP, {"heads": 3, "channels": 8}),
+    "xvector": (
+        XVector,
+        {"channels": [9, 8], "kernels": [3, 2], "dilations": [1, 2]},
+    ),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,8 +1,9 @@
-"""A published checkpoint file → its tensors by name. It is never run as code.
+"""A published checkpoint → its tensors by name. It is never run as code.
 
-Nested dictionaries become dotted names; wrappers of training (``module`` of
-DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off. Files are mapped
-into memory, not copied.
+A checkpoint is a file of torch, or a folder of transformers with ``config.json``, here
+or on the hub. Nested dictionaries become dotted names; wrappers of training
+(``module`` of DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off.
+Files of torch are mapped into memory, not copied.
 """
 
 import re
@@ -13,6 +14,13 @@ from typing import NamedTuple
 import torch
 
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import read_json
+from speechbrain_ext.utils.weights import (
+    is_hub_id,
+    pretrained_folder,
+    read_weights,
+    weight_files,
+)
 
 EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
 _CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
@@ -25,15 +33,23 @@ class Checkpoint(NamedTuple):
     Attributes
     ----------
     path : Path
+        The file or the folder.
     tensors : dict of str to torch.Tensor
         By dotted name, without wrappers, as they were stored.
     values : dict of str to (int, float, str or bool)
         All else, by dotted name.
+    config : dict
+        The configuration that stands beside the tensors: the file's own ``config``, or
+        the folder's ``config.json``; empty where there is none.
+    files : tuple of Path
+        Those that hold the tensors.
     """
 
     path: Path
     tensors: dict
     values: dict
+    config: dict = {}
+    files: tuple = ()
 
 
 class Converted(NamedTuple):
@@ -41,8 +57,9 @@ class Converted(NamedTuple):
 
     Attributes
     ----------
-    model : SpeakerEncoder
-        In eval mode; read for its weights, sizes and arguments alone.
+    model : SpeakerEncoder or Encoder
+        In eval mode; read for its weights, sizes and arguments alone. An encoder, where
+        the file holds no head.
     epoch : int or None
         Where its training was.
     left_out : dict of str to list
@@ -61,11 +78,12 @@ class Converted(NamedTuple):
 
 
 def read_checkpoint(path):
-    """Read a file that ``torch.save`` wrote.
+    """Read a file that ``torch.save`` wrote, or a folder of transformers.
 
     Arguments
     ---------
     path : str or Path
+        A file, a folder with ``config.json`` and weights, or its id on the hub.
 
     Returns
     -------
@@ -76,6 +94,8 @@ def read_checkpoint(path):
     InputError
         A file that is missing, damaged, of another kind or with code in it.
     """
+    if Path(path).is_dir() or is_hub_id(path):
+        return _read_folder(path)
     path = Path(path)
     content = _load(path)
     tensors, values = {}, {}
@@ -99,13 +119,23 @@ def read_checkpoint(path):
         visit(content, [])
     except RecursionError as error:
         raise InputError(f"{path}: a dictionary inside itself, {EXPECTED}") from error
-    return Checkpoint(path, tensors, values)
+    config = content.get("config")
+    config = config if isinstance(config, dict) else {}
+    return Checkpoint(path, tensors, values, config, (path,))
+
+
+def _read_folder(source):
+    folder = pretrained_folder(source)
+    config = read_json(folder / "config.json", {}, what="a configuration")
+    files, tensors = weight_files(folder), {}
+    for file in files:
+        tensors.update(read_weights(file))
+    return Checkpoint(folder, tensors, {}, config, tuple(files))
 
 
 def _load(path):
     if not path.is_file():
-        reason = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {reason}, {EXPECTED}")
+        raise InputError(f"{path}: no such file, {EXPECTED}")
     with open(path, "rb") as file:
         beginning = file.read(64)
     if path.suffix == ".safetensors" or beginning[8:9] == b"{":
@@ -165,6 +195,31 @@ def as_weights(tensors, path):
         weights[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return weights
+
+
+class UnderNames:
+    """A module whose tensors go by other names: for messages of ``load_strictly``.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+    name_in_file : callable
+        Name of a tensor in the module → that in the file.
+    """
+
+    def __init__(self, module, name_in_file):
+        self.module = module
+        self.own = {name_in_file(name): name for name in module.state_dict()}
+
+    def state_dict(self):
+        """Tensors by their names in the file."""
+        state = self.module.state_dict()
+        return {name: state[own] for name, own in self.own.items()}
+
+    def load_state_dict(self, tensors, **options):
+        """Load by names in the file."""
+        own = {self.own[name]: tensor for name, tensor in tensors.items()}
+        self.module.load_state_dict(own, **options)
 
 
 def _repeated(tensor):

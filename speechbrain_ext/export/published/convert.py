@@ -8,12 +8,17 @@ from pathlib import Path
 
 from speechbrain_ext.export import published
 from speechbrain_ext.export.published.checkpoint import EXPECTED, read_checkpoint
+from speechbrain_ext.lobes.encoder import Encoder
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.files import sha256
-from speechbrain_ext.utils.weights import SHOWN
+from speechbrain_ext.utils.files import sha256, write_folder_atomically, write_json
+from speechbrain_ext.utils.weights import SHOWN, is_hub_id, save_weights
 
 logger = logging.getLogger(__name__)
+
+# What an encoder alone is written as, beside config.json.
+ENCODER_WEIGHTS = "model.safetensors"
+CONVERSION = "conversion.json"
 
 
 def convert_released(
@@ -23,6 +28,9 @@ def convert_released(
     kind=None,
     *,
     lora_alpha=None,
+    encoder=None,
+    last_state=None,
+    input_scale=None,
     licence=None,
 ):
     """Convert a published checkpoint to a folder that ``load_pretrained`` reads.
@@ -32,19 +40,31 @@ def convert_released(
     ``training.json`` list them. Tensors stay mapped to the file: besides what LoRA
     merges, and what is not float32, none is copied.
 
+    Of a checkpoint without a head the encoder alone is written: ``config.json``,
+    ``model.safetensors`` and ``conversion.json``, which its class takes as ``source``.
+
     Arguments
     ---------
     checkpoint : str or Path
-        The published file.
+        The published file; or a folder of transformers, here or on the hub.
     output_dir : str or Path
         The folder; replaced where it is such a folder already.
     encoder_config : str or Path
         The configuration of the encoder (JSON). None derives the widths of every layer
-        from the weights, and takes what they do not tell from w2v-BERT 2.0.
+        from the weights, and takes what they do not tell from the published models.
     kind : str
         The format, one of :func:`formats`; None tells it by the tensors.
     lora_alpha : float
         Scale of LoRA that is not merged; None takes the published 2 · rank.
+    encoder : str
+        Family of the encoder where the tensors do not tell it: ``hubert``,
+        ``wav2vec2``, ``unispeech_sat`` or ``wavlm``.
+    last_state : str
+        ``raw`` or ``normalised``, the last state that the head was trained on; None
+        takes what the published code of the format does.
+    input_scale : float
+        By which the published code multiplies a waveform of ±1; None takes what the
+        format says.
     licence : str
         Of the weights, for ``training.json``; None takes what the format says.
 
@@ -59,47 +79,81 @@ def convert_released(
         Where the file is no such checkpoint, or tensors are missing, left over, of the
         wrong shape or not finite; nothing is written then.
     """
-    path, folder = Path(checkpoint), Path(output_dir)
-    _check_apart(folder, path, encoder_config)
-    content = read_checkpoint(path)
+    folder = Path(output_dir)
+    _check_apart(folder, checkpoint, encoder_config)
+    content = read_checkpoint(checkpoint)
     kind = _kind_of(content, kind)
     format_ = formats()[kind]
-    options = {"encoder_config": encoder_config, "lora_alpha": lora_alpha}
+    options = {
+        "encoder_config": encoder_config,
+        "lora_alpha": lora_alpha,
+        "encoder": encoder,
+        "last_state": last_state,
+        "input_scale": input_scale,
+    }
     options = {key: value for key, value in options.items() if value is not None}
     if unused := set(options) - set(inspect.signature(format_.convert).parameters):
         raise InputError(f"{sorted(unused)[0]}: no option of {kind} ({format_.TITLE})")
     model, epoch, left_out, details, remarks = format_.convert(content, **options)
-    training = {
-        "speakers": [],  # no classifier goes with these weights
-        "n_speeds": 1,
-        "epoch": epoch,
-        "converted_from": {
-            "kind": kind,
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-            "licence": licence or format_.LICENCE,
-            "encoder_config": encoder_config and Path(encoder_config).name,
-            "left_out": {reason: len(names) for reason, names in left_out.items()},
-            **details,
-        },
+    name = checkpoint if is_hub_id(checkpoint) else content.path.name
+    hashes = [sha256(file) for file in content.files]
+    conversion = {
+        "kind": kind,
+        "file": name,
+        "bytes": sum(file.stat().st_size for file in content.files),
+        "sha256": hashes[0] if len(hashes) == 1 else hashes,
+        "licence": licence or format_.LICENCE,
+        "encoder_config": encoder_config and Path(encoder_config).name,
+        "left_out": {reason: len(names) for reason, names in left_out.items()},
+        **details,
     }
-    save_pretrained(folder, model, training=training)
-    sizes = [
-        sum(p.numel() for p in m.parameters()) for m in (model.encoder, model.head)
-    ]
-    remarks = [
-        f"{type(model.head).__name__}, embeddings of {model.embedding_size}; "
-        f"{sizes[0]:,} + {sizes[1]:,} parameters (encoder + head), "
-        f"{model.encoder.n_states - 1} layers of {model.encoder.hidden_size}",
-        *remarks,
-    ]
+    if isinstance(model, Encoder):
+        _save_encoder(folder, model, conversion)
+    else:
+        training = {
+            "speakers": [],  # no classifier goes with these weights
+            "n_speeds": 1,
+            "epoch": epoch,
+            "converted_from": conversion,
+        }
+        save_pretrained(folder, model, training=training)
     for reason, names in left_out.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        remarks.append(f"left out, {reason}: {names[0]}{more}")
-    for line in remarks:
-        logger.info("%s: %s", path.name, line)
+        remarks = [*remarks, f"left out, {reason}: {names[0]}{more}"]
+    for line in (_summary(model), *remarks):
+        logger.info("%s: %s", name, line)
     return folder
+
+
+def _summary(model):
+    """Class, sizes and layers of what was converted, in a line."""
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    layers = f"{encoder.n_states - 1} layers of {encoder.hidden_size}"
+    count = sum(p.numel() for p in encoder.parameters())
+    if encoder is model:
+        return f"{type(model).__name__} alone; {count:,} parameters, {layers}"
+    of_head = sum(p.numel() for p in model.head.parameters())
+    return (
+        f"{type(model.head).__name__}, embeddings of {model.embedding_size}; "
+        f"{count:,} + {of_head:,} parameters (encoder + head), {layers}"
+    )
+
+
+def _save_encoder(folder, encoder, conversion):
+    """Write an encoder as its class takes it as ``source``, whole or not at all."""
+    ours = (folder / CONVERSION).is_file()
+    if folder.exists() and not ours and not (folder.is_dir() and _empty(folder)):
+        raise InputError(f"{folder}: exists and is not the folder of an encoder")
+    with write_folder_atomically(folder) as new:
+        write_json(new / "config.json", encoder.arguments["source"])
+        standardise = {"do_normalize": encoder.arguments["standardise"]}
+        write_json(new / "preprocessor_config.json", standardise)
+        save_weights(encoder.state_dict(), new / ENCODER_WEIGHTS)
+        write_json(new / CONVERSION, conversion)
+
+
+def _empty(folder):
+    return not any(folder.iterdir())
 
 
 def formats():
@@ -130,11 +184,13 @@ def _kind_of(content, kind):
     )
 
 
-def _check_apart(folder, *files):
+def _check_apart(folder, *sources):
     """The folder is replaced as a whole: what is converted must not lie in it."""
-    for file in files:
-        if file and folder.resolve() in Path(file).resolve().parents:
-            raise InputError(
-                f"{folder}: holds {Path(file).name}, which would be lost when the "
-                "folder is replaced; expected another folder"
-            )
+    for source in sources:
+        if source and Path(source).exists():
+            place = Path(source).resolve()
+            if folder.resolve() in (place, *place.parents):
+                raise InputError(
+                    f"{folder}: holds {place.name}, which would be lost when the "
+                    "folder is replaced; expected another folder"
+                )

@@ -5,6 +5,7 @@ from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, Layer
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
+from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
     "CAMHFA",
@@ -16,4 +17,5 @@ __all__ = [
     "ConformerMFA",
     "LayerAdapter",
     "WeightedSumECAPA",
+    "XVector",
 ]

@@ -17,10 +17,12 @@ from tiny_pretrained import (
 from speechbrain_ext.data.labels import Classes
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import (
+    save_pretrained,
+)
+from speechbrain_ext.training.classifiers import (
     keep_classifier,
     load_classifier,
     read_training,
-    save_pretrained,
 )
 from speechbrain_ext.utils.errors import InputError
 
