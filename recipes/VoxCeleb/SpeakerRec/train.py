@@ -36,7 +36,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.lobes.encoder import count_parameters
-from speechbrain_ext.pretrained import keep_classifier, save_pretrained
+from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.training.brain import SpeakerBrain, check_trained, train_logger
 from speechbrain_ext.training.validation import EERTrials
 from speechbrain_ext.utils.arguments import check_arguments
