@@ -38,6 +38,7 @@ from speechbrain_ext.adaptation import inject_lora, merge_lora
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.training.brain import SpeakerBrain, check_trained, train_logger
+from speechbrain_ext.training.classifiers import keep_classifier
 from speechbrain_ext.training.validation import EERTrials
 from speechbrain_ext.utils.arguments import check_arguments
 from speechbrain_ext.utils.config import load_run
