@@ -107,6 +107,9 @@ class Engine:
     chunking : ChunkingConfig
     max_batch_seconds, batch_size
         As for :func:`plan_jobs`.
+    encode_seconds : float or None
+        Of padded audio that is embedded at once, where that is less than what is read
+        and searched for speech at once; None: the same.
     max_seconds : float or None
         Longer recordings are cut to this much from their middle.
     parallel : int
@@ -130,6 +133,7 @@ class Engine:
         chunking,
         max_batch_seconds,
         batch_size=256,
+        encode_seconds=None,
         max_seconds=None,
         parallel=1,
         readers=AHEAD,
@@ -137,6 +141,7 @@ class Engine:
     ):
         self.encode, self.recording_of, self.chunking = encode, recording_of, chunking
         self.max_batch_seconds, self.batch_size = max_batch_seconds, batch_size
+        self.encode_seconds = encode_seconds
         self.max_seconds, self.parallel, self.readers = max_seconds, parallel, readers
         self.detector, self.speech_seconds, self._refused = detector, {}, {}
 
@@ -277,10 +282,19 @@ class Engine:
             batch = self._cut_to_speech(batch)
         if not batch.wavs:
             return batch, ()
-        lengths = torch.tensor([len(wav) for wav in batch.wavs])
-        padded = torch.nn.utils.rnn.pad_sequence(batch.wavs, batch_first=True)
+        if self.encode_seconds is None:
+            return batch, self._encode(batch.wavs)
+        seconds = np.array([len(wav) / SAMPLE_RATE for wav in batch.wavs])
+        groups = length_batches(seconds, self.encode_seconds, self.batch_size)
+        found = [self._encode([batch.wavs[place] for place in g]) for g in groups]
+        return batch, np.concatenate(found)[np.argsort(np.concatenate(groups))]
+
+    def _encode(self, wavs):
+        """Waveforms [T] of one batch → embeddings [B, E] on the CPU."""
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         vectors = self.encode(padded, lengths / padded.shape[1])
-        return batch, vectors.squeeze(1).float().cpu().numpy()
+        return vectors.squeeze(1).float().cpu().numpy()
 
     def _cut_to_speech(self, batch):
         """Whole recordings → their speech, where they have enough."""

@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 # core where recordings of 1 s come alone, 5.8 ms for four in a batch; of 3 s 6.0 and
 # 4.9 ms; of 10 s 5.8 ms alone and 7.0 ms in a batch.
 CPU_BATCH_SECONDS, BATCH_SECONDS = 12.0, 120.0
+# On a CPU speech is searched for in so many batches at once: the detector's recurrent
+# steps take about as long for eight recordings as for one. Each thread has four turns
+# at least, or they would not end together.
+DETECTED_TOGETHER, TURNS = 8, 4
 
 
 class Failure(NamedTuple):
@@ -148,10 +152,17 @@ def embed_files(
     seconds[good] = [recordings[row].seconds for row in good]
     if max_batch_seconds is None:
         max_batch_seconds = CPU_BATCH_SECONDS if on_cpu else BATCH_SECONDS
+    parallel, encode_seconds = torch.get_num_threads() if on_cpu else 1, None
+    if detector is not None and on_cpu:
+        encode_seconds = max_batch_seconds
+        turn = np.nansum(seconds) / (TURNS * parallel)
+        most = DETECTED_TOGETHER * max_batch_seconds
+        max_batch_seconds = min(max(turn, max_batch_seconds), most)
     jobs = plan_jobs(seconds[good], chunking, max_batch_seconds, batch_size)
     engine = Engine(
         *(encode, recordings.__getitem__, chunking, max_batch_seconds, batch_size),
-        parallel=torch.get_num_threads() if on_cpu else 1,
+        encode_seconds=encode_seconds,
+        parallel=parallel,
         detector=detector,
     )
     vectors = np.full((len(different), width), np.nan, dtype=np.float32)
