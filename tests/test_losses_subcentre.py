@@ -8,11 +8,8 @@ from tiny_encoder import noise
 from tiny_pretrained import SPEAKERS, make_model, training
 
 from speechbrain_ext.losses import ArcFace
-from speechbrain_ext.pretrained import (
-    keep_classifier,
-    load_classifier,
-    save_pretrained,
-)
+from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.training.classifiers import keep_classifier, load_classifier
 from speechbrain_ext.utils.errors import InputError
 
 

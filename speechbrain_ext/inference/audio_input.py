@@ -422,10 +422,7 @@ def check_batch(wavs, wav_lens):
 
 
 def warn_of_conversions(recordings, total):
-    """One warning of each kind for recordings that do not fit, of ``total``.
-
-    That the only one is converted is no warning: nobody has to look which one it is.
-    """
+    """One warning of each kind for recordings that do not fit, of ``total``."""
     warn_of_channels(recordings, total)
     if loud := [recording for recording in recordings if recording.peak is not None]:
         logger.warning(
@@ -442,8 +439,7 @@ def warn_of_conversions(recordings, total):
         f"{count} of {rate} Hz with {channels} channel(s)"
         for (rate, channels), count in kinds.most_common()
     )
-    logger.log(
-        logging.WARNING if total > 1 else logging.INFO,
+    logger.warning(
         "%d of %d recordings are converted to %d Hz with 1 channel: %s; first %s",
         *(len(recordings), total, SAMPLE_RATE, found, recordings[0].path),
     )

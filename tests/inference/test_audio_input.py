@@ -77,12 +77,6 @@ def test_one_warning_for_all_conversions(caplog):
     ]
 
 
-def test_one_recording_that_is_converted_is_no_warning(caplog):
-    with caplog.at_level(logging.WARNING):
-        warn_of_conversions([Recording("b", 1, 8000, 1)], 1)
-    assert not caplog.records
-
-
 # ---- reading -------------------------------------------------------------------------
 
 
