@@ -169,7 +169,9 @@ def beside_dense(arguments):
     macs = (mac_costs(e).rest / 1e9 for e in (pruned, dense))
     rows = [
         summarise("wavlm, pruned, parameters", "M", *([n] for n in millions), **about),
-        summarise("wavlm, pruned, 1 s", "G", *([n] for n in macs), **about),
+        summarise(
+            "wavlm, pruned, multiply-adds of 1 s", "G", *([n] for n in macs), **about
+        ),
     ]
     with torch.inference_mode():
         expected = gated.eval().encode(wav)
