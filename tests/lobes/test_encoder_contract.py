@@ -483,6 +483,7 @@ def test_layers_are_timed_or_refused_in_one_line(encoder):
         assert times[name].seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_onnx_equals_torch_or_is_refused_in_one_line(encoder, tmp_path):
     pytest.importorskip("onnxscript")

@@ -188,6 +188,7 @@ def test_bf16_states_of_an_autocast_encoder(name):
 # -- graph, memory, folders ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_head
 def test_graph_form_equals_the_head(name):
     """All rows at once, with lengths that torch.export does not fix."""
