@@ -88,7 +88,7 @@ class Convolution(nn.Conv1d):
                     (len(found), len(weight)), (step * width, 1)
                 )
                 if first:
-                    found.addmm_(rows, weight)
+                    torch.addmm(found, rows, weight, out=found)
                 else:
                     torch.mm(rows, weight, out=found)
         return y
@@ -205,8 +205,10 @@ class FeatureExtractor(nn.Module):
                 statistics = first.statistics(row[:samples, 0])
             for start in range(0, frames, PIECE):
                 stop = min(start + PIECE, frames)
+                # the last one to the end: the same steps as of a whole recording
                 length = input_samples(stop - start, *shape)
-                piece = row[None, start * hop : start * hop + length]
+                end = start * hop + length if stop < frames else len(row)
+                piece = row[None, start * hop : end]
                 piece = first(piece, None, statistics)
                 for layer in others:
                     piece = layer(piece)
