@@ -1,4 +1,4 @@
-"""NeMo's Conformer: published figures, archives in its format, attention pair by pair.
+"""NeMo's Conformer: published figures, archives in its format, its options, its head.
 
 The archives are written here as NeMo writes them: a tar of ./model_config.yaml with the
 sections of a whole recogniser, ./model_weights.ckpt with all its tensors, and others.
@@ -14,16 +14,12 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from tiny_encoder import LargestTensor, noise, randomise
+from tiny_encoder import noise, randomise
 
-from speechbrain_ext.features import NemoFeatures
-from speechbrain_ext.lobes import attention
-from speechbrain_ext.lobes.attention import blocked, fused
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import ConformerMFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.nemo_layers import ConformerLayer
-from speechbrain_ext.lobes.shifted_attention import ShiftedBias, distances
 from speechbrain_ext.utils.errors import InputError
 
 TARGET = "nemo.collections.asr.modules."
@@ -408,140 +404,6 @@ def test_recomputing_leaves_the_statistics_of_batchnorm_alone():
         assert norm.momentum == 0.1
     assert torch.equal(*found)
     assert (found[0][0] != 0).all()
-
-
-# -- features --------------------------------------------------------------------------
-
-
-def by_torch(wav, window, fft, guard, normalise):
-    """Features of one utterance [T] by torch.stft, in float64."""
-    wav = wav.double()
-    wav = torch.cat([wav[:1], wav[1:] - 0.97 * wav[:-1]])
-    spectrum = torch.stft(
-        wav,
-        fft,
-        160,
-        len(window),
-        window.double(),
-        pad_mode="constant",
-        return_complex=True,
-    )
-    spectrum = spectrum[:, : len(wav) // 160]
-    mel, _ = NemoFeatures(n_fft=fft).constants(torch.device("cpu"))
-    energies = mel.double().t() @ spectrum.abs().square()
-    logs = energies.clamp(min=guard).log() if guard else (energies + 2**-24).log()
-    dims = {"per_feature": 1, "all_features": (0, 1)}.get(normalise)
-    if dims is not None:
-        logs = logs - logs.mean(dims, keepdim=True)
-        logs = logs / (logs.std(dims, keepdim=True) + 1e-5)
-    return logs.t().float()
-
-
-HANN = torch.hann_window(400, periodic=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "window", "guard"),
-    [
-        ({"n_fft": 512}, HANN, None),
-        ({"window": None, "normalize": None, "n_fft": 512}, torch.ones(400), None),
-        (
-            {"window": "hamming", "n_fft": 1024, "normalize": "all_features"},
-            torch.hamming_window(400, periodic=False),
-            None,
-        ),
-        (
-            {"log_zero_guard_type": "clamp", "log_zero_guard_value": 0.02},
-            HANN,
-            0.02,
-        ),
-    ],
-)
-def test_features_equal_torchs_own_transform(options, window, guard):
-    features, samples = NemoFeatures(**options), (16000, 9840, 12345)
-    fft, kind = options.get("n_fft", 512), options.get("normalize", "per_feature")
-    wavs = 0.1 * noise(3, 16000)
-    wavs[1, 9840:] = float("nan")
-    found, lens = features(wavs, torch.tensor(samples) / 16000)
-    for row, count in enumerate(samples):
-        expected = by_torch(wavs[row, :count], window, fft, guard, kind)
-        frames = count // 160
-        assert round(float(lens[row]) * 100) == frames
-        torch.testing.assert_close(found[row, :frames], expected, atol=1e-4, rtol=0)
-        assert not found[row, frames:].any()
-    graph, graph_lens = features.graph_form()(wavs, torch.tensor(samples) / 16000)
-    torch.testing.assert_close(graph, found, atol=1e-4, rtol=0)
-    torch.testing.assert_close(graph_lens, lens)
-
-
-# -- attention -------------------------------------------------------------------------
-
-
-def inputs(frames, batch=2, heads=3, size=4):
-    """query, key, value [B, H, T, d], positions [H, 2T, d], biases, in float64."""
-    vectors = noise(3, batch, heads, frames, size).double()
-    positions = noise(heads, 2 * frames, size, seed=1).double()
-    return *vectors, positions, *noise(2, heads, size, seed=2).double()
-
-
-def by_formula(query, key, value, positions, bias_u, bias_v, padding=None):
-    """Every pair of frames for itself."""
-    frames, size = query.shape[2:]
-    place = torch.arange(frames)
-    scores = torch.einsum("bhid,bhjd->bhij", query + bias_u[:, None], key)
-    vectors = positions[:, frames - (place[:, None] - place)]  # [H, T, T, d]
-    scores += torch.einsum("bhid,hijd->bhij", query + bias_v[:, None], vectors)
-    if padding is not None:
-        scores = scores.masked_fill(padding[:, None, None], float("-inf"))
-    return ((scores / size**0.5).softmax(-1) @ value).transpose(1, 2).flatten(2)
-
-
-def attended(way, query, key, value, positions, bias_u, bias_v, *padding, **options):
-    """One way of ``attention`` with a ShiftedBias."""
-    bias = ShiftedBias(query + bias_v[:, None], positions)
-    return way(query + bias_u[:, None], key, value, *padding, bias=bias, **options)
-
-
-@pytest.mark.parametrize("frames", [1, 2, 7, 8, 9, 33])
-def test_both_ways_equal_the_formula(frames, monkeypatch):
-    monkeypatch.setattr(attention, "CPU_BLOCK", 8)
-    monkeypatch.setattr(attention, "CPU_SCORES", 2 * 8 * 9)
-    given = inputs(frames)
-    padding = torch.arange(frames) >= torch.tensor([[frames], [max(1, frames - 3)]])
-    for mask in (None, padding):
-        expected = by_formula(*given, mask)
-        ways = [attended(blocked, *given, mask)]
-        ways += [attended(fused, *given, mask, block=block) for block in (5, 512, None)]
-        inside = slice(None) if mask is None else ~mask
-        for found in ways:
-            torch.testing.assert_close(found[inside], expected[inside])
-
-
-def test_large_scores_are_not_added_up_as_they_are():
-    given = [50 * x.float() for x in inputs(600, batch=1, heads=2)]
-    found = attended(blocked, *given)
-    assert found.isfinite().all()
-    torch.testing.assert_close(found, attended(fused, *given), atol=1e-3, rtol=1e-3)
-
-
-def test_the_table_is_that_of_transformer_xl():
-    table = distances(5, 6, torch.zeros(1))
-    for row, distance in enumerate(range(5, -5, -1)):
-        for column in range(0, 6, 2):
-            angle = distance / 10000 ** (column / 6)
-            expected = [np.sin(angle), np.cos(angle)]
-            found = table[row, column : column + 2].tolist()
-            assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_memory_of_long_recordings_is_bounded():
-    given = [x.float() for x in inputs(3000, batch=1, heads=2, size=8)]
-    with LargestTensor() as largest, torch.no_grad():
-        attended(blocked, *given)
-    assert largest.elements < 3000 * 3000 / 2
-    with LargestTensor() as largest:
-        attended(fused, *given)
-    assert largest.elements < 3000 * 3000 * 2
 
 
 # -- head ------------------------------------------------------------------------------
