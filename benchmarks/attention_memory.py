@@ -12,12 +12,10 @@ forwards after it. The hidden states must be equal within 1e-4.
 
 import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
-from harness import argument_parser, in_new_process, peak_memory, report, summarise
+from harness import argument_parser, peak_memory, report, sides_in_turns, summarise
 
 SECONDS, TOY_SECONDS = 60, 4
 PEER = {"peer_name": "transformers", "source": "Wav2Vec2BertModel"}
@@ -37,17 +35,8 @@ def main(argv=None):
 
 def compare_sides(arguments):
     """Both sides in turns → rows of memory and time."""
-    options = ["--threads", arguments.threads] + ["--toy"] * arguments.toy
-    found = {"ours": [], "peer": []}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {side: Path(folder, f"{side}.npy") for side in found}
-        for _ in range(1 if arguments.toy else ROUNDS):
-            for side, file in files.items():
-                figures = in_new_process(
-                    __file__, "--side", side, "--output", file, *options
-                )
-                found[side].append(figures)
-        ours, peer = (np.load(file) for file in files.values())
+    found, outputs = sides_in_turns(__file__, arguments, ROUNDS)
+    ours, peer = (outputs[side]["states"] for side in ("ours", "peer"))
     difference = np.abs(ours - peer).max()
     if not difference < 1e-4:
         raise SystemExit(f"states differ by {difference}, expected 1e-4 at most")
@@ -81,7 +70,7 @@ def measure(arguments):
             start = time.perf_counter()
             run(features)
             seconds.append(time.perf_counter() - start)
-    np.save(arguments.output, state.numpy())
+    np.savez(arguments.output, states=state.numpy())
     print(json.dumps({"memory": taken / 2**20, "time": statistics.median(seconds)}))
 
 

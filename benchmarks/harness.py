@@ -23,10 +23,12 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from processes import in_new_process, peak_memory
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "in_turns",
     "peak_memory",
     "report",
+    "sides_in_turns",
     "summarise",
 ]
 
@@ -194,6 +197,39 @@ def in_turns(functions, repeats=7, warmup=2, *, toy=False):
             if turn >= warmup:
                 of_function.append(elapsed)
     return seconds
+
+
+def sides_in_turns(script, arguments, rounds):
+    """Both sides of a benchmark by turns, each time in a new process.
+
+    Arguments
+    ---------
+    script : str
+        With ``--side ours`` or ``peer`` and ``--output FILE.npz`` it prints its
+        figures, and keeps there what must be equal.
+    arguments : argparse.Namespace
+        ``threads`` and ``toy`` are handed on.
+    rounds : int
+        1 at toy size.
+
+    Returns
+    -------
+    figures : dict
+        Side → list of what was printed.
+    outputs : dict
+        Side → {name: array} of its last round.
+    """
+    options = ["--threads", arguments.threads] + ["--toy"] * arguments.toy
+    found = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {side: Path(folder, f"{side}.npz") for side in found}
+        for _ in range(1 if arguments.toy else rounds):
+            for side, file in files.items():
+                figures = in_new_process(
+                    script, "--side", side, "--output", file, *options
+                )
+                found[side].append(figures)
+        return found, {side: dict(np.load(file)) for side, file in files.items()}
 
 
 def summarise(name, unit, ours, peer, **about):

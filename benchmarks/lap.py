@@ -13,12 +13,10 @@ first state must be equal.
 
 import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
-from harness import argument_parser, in_new_process, peak_memory, report, summarise
+from harness import argument_parser, peak_memory, report, sides_in_turns, summarise
 
 FULL = {"batch": 64, "frames": 100, "width": 1024, "states": 25, "heads": 16}
 TOY = {"batch": 4, "frames": 20, "width": 32, "states": 5, "heads": 4}
@@ -40,17 +38,8 @@ def main(argv=None):
 
 def compare_sides(arguments):
     """Both sides in turns → rows of memory and time."""
-    options = ["--threads", arguments.threads] + ["--toy"] * arguments.toy
-    found = {"ours": [], "peer": []}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {side: Path(folder, f"{side}.npz") for side in found}
-        for _ in range(1 if arguments.toy else ROUNDS):
-            for side, file in files.items():
-                figures = in_new_process(
-                    __file__, "--side", side, "--output", file, *options
-                )
-                found[side].append(figures)
-        ours, peer = (dict(np.load(file)) for file in files.values())
+    found, outputs = sides_in_turns(__file__, arguments, ROUNDS)
+    ours, peer = outputs["ours"], outputs["peer"]
     for name, values in ours.items():
         difference = np.abs(values - peer[name]).max() / np.abs(peer[name]).max()
         if not difference < 1e-3:
