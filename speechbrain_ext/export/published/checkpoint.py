@@ -23,6 +23,8 @@ from speechbrain_ext.utils.weights import (
 )
 
 EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
+# Why a classifier of training is left out
+OF_TRAINING = "classifier of training speakers, whose names the file does not hold"
 _CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
 _WRAPPERS = ("module", "_orig_mod")
 

@@ -14,7 +14,11 @@ states goes through an InstanceNorm; the ECAPA-TDNN pads with zeros and has no g
 context.
 """
 
-from speechbrain_ext.export.published.checkpoint import Converted, as_weights
+from speechbrain_ext.export.published.checkpoint import (
+    OF_TRAINING,
+    Converted,
+    as_weights,
+)
 from speechbrain_ext.export.published.ecapa_head import UNISPEECH, read_head
 from speechbrain_ext.export.published.fairseq_encoder import read_encoder
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -27,7 +31,6 @@ LICENCE = (
 
 _ENCODER = "feature_extract.model."
 _CLASSIFIER = "loss_calculator."
-_REASON = "classifier of training speakers, whose names the file does not hold"
 
 
 def detect(tensors):
@@ -82,5 +85,5 @@ def convert(checkpoint, encoder_config=None, encoder=None):
     others = {name: w for name, w in weights.items() if name not in inside}
     head = read_head(others, path, front, UNISPEECH)
     if classifier:
-        left_out[_REASON] = classifier
+        left_out[OF_TRAINING] = classifier
     return Converted(SpeakerEncoder(front, head).eval(), None, left_out, {}, remarks)

@@ -29,7 +29,11 @@ from torch import nn
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.adaptation import inject_lora, merge_lora
-from speechbrain_ext.export.published.checkpoint import Converted, as_weights
+from speechbrain_ext.export.published.checkpoint import (
+    OF_TRAINING,
+    Converted,
+    as_weights,
+)
 from speechbrain_ext.lobes.conformer import LayerShape
 from speechbrain_ext.lobes.heads import MFA, AdapterMFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -55,12 +59,11 @@ _LORA = re.compile(r"\.lora_([AB])(?:\.\w+)?\.weight$")
 # The published training configurations say r 64, α 128; no weight tells α.
 _ALPHA_PER_RANK = 2
 _RES2NET_SCALE = 8
-_CLASSIFIER = "classifier of training speakers, whose names the file does not hold"
 _OPTIMISER = "state of the optimiser"
 # Beginnings of a name's first part inside the model, of any part beside it.
 _LEFT_OUT = {
-    "classifier": _CLASSIFIER,
-    "projection": _CLASSIFIER,
+    "classifier": OF_TRAINING,
+    "projection": OF_TRAINING,
     "lang_head": "classifier of languages, of training",
     "optim": _OPTIMISER,
     "sched": _OPTIMISER,

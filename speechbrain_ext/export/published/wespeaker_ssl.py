@@ -18,6 +18,7 @@ whole numbers of 16 bits. That factor is put into the first convolution's weight
 import math
 
 from speechbrain_ext.export.published.checkpoint import (
+    OF_TRAINING,
     Converted,
     UnderNames,
     as_weights,
@@ -42,7 +43,6 @@ _S3PRL = "frontend.upstream.upstream.model."
 _MODEL, _BACK_END = "model.", "back_end."
 _KNOWN = (f"{_S3PRL}post_extract_proj.weight", f"{_BACK_END}pooling_fc.weight")
 _CLASSIFIER = "projection."
-_REASON = "classifier of training speakers, whose names the file does not hold"
 _PCM = 32768.0
 _NAMES = {
     "key_weights": "weights_k",
@@ -112,7 +112,7 @@ def convert(checkpoint, encoder_config=None, encoder=None, input_scale=None):
     if not front.standardise:
         remarks.append(f"waveforms of ±1 are multiplied by {scale:g} (--input_scale)")
     if classifier:
-        left_out[_REASON] = classifier
+        left_out[OF_TRAINING] = classifier
     details = {"input_scale": scale}
     model = SpeakerEncoder(front, head).eval()
     return Converted(model, None, left_out, details, remarks)

@@ -13,7 +13,11 @@ normalised where it stands alone.
 
 import inspect
 
-from speechbrain_ext.export.published.checkpoint import Converted, as_weights
+from speechbrain_ext.export.published.checkpoint import (
+    OF_TRAINING,
+    Converted,
+    as_weights,
+)
 from speechbrain_ext.lobes.heads import XVector
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -36,7 +40,6 @@ _ENCODERS = {
     "wav2vec2-bert": ("wav2vec2_bert.", W2VBertEncoder),
 }
 _CLASSIFIER = ("classifier.", "objective.")
-_REASON = "classifier of training speakers, whose names the file does not hold"
 # Argument of the head → key of the configuration.
 _SIZES = {
     "embedding_size": "xvector_output_dim",
@@ -100,7 +103,7 @@ def convert(checkpoint, last_state=None):
     return Converted(
         SpeakerEncoder(encoder, head).eval(),
         None,
-        {_REASON: left_out} if left_out else {},
+        {OF_TRAINING: left_out} if left_out else {},
         {"last_state": last_state},
         [],
     )
