@@ -174,15 +174,13 @@ class ConvolutionLayer(nn.Module):
         patches = wav.double().unfold(0, taps, step)
         mean = patches.mean(0)
         centred = patches - mean
-        # no products of matrices: these are no multiply-adds of the model
-        rows = [(centred * tap.unsqueeze(1)).mean(0) for tap in centred.unbind(1)]
-        covariance = torch.stack(rows)
+        covariance = centred.t() @ centred / len(centred)
         weight = self.conv.weight.squeeze(1).double()
-        means = (weight * mean).sum(1)
+        means = weight @ mean
         if self.conv.bias is not None:
             means = means + self.conv.bias
-        squares = (weight.unsqueeze(2) * covariance).sum(1) * weight
-        return means[None, None], squares.sum(1)[None, None]
+        variance = ((weight @ covariance) * weight).sum(1)
+        return means[None, None], variance[None, None]
 
 
 class ChannelScale(nn.Module):
