@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
@@ -39,7 +38,7 @@ from speechbrain_ext.scoring.backend import Backend, check_top_n, input_names
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.utils.errors import InputError, naming
-from speechbrain_ext.utils.precision import check_device
+from speechbrain_ext.utils.precision import check_device, has_bf16
 from speechbrain_ext.utils.weights import find_or_fetch, is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -57,8 +56,7 @@ def checked_run_opts(run_opts):
     """SpeechBrain's run options → a dict of those given, fit for this machine.
 
     ``device`` is a GPU where there is one. ``precision`` is fp32 unless asked for, and
-    on a CPU, or a GPU without bf16, whatever is asked for: a bf16 product takes a CPU
-    a hundred times as long.
+    whatever is asked for on a device that does not compute in the one asked for.
 
     Raises
     ------
@@ -80,10 +78,8 @@ def checked_run_opts(run_opts):
     precision = options.get("precision", "fp32")
     if precision not in ("fp32", "bf16", "fp16"):
         raise InputError(f"precision {precision!r}, expected fp32, bf16 or fp16")
-    unfit = device.type == "cpu" or (
-        precision == "bf16" and not torch.cuda.is_bf16_supported(False)
-    )
-    if precision != "fp32" and unfit:
+    fit = has_bf16(device) if precision == "bf16" else device.type != "cpu"
+    if precision != "fp32" and not fit:
         logger.warning("precision fp32 instead of %s on %s", precision, device)
         options["precision"] = "fp32"
     return options

@@ -46,6 +46,18 @@ def has_float64(device):
     return device.type in ("cpu", "cuda")
 
 
+def has_bf16(device):
+    """Whether a torch.device multiplies in bf16: else such products are emulated.
+
+    A CPU without the instructions takes a hundred times as long as in fp32; one with
+    them trains in about 0.6 of the time.
+    """
+    if device.type == "cpu":
+        cpu = torch.cpu
+        return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+
+
 def valid_counts(lens, total):
     """Relative lengths [B] on any device → round(lens · total), int64 [B], on the CPU.
 

@@ -14,7 +14,7 @@ from speechbrain.utils.distributed import get_local_rank
 from speechbrain.utils.run_opts import HELP_TEXTS
 
 from speechbrain_ext.utils.errors import InputError, naming
-from speechbrain_ext.utils.precision import check_device
+from speechbrain_ext.utils.precision import check_device, has_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def read_run_options(path, options):
     ------
     InputError
         A value that SpeechBrain refuses, a device that is not there, half precision on
-        a CPU.
+        a CPU that has no bf16 products.
     """
     options = [*options, *_defaults_on_cpu(options)]
     run_opts = _parse_run_options(path, options)
@@ -50,10 +50,7 @@ def _parse_run_options(path, options):
 
 
 def _defaults_on_cpu(options):
-    """What a machine without a GPU needs: its device, and gloo.
-
-    Half precision is refused there: on a CPU it is over a hundred times slower.
-    """
+    """What a machine without a GPU needs: its device, and gloo."""
     names = {option.split("=")[0] for option in options}
     on_cpu = "--device=cpu" in options
     if "--device" not in names and not torch.cuda.is_available():
@@ -61,15 +58,13 @@ def _defaults_on_cpu(options):
         yield "--device=cpu"
     if on_cpu and "--distributed_backend" not in names:
         yield "--distributed_backend=gloo"
-    half = [f"--{key}={kind}" for key in PRECISIONS for kind in ("bf16", "fp16")]
-    half += ["--bfloat16_mix_prec", "--auto_mix_prec"]
-    for option in set(half) & set(options) if on_cpu else ():
-        raise InputError(f"{option} needs a GPU: on a CPU it is far slower than fp32")
 
 
 def _check_device(run_opts):
     with naming("--device"):
-        check_device(run_opts.device or "cpu")
+        device = check_device(run_opts.device or "cpu")
+    if run_opts.device and device.type == "cpu":
+        _check_precision(run_opts, device)
     local_rank, n_gpus = get_local_rank(), torch.cuda.device_count()
     by_nccl = run_opts.distributed_backend == "nccl"
     if local_rank is not None and by_nccl and local_rank >= n_gpus:
@@ -77,6 +72,17 @@ def _check_device(run_opts):
             f"process {local_rank} of this machine has no GPU of its own: it has "
             f"{n_gpus}, expected at most as many processes (or --device=cpu)"
         )
+
+
+def _check_precision(run_opts, cpu):
+    asked = {key: run_opts[key] for key in PRECISIONS}
+    asked |= {"auto_mix_prec": "fp16"} if run_opts.auto_mix_prec else {}
+    asked |= {"bfloat16_mix_prec": "bf16"} if run_opts.bfloat16_mix_prec else {}
+    for key, kind in asked.items():
+        if kind == "fp16" or (kind == "bf16" and not has_bf16(cpu)):
+            raise InputError(
+                f"--{key}: {kind} needs a GPU: on this CPU it is far slower than fp32"
+            )
 
 
 def settle_run_options(run_opts, hparams, parameters):

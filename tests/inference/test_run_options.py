@@ -41,7 +41,9 @@ def test_a_device_is_chosen_where_none_is_named(whole):
     assert SpeakerVerifier.from_hparams(whole).device == device
 
 
-def test_half_precision_on_a_cpu_becomes_single_with_a_warning(whole, caplog):
+def test_half_precision_that_a_cpu_emulates_is_single(whole, caplog, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     options = {"device": "cpu", "precision": "bf16"}
     with caplog.at_level(logging.WARNING):
         verifier = SpeakerVerifier.from_hparams(whole, run_opts=options)
@@ -49,6 +51,15 @@ def test_half_precision_on_a_cpu_becomes_single_with_a_warning(whole, caplog):
     expected = load(whole).encode_batch(wavs())
     assert torch.equal(verifier.encode_batch(wavs()), expected)
     assert options == {"device": "cpu", "precision": "bf16"}  # the caller's own
+
+
+def test_bf16_on_a_cpu_that_has_it(whole, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    options = {"device": "cpu", "precision": "bf16"}
+    verifier = SpeakerVerifier.from_hparams(whole, run_opts=options)
+    expected, found = load(whole).encode_batch(wavs()), verifier.encode_batch(wavs())
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,18 @@ def test_without_a_gpu_the_cpu_is_taken_in_fp32(file, monkeypatch):
     _, run_opts, _, hparams = load_run([str(file)], read)
     assert (run_opts.device, run_opts.distributed_backend) == ("cpu", "gloo")
     assert hparams["precision"] == "fp32"
-    for words in (["--precision=bf16"], ["--eval_precision", "fp16"]):
-        assert "needs a GPU" in complaint(file, *words)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda has=has_bf16: has
+        )
+        for words in (["--eval_precision", "fp16"], ["--auto_mix_prec"]):
+            assert "fp16 needs a GPU" in complaint(file, *words)
+        words = ["--precision=bf16"]
+        if has_bf16:
+            assert values(file, *words)["precision"] == "bf16"
+        else:
+            assert "precision: bf16 needs a GPU" in complaint(file, *words)
     for name in ("cuda", "cuda:0", "cuda:7"):
         assert "0 GPU(s)" in complaint(file, f"--device={name}")
 
