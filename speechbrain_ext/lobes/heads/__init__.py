@@ -1,5 +1,6 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.astp import ASTP
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
@@ -8,6 +9,7 @@ from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
+    "ASTP",
     "CAMHFA",
     "LAP",
     "MFA",
