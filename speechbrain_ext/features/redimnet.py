@@ -120,8 +120,11 @@ class ReDimNetFeatures(nn.Module):
         needed = win_length - 2 * half + needed if of_tf else max(needed, n_fft // 2)
         # one more than is reflected, and two for the pre-emphasis
         self.min_samples = max(needed + (not of_tf) - pad_right, 2)
-        mels = (self.kind, n_fft, n_mels, f_min, f_max, sample_rate)
-        self.constants = functools.partial(_constants, win_length, *mels)
+        made_of = (win_length, self.kind, n_fft, n_mels, f_min, f_max, sample_rate)
+        self.constants = functools.partial(_constants, *made_of)
+        # all that the values depend on
+        self.settings = (*made_of, hop_length, norm_signal, do_preemph)
+        self.settings += (spec_norm, self.eps, pad_right)
 
     def frames_of(self, samples):
         """Frames of so many samples, a number or a tensor of them."""

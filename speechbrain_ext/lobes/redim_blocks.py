@@ -20,6 +20,9 @@ from speechbrain_ext.utils.errors import InputError
 
 EPS = 1e-6  # of every LayerNorm, and of the BatchNorm that ends a stage
 HEADS = 4
+# Numbers in the part of a map that goes through a block at a time on a CPU: what is
+# made of it stays in the cache
+PART = 2**19
 
 
 class MapConv(nn.Conv2d):
@@ -113,6 +116,25 @@ def applied(layer, x, weight, bias):
     return F.linear(x, weight, bias)
 
 
+def in_parts(run, x, halo, out):
+    """``run`` a map [B, T, F, C], so many frames at a time, into ``out``, may be ``x``.
+
+    ``halo`` is the number of frames that a result depends on to either side.
+    """
+    frames = x.shape[1]
+    parts = max(1, min(x.numel() // PART, frames // (8 * halo)))
+    if parts == 1:
+        y = run(x)
+        return y if out is x else out.copy_(y)
+    before = x[:, :0]
+    for part in range(parts):
+        start, stop = part * frames // parts, (part + 1) * frames // parts
+        y = run(torch.cat([before, x[:, start : stop + halo]], dim=1))
+        done, before = before.shape[1], x[:, stop - halo : stop].clone()
+        out[:, start:stop] = y[:, done : done + stop - start]
+    return out
+
+
 # -- blocks over maps ------------------------------------------------------------------
 
 
@@ -168,22 +190,29 @@ class ResidualBlock(nn.Module):
         """BatchNorms inside the weights: s · max(a, 0) + t = σ max(|s| a + σt, σt)."""
         scale, shift = scale_and_shift(self.norm1)
         sign = torch.where(scale < 0, -1.0, 1.0).to(scale.dtype)  # σ
-        first = self.point1 or self.conv1
-        y = x if first is self.conv1 else self.conv1(x)
-        y = applied(first, y, *scaled(first, scale.abs(), sign * shift))
-        y = torch.maximum(y, sign * shift, out=y)
+        floor = sign * shift
+        first = scaled(self.point1 or self.conv1, scale.abs(), floor)
         groups = self.conv2.groups
         weight = self.conv2.weight.unflatten(0, (groups, -1))
         weight = (weight * sign.view(groups, 1, -1, 1, 1)).flatten(0, 1)
         scale, shift = scale_and_shift(self.norm2)
-        if self.point2 is None:
-            y = self.conv2(y, weight * scale.view(-1, 1, 1, 1), shift)
+        if self.point2:
+            last = scaled(self.point2, scale, shift)
         else:
-            y = self.conv2(y, weight)
-            y = F.linear(y, *scaled(self.point2, scale, shift))
+            last = weight * scale.view(-1, 1, 1, 1), shift
+
+        def residual(x):
+            y = self.conv1(x, *(() if self.point1 else first))
+            y = F.linear(y, *first) if self.point1 else y
+            y = torch.maximum(y, floor, out=y)
+            if not self.point2:
+                return self.conv2(y, *last)
+            return F.linear(self.conv2(y, weight), *last)
+
         if self.gate is not None:
-            y = self.gate(y)
-        return y.add_(x).relu_()
+            y = in_parts(residual, x, 2, torch.empty_like(x))
+            return self.gate(y).add_(x).relu_()
+        return in_parts(lambda x: residual(x).add_(x).relu_(), x, 2, x)
 
 
 class FrequencyGate(nn.Module):
@@ -232,17 +261,25 @@ class ConvNeXtBlock(nn.Module):
 
     def forward(self, x, padding=None):
         """[B, T, F, C] or [B, T, C] → the same."""
-        maps = zeroed(x, padding)
-        maps = maps if x.dim() == 4 else maps.unsqueeze(2)
-        if folds(x, *self.convs, self.norm):
-            scale, shift = scale_and_shift(self.norm)
-            parts = zip(self.convs, *(s.chunk(len(self.convs)) for s in (scale, shift)))
-            ys = [conv(maps, *scaled(conv, *part)) for conv, *part in parts]
+        maps = x if x.dim() == 4 else x.unsqueeze(2)
+        if padding is None and folds(x, *self.convs, self.point, self.norm):
+            return self._folded(maps).view(x.shape)
+        maps = zeroed(maps, padding)
+        y = torch.cat([conv(maps) for conv in self.convs], -1)
+        y = self.point(self.activation(normed(self.norm, y)))
+        return x + y.view(x.shape)
+
+    def _folded(self, x):
+        """BatchNorm inside the weights of the convolutions."""
+        pieces = [piece.chunk(len(self.convs)) for piece in scale_and_shift(self.norm)]
+        weights = [scaled(*piece) for piece in zip(self.convs, *pieces)]
+
+        def block(x):
+            ys = [conv(x, *given) for conv, given in zip(self.convs, weights)]
             y = ys[0] if len(ys) == 1 else torch.cat(ys, -1)
-        else:
-            y = torch.cat([conv(maps) for conv in self.convs], -1)
-            y = normed(self.norm, y)
-        return x + self.point(self.activation(y)).view(x.shape)
+            return self.point(self.activation(y)).add_(x)
+
+        return in_parts(block, x, max(c.padding[0] for c in self.convs) or 1, x)
 
 
 class ConvNeXtMap(ConvNeXtBlock):

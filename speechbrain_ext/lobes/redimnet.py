@@ -109,7 +109,7 @@ class _Reshaping(Encoder):
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
         return isinstance(other, _Reshaping) and (
-            vars(self.features) == vars(other.features)
+            self.features.settings == other.features.settings
         )
 
     def _whole(self, frames):

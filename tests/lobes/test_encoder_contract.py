@@ -26,6 +26,7 @@ from speechbrain_ext.lobes.encoder import (
 )
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
@@ -198,6 +199,27 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "redimnet": lambda **o: ReDimNet(
+        bins=12,
+        channels=4,
+        stages_setup=[[1, 1, 2, [[3, 3]], 6], [3, 1, 1, [[3, 3]], None]],
+        block_2d_type="basic_resnet_fwse",
+        group_divisor=2,
+        front_end={"feat_type": "tf"},
+        **o,
+    ),
+    "redimnet2": lambda **o: ReDimNet2(
+        bins=12,
+        channels=4,
+        stages_setup=[[[2, 2], 1, 0.5, [[3, 3]], 6], [[1, 2], 1, 1, [[3, 5]], 6]],
+        block_1d_type="att",
+        block_2d_type="convnext_like",
+        out_channels=6,
+        agg_gnorm=True,
+        dual_agg=True,
+        front_end={"norm_signal": True},
+        **o,
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -205,7 +227,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer"),
+    *("w2v_bert", "whisper", "nemo_conformer", "redimnet"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
