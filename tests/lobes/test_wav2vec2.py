@@ -19,7 +19,7 @@ from speechbrain_ext.lobes.wav2vec2 import (
     UniSpeechSatEncoder,
     Wav2Vec2Encoder,
 )
-from speechbrain_ext.lobes.waveform_convolutions import gelu
+from speechbrain_ext.lobes.cpu_inference import gelu
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.pruning import add_gates, expected_parameters, prune
 from speechbrain_ext.utils.errors import InputError
