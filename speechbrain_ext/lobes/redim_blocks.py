@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
-from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
+from speechbrain_ext.lobes.cpu_inference import (
+    Linear,
+    by_onednn,
+    inference_on_cpu,
+    product,
+)
 from speechbrain_ext.utils.errors import InputError
 
 EPS = 1e-6  # of every LayerNorm, and of the BatchNorm that ends a stage
@@ -51,7 +56,7 @@ class MapConv(nn.Conv2d):
             # neighbouring bins lie together: a product
             bins = x.shape[2] // self.stride[1]
             x = x.reshape(*x.shape[:2], bins, -1)
-            return F.linear(x, weight[:, :, 0].transpose(1, 2).flatten(1), bias)
+            return linear(x, weight[:, :, 0].transpose(1, 2).flatten(1), bias)
         x = self._conv_forward(x.permute(0, 3, 1, 2), weight, bias)
         return x.permute(0, 2, 3, 1)
 
@@ -93,7 +98,7 @@ def folds(x, *modules):
     """
     if not inference_on_cpu(x) or torch.is_autocast_enabled("cpu"):
         return False
-    kinds = (nn.Linear, nn.Conv2d, MapConv, nn.BatchNorm1d, type(None))
+    kinds = (Linear, MapConv, nn.BatchNorm1d, type(None))
     return all(type(m) in kinds and not (m and m.training) for m in modules)
 
 
@@ -109,11 +114,18 @@ def scaled(layer, scale, shift):
     return weight, shift if layer.bias is None else layer.bias * scale + shift
 
 
+def linear(x, weight, bias):
+    """A linear map, by whichever library is faster."""
+    if by_onednn(x, weight):
+        return product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
 def applied(layer, x, weight, bias):
     """A layer with other weights."""
     if isinstance(layer, MapConv):
         return layer(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def in_parts(run, x, halo, out):
@@ -164,7 +176,7 @@ class ResidualBlock(nn.Module):
             return MapConv(channels, channels, (3, 3), bias=False, groups=groups)
 
         def pointwise():
-            return nn.Linear(channels, channels) if group_divisor else None
+            return Linear(channels, channels) if group_divisor else None
 
         self.conv1, self.point1 = convolution(), pointwise()
         self.norm1 = nn.BatchNorm1d(channels)
@@ -203,11 +215,11 @@ class ResidualBlock(nn.Module):
 
         def residual(x):
             y = self.conv1(x, *(() if self.point1 else first))
-            y = F.linear(y, *first) if self.point1 else y
+            y = linear(y, *first) if self.point1 else y
             y = torch.maximum(y, floor, out=y)
             if not self.point2:
                 return self.conv2(y, *last)
-            return F.linear(self.conv2(y, weight), *last)
+            return linear(self.conv2(y, weight), *last)
 
         if self.gate is not None:
             y = in_parts(residual, x, 2, torch.empty_like(x))
@@ -220,7 +232,7 @@ class FrequencyGate(nn.Module):
 
     def __init__(self, bins, size):
         super().__init__()
-        self.squeeze, self.excite = nn.Linear(bins, size), nn.Linear(size, bins)
+        self.squeeze, self.excite = Linear(bins, size), Linear(size, bins)
 
     def forward(self, x, padding=None):
         """[B, T, F, C] → the same."""
@@ -257,7 +269,7 @@ class ConvNeXtBlock(nn.Module):
         )
         self.norm = nn.BatchNorm1d(channels * len(kernels))
         self.activation = {"gelu": F.gelu, "relu": F.relu}[activation]
-        self.point = nn.Linear(channels * len(kernels), channels)
+        self.point = Linear(channels * len(kernels), channels)
 
     def forward(self, x, padding=None):
         """[B, T, F, C] or [B, T, C] → the same."""
@@ -313,10 +325,10 @@ class TransformerLayer(nn.Module):
         super().__init__()
         if size % HEADS:
             raise InputError(f"reduced width {size}, expected a multiple of {HEADS}")
-        self.query, self.key = nn.Linear(size, size), nn.Linear(size, size)
-        self.value, self.out = nn.Linear(size, size), nn.Linear(size, size)
+        self.query, self.key = Linear(size, size), Linear(size, size)
+        self.value, self.out = Linear(size, size), Linear(size, size)
         self.attention_norm = nn.LayerNorm(size, EPS)
-        self.hidden, self.output = nn.Linear(size, hidden), nn.Linear(hidden, size)
+        self.hidden, self.output = Linear(size, hidden), Linear(hidden, size)
         self.norm = nn.LayerNorm(size, EPS)
 
     def forward(self, x, padding=None):
@@ -335,10 +347,10 @@ class WideLayer(nn.Sequential):
 
     def __init__(self, size):
         super().__init__(
-            nn.Linear(size, 2 * size),
+            Linear(size, 2 * size),
             nn.LayerNorm(2 * size, EPS),
             nn.GELU(),
-            nn.Linear(2 * size, size),
+            Linear(2 * size, size),
         )
 
     def forward(self, x, padding=None):
@@ -377,10 +389,10 @@ class TimeContext(nn.Module):
 
     def __init__(self, width, size, kind):
         super().__init__()
-        self.reduce = nn.Linear(width, size)
+        self.reduce = Linear(width, size)
         self.norm = nn.LayerNorm(size, EPS)
         self.layers = nn.ModuleList(TIME_LAYERS[kind](size))
-        self.expand = nn.Linear(size, width)
+        self.expand = Linear(size, width)
 
     def forward(self, x, padding=None):
         """[B, T, D] → the same."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.cpu_inference import Linear
 from speechbrain_ext.lobes.redim_blocks import (
     EPS,
     MapConv,
@@ -73,10 +74,10 @@ class Squeeze(nn.Module):
 
     def __init__(self, channels, out_channels, groups=None):
         super().__init__()
-        self.conv, self.point = nn.Linear(channels, out_channels), None
+        self.conv, self.point = Linear(channels, out_channels), None
         if groups is not None:
             self.conv = MapConv(channels, out_channels, (3, 3), groups=groups)
-            self.point = nn.Linear(out_channels, out_channels)
+            self.point = Linear(out_channels, out_channels)
         self.norm = nn.BatchNorm1d(out_channels, EPS)
 
     def forward(self, x, padding=None):

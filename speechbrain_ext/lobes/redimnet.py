@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.features import ReDimNetFeatures
-from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
+from speechbrain_ext.lobes.cpu_inference import Linear, inference_on_cpu
 from speechbrain_ext.lobes.encoder import Encoder, padding_mask, shared_copy
 from speechbrain_ext.lobes.redim_blocks import (
     EPS,
@@ -275,7 +275,7 @@ class ReDimNet(_Reshaping):
         self.n_sources = len(self.stages) + 1
         self.out, self.hidden_size = None, out_channels or self.width
         if out_channels:
-            self.out = nn.Linear(self.width, out_channels)
+            self.out = Linear(self.width, out_channels)
             self.out_norm = nn.BatchNorm1d(out_channels)
         self._finish(front_end)
 
@@ -381,7 +381,7 @@ class ReDimNet2(_Reshaping):
         self.n_sources = sources
         self.last = (bins, channels) if return_2d_output else None
         own = channels if return_2d_output else self.width
-        self.out = nn.Linear(own, out_channels) if out_channels else None
+        self.out = Linear(own, out_channels) if out_channels else None
         self.hidden_size = out_channels or own
         self.hidden_size *= bins if return_2d_output else 1
         self._finish(
