@@ -117,6 +117,25 @@ def test_sizes_of_tensors_alone(tmp_path, name):
     assert_equal(model, expected_of(content, wavs), wavs)
 
 
+def test_wespeakers_copy(tmp_path, caplog):
+    """A flat file, its features outside the model, with a classifier."""
+    caplog.set_level("INFO")
+    content, wavs = published(CONFIGS["gnorm"]), utterances()
+    flat = {
+        f"frontend.{name}" if name.startswith("spec.") else name: tensor
+        for name, tensor in content["state_dict"].items()
+    }
+    flat["projection.weight"] = noise(12, 10)
+    assert_equal(converted(tmp_path, flat), expected_of(content, wavs), wavs)
+    assert "no model_config: sizes are those of the tensors" in caplog.text
+
+
+def test_features_that_nothing_tells(tmp_path):
+    state = published(CONFIGS["gnorm"])["state_dict"]
+    bare = {name: tensor for name, tensor in state.items() if "spec." not in name}
+    refused(tmp_path, bare, "neither a model_config nor constants of features")
+
+
 def test_a_configuration_beside_the_file(tmp_path):
     """Without a head the tensors do not tell whether it ends as a map."""
     content, wavs = published(CONFIGS["map"]), utterances()

@@ -8,7 +8,8 @@
 
 ``b6-vox2-ft_lm.pt`` of github.com/IDRnD/ReDimNet and ``b6-vox2-lm.pt`` of
 github.com/PalabraAI/redimnet2 are such files. What ``model_config`` does not say is
-read from the shapes, so that wespeaker's copies of ReDimNet2, which have none, load.
+read from the shapes, so that wespeaker's copies of ReDimNet2, which have none and call
+the features ``frontend.spec``, load.
 """
 
 import functools
@@ -72,7 +73,7 @@ _FIGURES = {
 }
 _FIRST = "backbone.stem.0.weight"
 _CLASSIFIERS = ("cls_head.", "projection.")
-_SPEC = "spec."
+_SPEC, _OUTSIDE = "spec.", "frontend."
 _HEAD = {
     "pooling.attention.0": "pool.linear1",
     "pooling.attention.2": "pool.linear2",
@@ -147,7 +148,10 @@ def convert(checkpoint, encoder_config=None):
         raise InputError(
             f"{path}: weights do not fit: {len(strange)} unexpected: {strange[0]}"
         )
-    tensors = {n.removeprefix(place): w for n, w in checkpoint.tensors.items()}
+    tensors = {
+        n.removeprefix(place).removeprefix(_OUTSIDE): w
+        for n, w in checkpoint.tensors.items()
+    }
     if any(name.startswith("backbone.inputs_weights.") for name in tensors):
         raise InputError(
             f"{path}: wespeaker's copy of ReDimNet (backbone.inputs_weights, Kaldi's "
@@ -159,6 +163,12 @@ def convert(checkpoint, encoder_config=None):
     config = checkpoint.config
     if encoder_config is not None:
         config = read_json(encoder_config, {}, what="a model_config")
+    if not config and not any(name.startswith(_SPEC) for name in tensors):
+        raise InputError(
+            f"{path}: neither a model_config nor constants of features "
+            f"({_OUTSIDE}{_SPEC}* or {_SPEC}*), expected a model_config "
+            "(encoder_config)"
+        )
     weights = as_weights(
         {n: w for n, w in tensors.items() if n not in classifier}, path
     )
