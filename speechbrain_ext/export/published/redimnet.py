@@ -253,7 +253,7 @@ def _renamed(names, name):
 def _as_ours(tensor, shape):
     """Of the file → of our modules: frequency behind time, 1×1 kernels taken off."""
     if len(shape) == 4:
-        return tensor.unsqueeze(3) if tensor.dim() == 3 else tensor.transpose(-1, -2)
+        return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor.transpose(-1, -2)
     if len(shape) == 2 and tensor.dim() == 4 and tensor.shape[0] == 1:
         return tensor[0, ..., 0] if tensor.shape[3] == 1 else tensor
     if len(shape) == 2 and tensor.dim() > 2 and set(tensor.shape[2:]) == {1}:
