@@ -331,7 +331,8 @@ def test_formats_are_listed(capsys):
         names
         == sorted(formats())
         == [
-            *("diarizen", "unispeech", "w2v_bert", "wespeaker_ssl", "xvector"),
+            *("diarizen", "redimnet", "unispeech", "w2v_bert"),
+            *("wespeaker_ssl", "xvector"),
         ]
     )
 
