@@ -1,0 +1,186 @@
+"""Convolutions of networks of features: with their BatchNorm, and at the ends of rows.
+
+    BN(W ∗ x + b) = (s W) ∗ x + β + s (b − μ),      s = γ / √(σ² + ε)
+
+Where nothing is trained the right side is computed: one step in place of two. What it
+needs is kept until a tensor that it was made of changes.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speechbrain_ext.utils.precision import valid_counts
+
+
+def in_inference(module):
+    """Whether neither training nor a graph needs the steps of a layer one by one."""
+    captured = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not (module.training or torch.is_grad_enabled() or captured)
+
+
+class Derived(nn.Module):
+    """Keeps what inference makes of the parameters and buffers of a layer."""
+
+    _kept = None
+
+    def derived(self):
+        """What :meth:`derive` gives, made anew where a tensor of this module changed.
+
+        A change through ``.data`` is seen after ``train()``, ``to()`` and the like.
+        """
+        if self._kept is None or not all(
+            place[name] is tensor and tensor._version == version
+            for place, name, tensor, version in self._kept[0]
+        ):
+            with torch.no_grad():
+                derived = self.derive()
+            tensors = [
+                (place, name, tensor)
+                for module in self.modules()
+                for place in (module._parameters, module._buffers)
+                for name, tensor in place.items()
+                if tensor is not None
+            ]
+            if any(tensor.is_inference() for *_, tensor in tensors):
+                return derived  # these do not count their changes
+            sources = [(*source, source[-1]._version) for source in tensors]
+            self.__dict__["_kept"] = (sources, derived)
+        return self._kept[1]
+
+    def derive(self):
+        """What is to be kept."""
+        raise NotImplementedError(f"{type(self).__name__}.derive")
+
+    def train(self, mode=True):
+        """As of every module."""
+        self.__dict__.pop("_kept", None)
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.__dict__.pop("_kept", None)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        """Copies and files hold weights once."""
+        return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+
+def relu(x):
+    """max(x, 0), in place where no gradient needs x."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
+def scale_and_shift(norm):
+    """s and t of a BatchNorm that is s x + t in inference, each [C]."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.weight is None:
+        return scale, -norm.running_mean * scale
+    scale = scale * norm.weight
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class NormedConv2d(Derived):
+    """BN(W ∗ x): [B, C, F, T] → [B, D, F', T'], with zeros around what is convolved.
+
+    Arguments
+    ---------
+    inputs, outputs : int
+        C and D.
+    kernel, stride, padding : int or (int, int)
+        Of frequency and time; padding None: half the kernel.
+    bias : bool
+        Of the convolution.
+    """
+
+    def __init__(self, inputs, outputs, kernel=1, stride=1, padding=None, bias=False):
+        super().__init__()
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        """[B, C, F, T] → [B, D, F', T']."""
+        if not in_inference(self):
+            return self.norm(self.conv(x))
+        weight, bias = self.derived()
+        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
+
+    def derive(self):
+        """Weight, channels innermost, and bias of the one convolution."""
+        scale, shift = scale_and_shift(self.norm)
+        weight = self.conv.weight * scale.view(-1, 1, 1, 1)
+        if self.conv.bias is not None:
+            shift = shift + scale * self.conv.bias
+        # of such a weight the output is so, too: no layer reorders what it gets
+        return weight.contiguous(memory_format=torch.channels_last), shift
+
+
+class RowEnds:
+    """Where the rows of a padded batch end, for convolutions over time.
+
+    A convolution must find zeros behind the end of a row, as behind the end of a batch.
+    Valid frames see no further than it reaches: in inference only so many are cleared.
+
+    Arguments
+    ---------
+    valid : torch.Tensor
+        [B] frames.
+    frames : int
+        T, those of the longest row.
+    """
+
+    def __init__(self, valid, frames):
+        self.valid = valid
+        self.frames = frames
+
+    @functools.cached_property
+    def mask(self):
+        """[B, T], True in the padding."""
+        places = torch.arange(self.frames, device=self.valid.device)
+        return places >= self.valid.unsqueeze(1)
+
+    def strided(self, stride=2):
+        """Those behind a convolution of this stride, with a border as wide as it."""
+        return RowEnds((self.valid - 1) // stride + 1, (self.frames - 1) // stride + 1)
+
+    def cleared(self, x, reach, time):
+        """x with zeros in ``reach`` frames behind each row; ``time`` is dimension T.
+
+        In place, where no gradient needs x.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            shape = [1] * x.dim()
+            shape[0], shape[time] = self.mask.shape
+            return x.masked_fill(self.mask.view(shape), 0.0)
+        x.movedim(time, 1)[self._behind(reach)] = 0.0
+        return x
+
+    def _behind(self, reach):
+        """(row, frame) of so many frames behind each end."""
+        return self._places.setdefault(reach, _behind(self.valid, self.frames, reach))
+
+    @functools.cached_property
+    def _places(self):
+        return {}
+
+
+def _behind(valid, frames, reach):
+    places = valid.unsqueeze(1) + torch.arange(reach, device=valid.device)
+    rows, steps = (places < frames).nonzero(as_tuple=True)
+    return rows, places[rows, steps]
+
+
+def row_ends(x, lens):
+    """Features [B, T, M], relative lengths [B] → RowEnds; None: nothing is padded.
+
+    A graph that is compiled or exported cannot depend on the lengths: it always masks.
+    """
+    if lens is None:
+        return None
+    valid = valid_counts(lens, x.shape[1])
+    if not torch.compiler.is_compiling() and bool((valid >= x.shape[1]).all()):
+        return None
+    return RowEnds(valid.to(x.device), x.shape[1])
