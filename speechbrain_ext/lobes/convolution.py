@@ -93,29 +93,45 @@ class NormedConv2d(Derived):
         Of frequency and time; padding None: half the kernel.
     bias : bool
         Of the convolution.
+    normed : bool
+        False: there is no BN.
     """
 
     def __init__(self, inputs, outputs, kernel=1, stride=1, padding=None, bias=False):
         super().__init__()
         padding = kernel // 2 if padding is None else padding
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = nn.BatchNorm2d(outputs) if normed else nn.Identity()
 
     def forward(self, x):
         """[B, C, F, T] → [B, D, F', T']."""
         if not in_inference(self):
             return self.norm(self.conv(x))
         weight, bias = self.derived()
-        return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
+        if weight.dim() == 4:
+            return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
+        # one place at a time: torch's own product copies where one thread computes
+        high, wide = self.conv.stride
+        x = x[:, :, ::high, ::wide].permute(0, 2, 3, 1)
+        y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+        return y.view(*x.shape[:-1], -1).permute(0, 3, 1, 2)
 
     def derive(self):
-        """Weight, channels innermost, and bias of the one convolution."""
-        scale, shift = scale_and_shift(self.norm)
-        weight = self.conv.weight * scale.view(-1, 1, 1, 1)
-        if self.conv.bias is not None:
-            shift = shift + scale * self.conv.bias
-        # of such a weight the output is so, too: no layer reorders what it gets
-        return weight.contiguous(memory_format=torch.channels_last), shift
+        """Weight and bias of the one convolution, or product where it sees one place.
+
+        Channels are innermost, so that they are in what comes out: no layer reorders
+        what it gets.
+        """
+        weight, shift = self.conv.weight, self.conv.bias
+        if isinstance(self.norm, nn.BatchNorm2d):
+            scale, shift = scale_and_shift(self.norm)
+            weight = weight * scale.view(-1, 1, 1, 1)
+            if self.conv.bias is not None:
+                shift = shift + scale * self.conv.bias
+        if weight[0, 0].numel() == 1:
+            return weight.flatten(1).t().contiguous(), shift
+        last = torch.empty_like(weight, memory_format=torch.channels_last)
+        return last.copy_(weight), shift  # contiguous() would not, of one channel
 
 
 class RowEnds:

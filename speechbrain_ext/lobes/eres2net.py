@@ -98,7 +98,7 @@ class ERes2NetV2(Encoder):
                 stage.append(Block(inputs, outputs, width, chunks, step, fused))
                 inputs = outputs
             self.stages.append(stage)
-        self.downsampling = nn.Conv2d(inputs // 2, inputs, 3, 2, 1, bias=False)
+        self.downsampling = NormedConv2d(inputs // 2, inputs, 3, 2, normed=False)
         self.fusion = AFF(inputs)
         self.hidden_size = inputs * (n_mels // STRIDE)
 
@@ -187,9 +187,10 @@ class AFF(nn.Module):
         self.excite = NormedConv2d(channels // SQUEEZE, channels, bias=True)
 
     def forward(self, x, y):
-        """[B, C, F, T] of each → the same; a x + (2 − a) y = x + y + tanh(…) (x − y)."""
+        """[B, C, F, T] of each → the same."""
         attention = self.squeeze(torch.cat([x, y], dim=1))
         attention = F.silu(attention, inplace=not torch.is_grad_enabled())
+        # a x + (2 − a) y
         return torch.addcmul(x + y, self.excite(attention).tanh(), x - y)
 
 
