@@ -30,6 +30,17 @@ TDNN_KERNEL = 5
 TAPS = 3  # of a dense layer's convolution
 
 
+# Window of Kaldi's filterbank, and by what a waveform of ±1 is multiplied
+FRONT_ENDS = {"3dspeaker": ("povey", 1.0), "wespeaker": ("hamming", 32768.0)}
+
+
+def kaldi_front_end(name, n_mels, dither):
+    """Features of the public code of that name → KaldiFbank."""
+    if name not in FRONT_ENDS:
+        raise InputError(f"front_end={name!r}, expected {' or '.join(FRONT_ENDS)}")
+    return KaldiFbank(n_mels, *FRONT_ENDS[name], dither)
+
+
 class CAMPPlus(Encoder):
     """Waveform → (one state [B, T', C], lengths); T' is half of the frames.
 
@@ -47,9 +58,12 @@ class CAMPPlus(Encoder):
         Width of h, even.
     stem_channels : int
         Of the two-dimensional convolutions.
-    n_mels, window, scale, dither
-        As in :class:`~speechbrain_ext.features.KaldiFbank`; ``n_mels`` a multiple of 8.
-        3D-Speaker's models have the defaults, wespeaker's Hamming and 32768.
+    n_mels : int
+        Mel bins, a multiple of 8.
+    front_end : str
+        ``3dspeaker`` or ``wespeaker``, as of :func:`kaldi_front_end`.
+    dither : float
+        Noise that the filterbank adds in training.
     frozen : bool
         No parameter needs a gradient, and the mode stays eval.
     gradient_checkpointing : bool
@@ -75,8 +89,7 @@ class CAMPPlus(Encoder):
         bottleneck: int = 128,
         stem_channels: int = 32,
         n_mels: int = 80,
-        window: str = "povey",
-        scale: float = 1.0,
+        front_end: str = "3dspeaker",
         dither: float = 0.0,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
@@ -91,7 +104,7 @@ class CAMPPlus(Encoder):
                 f"layers={list(layers)} and dilations={list(dilations)}, expected one "
                 "number of each a block, 1 or more"
             )
-        self.features = KaldiFbank(n_mels, window, scale, dither)
+        self.features = kaldi_front_end(front_end, n_mels, dither)
         self.stem = Stem(stem_channels)
         bins = n_mels // STEM_STRIDE
         self.tdnn = NormedConv2d(
@@ -128,7 +141,10 @@ class CAMPPlus(Encoder):
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
-        return self.features == getattr(other, "features", None)
+        features = getattr(other, "features", None)
+        return (
+            type(features) is KaldiFbank and features.settings == self.features.settings
+        )
 
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""

@@ -97,7 +97,9 @@ class NormedConv2d(Derived):
         False: there is no BN.
     """
 
-    def __init__(self, inputs, outputs, kernel=1, stride=1, padding=None, bias=False):
+    def __init__(
+        self, inputs, outputs, kernel=1, stride=1, padding=None, bias=False, normed=True
+    ):
         super().__init__()
         padding = kernel // 2 if padding is None else padding
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.features import KaldiFbank
+from speechbrain_ext.lobes.campplus import kaldi_front_end
 from speechbrain_ext.lobes.convolution import NormedConv2d, relu, row_ends
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
 from speechbrain_ext.utils.errors import InputError, check_at_least
@@ -43,8 +44,12 @@ class ERes2NetV2(Encoder):
         Their number s in a block; the public code calls it scale.
     expansion : int
         A stage's output has so many times its channels.
-    n_mels, window, scale, dither
-        As in :class:`~speechbrain_ext.features.KaldiFbank`; ``n_mels`` a multiple of 8.
+    n_mels : int
+        Mel bins, a multiple of 8.
+    front_end : str
+        ``3dspeaker`` or ``wespeaker``, as of :func:`kaldi_front_end`.
+    dither : float
+        Noise that the filterbank adds in training.
     frozen : bool
         No parameter needs a gradient, and the mode stays eval.
     gradient_checkpointing : bool
@@ -68,8 +73,7 @@ class ERes2NetV2(Encoder):
         chunks: int = 2,
         expansion: int = 2,
         n_mels: int = 80,
-        window: str = "povey",
-        scale: float = 1.0,
+        front_end: str = "3dspeaker",
         dither: float = 0.0,
         frozen: bool = False,
         gradient_checkpointing: bool = False,
@@ -81,7 +85,7 @@ class ERes2NetV2(Encoder):
             raise InputError(f"n_mels={n_mels}, expected a multiple of {STRIDE}")
         if len(blocks) != len(STRIDES) or min(blocks) < 1:
             raise InputError(f"blocks={list(blocks)}, expected four numbers, 1 or more")
-        self.features = KaldiFbank(n_mels, window, scale, dither)
+        self.features = kaldi_front_end(front_end, n_mels, dither)
         self.first = NormedConv2d(1, channels, 3)
         self.stages, inputs = nn.ModuleList(), channels
         for number, (count, stride, fused) in enumerate(zip(blocks, STRIDES, FUSED)):
@@ -113,7 +117,10 @@ class ERes2NetV2(Encoder):
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
-        return self.features == getattr(other, "features", None)
+        features = getattr(other, "features", None)
+        return (
+            type(features) is KaldiFbank and features.settings == self.features.settings
+        )
 
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""

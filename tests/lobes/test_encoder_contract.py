@@ -17,6 +17,7 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
 from speechbrain_ext.features import W2VBertFeatures
+from speechbrain_ext.lobes.campplus import CAMPPlus
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     Head,
@@ -24,6 +25,7 @@ from speechbrain_ext.lobes.encoder import (
     count_parameters,
     padding_mask,
 )
+from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -198,6 +200,12 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "campplus": lambda **o: CAMPPlus(
+        [2, 1], [1, 2], channels=12, growth=4, bottleneck=6, stem_channels=4, **o
+    ),
+    "eres2netv2": lambda **o: ERes2NetV2(
+        [1, 1, 2, 1], channels=8, chunks=3, front_end="wespeaker", **o
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -205,7 +213,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer"),
+    *("w2v_bert", "whisper", "nemo_conformer", "eres2netv2"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 

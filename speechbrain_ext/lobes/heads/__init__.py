@@ -4,6 +4,7 @@ from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.statistics import TSTP
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 from speechbrain_ext.lobes.heads.xvector import XVector
 
@@ -12,6 +13,7 @@ __all__ = [
     "LAP",
     "MFA",
     "MHFA",
+    "TSTP",
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",
