@@ -64,6 +64,8 @@ class TSTP(Head):
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("eps", eps, 0, whole=False)
         self.read_states(n_states, layers)
+        _, last, _ = self.states_read
+        self.states_read = (last, last, n_states)
         self.eps = max(eps, FLOOR)
         self.bottleneck = nn.Linear(2 * input_size, embedding_size, bias=bias)
         self.embedding_norm = (
@@ -81,7 +83,7 @@ class TSTP(Head):
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        x = self.chosen(states)[-1]
+        (x,) = self.chosen(states)
         padding = padding_mask(x.shape[1], lens)
         with full_precision(x):
             mean, variance = moments(x.float().transpose(1, 2), padding)
