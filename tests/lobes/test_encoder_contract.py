@@ -26,6 +26,7 @@ from speechbrain_ext.lobes.encoder import (
 )
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
@@ -198,6 +199,12 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "resnet": lambda **o: ResNet(
+        blocks=[1, 2, 1, 1], bottleneck=True, width=4, n_mels=20, **o
+    ),
+    "simam_resnet": lambda **o: SimAMResNet(
+        blocks=[1, 1, 2, 1], width=4, n_mels=20, front_end="voxblink2", **o
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -205,7 +212,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer"),
+    *("w2v_bert", "whisper", "nemo_conformer", "resnet"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
