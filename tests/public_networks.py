@@ -28,7 +28,7 @@ class Tensors(dict):
     def weight(self, name, *shape, bias=False):
         """Of a convolution or a linear map."""
         size = torch.tensor(shape[1:]).prod().item()
-        self[f"{name}.weight"] = noise(*shape, seed=len(self)) * size**-0.5
+        self[f"{name}.weight"] = noise(*shape, seed=len(self)) * (2 / size) ** 0.5
         if bias:
             self[f"{name}.bias"] = 0.1 * noise(shape[0], seed=len(self))
 
@@ -39,8 +39,8 @@ class Tensors(dict):
             self[f"{name}.weight"] = 1 + 0.3 * noise(width, seed=seed)
             self[f"{name}.weight"][-2:] = torch.tensor([0.0, -0.8])
             self[f"{name}.bias"] = 0.3 * noise(width, seed=seed + 1)
-        self[f"{name}.running_mean"] = 0.3 * noise(width, seed=seed + 2)
-        self[f"{name}.running_var"] = 0.5 + noise(width, seed=seed + 3).abs()
+        self[f"{name}.running_mean"] = 0.1 * noise(width, seed=seed + 2)
+        self[f"{name}.running_var"] = 0.3 + 0.2 * noise(width, seed=seed + 3).abs()
         self[f"{name}.num_batches_tracked"] = torch.tensor(5)
 
     def linear(self, x, name):
@@ -90,7 +90,7 @@ def campplus_tensors(layers=(2, 3, 1), channels=6, growth=4, n_mels=16, embeddin
             w.weight(
                 f"{name}.cam_layer.linear1", bottleneck // 2, bottleneck, 1, bias=1
             )
-            w.weight(f"{name}.cam_layer.linear2", growth, bottleneck // 2, 1, bias=1)
+            w.weight(f"{name}.cam_layer.linear2", growth, bottleneck // 2, 1, bias=True)
             channels += growth
         name = f"xvector.transit{number}"
         w.norm(f"{name}.nonlinear.batchnorm", channels)
@@ -183,6 +183,7 @@ def eres2netv2_tensors(
     w.weight("layer3_ds", inputs, inputs // 2, 3, 3)
     fusion("fuse34", inputs)
     w.weight("seg_1", 5, 2 * 2 * inputs, bias=True)
+    w["seg_1.weight"] *= 0.03  # embeddings of about 1
     if second:
         w.norm("seg_bn_1", 5, affine=False)
         w.weight("seg_2", 5, 5, bias=True)

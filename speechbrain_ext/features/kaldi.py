@@ -15,13 +15,12 @@ that a padded batch equals its single utterances.
 """
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
-from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
@@ -347,6 +346,22 @@ class Filterbank(NamedTuple):
     window: torch.Tensor  # [frame], times the scale
 
 
+def _mel_filters(settings):
+    """Triangles over mel(f) = 1127 ln(1 + f / 700), which is where Kaldi draws them.
+
+    [bins, M], with neighbours that meet at their centres.
+    """
+    like = {"dtype": settings.dtype, "device": "cpu"}
+    bins = torch.arange(settings.fft // 2 + 1, **like)
+    hertz = bins * (settings.sample_rate / settings.fft)
+    mel = 1127 * (1 + hertz / 700).log().unsqueeze(1)
+    low, high = (1127 * math.log(1 + f / 700) for f in (settings.low, settings.high))
+    step = (high - low) / (settings.mels + 1)
+    left = low + step * torch.arange(settings.mels, **like)
+    up, down = (mel - left) / step, (left + 2 * step - mel) / step
+    return torch.minimum(up, down).clamp(min=0)
+
+
 @functools.lru_cache
 @torch.inference_mode(False)  # else they could never meet a gradient later
 def filterbank(settings, device):
@@ -356,27 +371,18 @@ def filterbank(settings, device):
     meta device would lose them. A few mel bins look at their part of the spectrum only:
     a fifth of the products, in 0.4 of the time.
     """
-    mel = mel_filter_bank(
-        num_frequency_bins=settings.fft // 2 + 1,
-        num_mel_filters=settings.mels,
-        min_frequency=settings.low,
-        max_frequency=settings.high,
-        sampling_rate=settings.sample_rate,
-        norm=None,
-        mel_scale="kaldi",
-        triangularize_in_mel_space=True,
-    ).astype(np.float32)
+    mel = _mel_filters(settings).float()
     parts = []
     for first in range(0, settings.mels, PART):
         some = mel[:, first : first + PART]
-        heard = some.any(axis=1).nonzero()[0]
-        bins = slice(int(heard.min(initial=0)), int(heard.max(initial=0)) + 1)
-        parts.append((bins, torch.tensor(some[bins], device=device)))
+        heard = [int(n) for n in some.any(1).nonzero()] or [0]
+        bins = slice(heard[0], heard[-1] + 1)
+        parts.append((bins, some[bins].contiguous().to(device)))
     make, power = WINDOWS[settings.window]
     shape = {} if make is torch.ones else {"periodic": False}
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
     window = (window.pow(power) * settings.scale).to(device)
-    return Filterbank(parts, torch.tensor(mel, device=device), window)
+    return Filterbank(parts, mel.to(device), window)
 
 
 def chunk_size(device):

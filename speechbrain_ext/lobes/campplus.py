@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.features import KaldiFbank
 from speechbrain_ext.lobes.convolution import (
     Derived,
     NormedConv2d,
@@ -21,6 +20,7 @@ from speechbrain_ext.lobes.convolution import (
     scale_and_shift,
 )
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
+from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -28,17 +28,6 @@ SEGMENT = 100  # frames
 STEM_STRIDE = 8  # mel bins that become one
 TDNN_KERNEL = 5
 TAPS = 3  # of a dense layer's convolution
-
-
-# Window of Kaldi's filterbank, and by what a waveform of ±1 is multiplied
-FRONT_ENDS = {"3dspeaker": ("povey", 1.0), "wespeaker": ("hamming", 32768.0)}
-
-
-def kaldi_front_end(name, n_mels, dither):
-    """Features of the public code of that name → KaldiFbank."""
-    if name not in FRONT_ENDS:
-        raise InputError(f"front_end={name!r}, expected {' or '.join(FRONT_ENDS)}")
-    return KaldiFbank(n_mels, *FRONT_ENDS[name], dither)
 
 
 class CAMPPlus(Encoder):
@@ -61,7 +50,7 @@ class CAMPPlus(Encoder):
     n_mels : int
         Mel bins, a multiple of 8.
     front_end : str
-        ``3dspeaker`` or ``wespeaker``, as of :func:`kaldi_front_end`.
+        As of :class:`~speechbrain_ext.lobes.resnet.ResNet`.
     dither : float
         Noise that the filterbank adds in training.
     frozen : bool
@@ -104,7 +93,10 @@ class CAMPPlus(Encoder):
                 f"layers={list(layers)} and dilations={list(dilations)}, expected one "
                 "number of each a block, 1 or more"
             )
-        self.features = kaldi_front_end(front_end, n_mels, dither)
+        if front_end not in FRONT_ENDS:
+            known = ", ".join(FRONT_ENDS)
+            raise InputError(f"front_end {front_end!r}, expected one of {known}")
+        self.features = FRONT_ENDS[front_end](n_mels, dither)
         self.stem = Stem(stem_channels)
         bins = n_mels // STEM_STRIDE
         self.tdnn = NormedConv2d(
@@ -141,9 +133,10 @@ class CAMPPlus(Encoder):
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
-        features = getattr(other, "features", None)
-        return (
-            type(features) is KaldiFbank and features.settings == self.features.settings
+        names = ("front_end", "n_mels", "dither")
+        return all(
+            getattr(other, "arguments", {}).get(name) == self.arguments[name]
+            for name in names
         )
 
     def encode(self, x, lens=None):
@@ -168,7 +161,11 @@ class CAMPPlus(Encoder):
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
-        return {"features": KaldiFbank, "stem": Stem, "dense layers": DenseBlock}
+        return {
+            "features": type(self.features),
+            "stem": Stem,
+            "dense layers": DenseBlock,
+        }
 
     def graph_form(self):
         """The same steps for any batch: features in one product."""

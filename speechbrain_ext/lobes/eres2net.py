@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.features import KaldiFbank
-from speechbrain_ext.lobes.campplus import kaldi_front_end
 from speechbrain_ext.lobes.convolution import NormedConv2d, relu, row_ends
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
+from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import valid_counts
 
@@ -47,7 +46,7 @@ class ERes2NetV2(Encoder):
     n_mels : int
         Mel bins, a multiple of 8.
     front_end : str
-        ``3dspeaker`` or ``wespeaker``, as of :func:`kaldi_front_end`.
+        As of :class:`~speechbrain_ext.lobes.resnet.ResNet`.
     dither : float
         Noise that the filterbank adds in training.
     frozen : bool
@@ -85,7 +84,10 @@ class ERes2NetV2(Encoder):
             raise InputError(f"n_mels={n_mels}, expected a multiple of {STRIDE}")
         if len(blocks) != len(STRIDES) or min(blocks) < 1:
             raise InputError(f"blocks={list(blocks)}, expected four numbers, 1 or more")
-        self.features = kaldi_front_end(front_end, n_mels, dither)
+        if front_end not in FRONT_ENDS:
+            known = ", ".join(FRONT_ENDS)
+            raise InputError(f"front_end {front_end!r}, expected one of {known}")
+        self.features = FRONT_ENDS[front_end](n_mels, dither)
         self.first = NormedConv2d(1, channels, 3)
         self.stages, inputs = nn.ModuleList(), channels
         for number, (count, stride, fused) in enumerate(zip(blocks, STRIDES, FUSED)):
@@ -117,9 +119,10 @@ class ERes2NetV2(Encoder):
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
-        features = getattr(other, "features", None)
-        return (
-            type(features) is KaldiFbank and features.settings == self.features.settings
+        names = ("front_end", "n_mels", "dither")
+        return all(
+            getattr(other, "arguments", {}).get(name) == self.arguments[name]
+            for name in names
         )
 
     def encode(self, x, lens=None):
@@ -147,7 +150,7 @@ class ERes2NetV2(Encoder):
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
-        return {"features": KaldiFbank, "blocks": Block}
+        return {"features": type(self.features), "blocks": Block}
 
     def graph_form(self):
         """The same steps for any batch: features in one product."""

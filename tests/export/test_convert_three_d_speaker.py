@@ -154,7 +154,7 @@ LOCAL = "xvector.block2.tdnnd1.cam_layer.linear_local.weight"
     [
         (campplus_tensors, {"head.bn2.bias": None}, "1 missing: head.bn2.bias"),
         (campplus_tensors, {"head.bn3.bias": noise(4)}, "unexpected: head.bn3.bias"),
-        (campplus_tensors, {LOCAL: noise(4, 8, 5)}, re.escape(f"{LOCAL} (20, 8)")),
+        (campplus_tensors, {LOCAL: noise(4, 8, 5)}, re.escape(f"{LOCAL} (4, 8, 5)")),
         (campplus_tensors, {"head.conv1.weight": None}, "empty head.conv1.weight"),
         (campplus_tensors, {"head.conv1.weight": noise(3, 1, 3, 3)}, "conv1's 3"),
         (

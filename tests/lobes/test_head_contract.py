@@ -49,7 +49,7 @@ HEADS = {
     "ca_mhfa": (CAMHFA, {"heads": 3, "compression_size": 5, "kernel": 5}),
     "lap": (LAP, {"heads": 3, "channels": 8}),
     "tstp": (TSTP, {}),
-    "tstp norm": (TSTP, {"eps": 0.0, "bias": False, "embedding_norm": True}),
+    "tstp norm": (TSTP, {"variance_eps": 0.0, "bias": False, "embedding_norm": True}),
     "tstp two layers": (TSTP, {"second_layer": True}),
     "xvector": (
         XVector,

@@ -98,7 +98,7 @@ _HEADS = {
         "bottleneck": "xvector.dense.linear",
         "embedding_norm": "xvector.dense.nonlinear.batchnorm",
     },
-    "eres2netv2": {"bottleneck": "seg_1", "second.1": "seg_bn_1", "second.2": "seg_2"},
+    "eres2netv2": {"bottleneck": "seg_1", "norm": "seg_bn_1", "last": "seg_2"},
 }
 
 
@@ -189,7 +189,7 @@ def convert(checkpoint):
         head = TSTP(
             encoder.hidden_size,
             embedding_size=size("seg_1.weight"),
-            eps=1e-8,
+            variance_eps=1e-8,
             second_layer="seg_2.weight" in weights,
         )
     return loaded(encoder, head, "eres2netv2", weights, left_out, path)
@@ -223,7 +223,7 @@ def campplus(checkpoint, front_end, eps):
         head = TSTP(
             encoder.hidden_size,
             embedding_size=size("xvector.dense.linear.weight"),
-            eps=eps,
+            variance_eps=eps,
             bias=False,
             embedding_norm=True,
         )

@@ -1,94 +1,153 @@
-"""Mean and standard deviation over time, then one linear map or two.
+"""Statistics over time and one linear map: the heads of networks of features.
 
-    e = W [μ; √(σ² + ε)] + b,     σ² unbiased
+    TSTP:  e = W [mean_t x; √(var_t x + ε)] + b           N−1, per channel and frequency
+    ASP:   e = W [μ; σ] + b                               attention-weighted
 
-Snyder et al. 2018 (ICASSP), wespeaker's TSTP. Published:
-
-    wespeaker's ResNets     ε = 1e-7
-    CAM++                   no b, BatchNorm without γ and β on e; ε = 0, wespeaker 1e-7
-    ERes2NetV2              ε = 1e-8
-    with a second layer     W₂ BN(ReLU(e)) + b₂, BatchNorm without γ and β
+Wang et al. 2021 (arXiv 2107.05246), Okabe et al. 2018 (arXiv 1803.10963), as wespeaker
+and VoxBlink2 have them: no BatchNorm between or after. CAM++ has TSTP with one after,
+and no b.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, padding_mask
-from speechbrain_ext.lobes.heads.pooling import moments
-from speechbrain_ext.utils.errors import check_at_least
+from speechbrain_ext.lobes.heads.pooling import (
+    CONTEXT_FLOOR,
+    VARIANCE_FLOOR,
+    AttentiveStatisticsPooling,
+    moments,
+)
+from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
-
-FLOOR = 1e-14  # of a variance: keeps the gradient of its root finite at zero
 
 
 class TSTP(Head):
-    """Temporal statistics pooling of the last state.
+    """Mean and standard deviation over time of the last state, one linear map.
 
     Arguments
     ---------
     input_size : int
         Width D of the state.
     n_states : int
-        Of the encoder.
+        States of the encoder.
     embedding_size : int
-        Width E.
-    eps : float
-        ε; below 1e-14 that is taken.
-    bias : bool
-        The linear map has b.
-    embedding_norm : bool
-        BatchNorm without γ and β on the embedding.
+        Width E of the embedding.
+    channels : int, optional
+        With it, one mean and deviation for all D / ``channels`` neighbours of a channel
+        together: over its frequencies too.
+    variance_eps : float
+        ε, added to the variance: wespeaker's; 3D-Speaker has 1e-8, of CAM++ 0.
     second_layer : bool
-        A second linear map.
-    layers : list of int
-        [first, last] of the states; the last one is read. None: all.
+        ReLU, BatchNorm without affine and one more linear map follow.
+    bias : bool
+        The first linear map has b.
+    embedding_norm : bool
+        BatchNorm without affine on the embedding.
 
     Example
     -------
-    >>> TSTP(64, embedding_size=8)([torch.rand(2, 50, 64)]).shape
-    torch.Size([2, 1, 8])
+    >>> sum(p.numel() for p in TSTP(10240).parameters())
+    5243136
     """
 
     def __init__(
         self,
-        input_size,
-        n_states=1,
-        embedding_size=256,
-        eps: float = 1e-7,
+        input_size: int,
+        n_states: int = 1,
+        embedding_size: int = 256,
+        channels: int | None = None,
+        variance_eps: float = 1e-7,
+        second_layer: bool = False,
         bias: bool = True,
         embedding_norm: bool = False,
-        second_layer: bool = False,
-        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
-        check_at_least("eps", eps, 0, whole=False)
-        self.read_states(n_states, layers)
-        _, last, _ = self.states_read
-        self.states_read = (last, last, n_states)
-        self.eps = max(eps, FLOOR)
-        self.bottleneck = nn.Linear(2 * input_size, embedding_size, bias=bias)
-        self.embedding_norm = (
-            nn.BatchNorm1d(embedding_size, affine=False)
-            if embedding_norm
-            else nn.Identity()
-        )
-        self.second = None
+        if channels is not None and (channels < 1 or input_size % channels):
+            raise InputError(f"channels={channels}, expected a divisor of {input_size}")
+        self.channels, self.variance_eps = channels, variance_eps
+        width = 2 * (channels or input_size)
+        self.bottleneck = nn.Linear(width, embedding_size, bias=bias)
         if second_layer:
-            self.second = nn.Sequential(
-                nn.ReLU(),
-                nn.BatchNorm1d(embedding_size, affine=False),
-                nn.Linear(embedding_size, embedding_size),
-            )
+            self.norm = nn.BatchNorm1d(embedding_size, affine=False)
+            self.last = nn.Linear(embedding_size, embedding_size)
+        if embedding_norm:
+            self.embedding_norm = nn.BatchNorm1d(embedding_size, affine=False)
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        (x,) = self.chosen(states)
+        x = states[-1]
         padding = padding_mask(x.shape[1], lens)
         with full_precision(x):
-            mean, variance = moments(x.float().transpose(1, 2), padding)
-            pooled = torch.cat([mean, (variance + self.eps).sqrt()], dim=-1)
-        e = self.embedding_norm(
-            self.bottleneck(pooled.to(self.bottleneck.weight.dtype))
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            if self.channels is None:
+                x = x.transpose(1, 2)
+            else:
+                x = x.unflatten(2, (self.channels, -1))
+                if padding is not None:
+                    padding = padding.repeat_interleave(x.shape[3], 1)
+                x = x.transpose(1, 2).flatten(2)
+            mean, variance = moments(x, padding)
+            deviation = (variance + self.variance_eps).clamp(min=CONTEXT_FLOOR).sqrt()
+            pooled = torch.cat([mean, deviation], dim=1)
+        e = self.bottleneck(pooled.to(self.bottleneck.weight.dtype))
+        if hasattr(self, "last"):
+            e = self.last(self.norm(F.relu(e)))
+        if hasattr(self, "embedding_norm"):
+            e = self.embedding_norm(e)
+        return e.unsqueeze(1)
+
+
+class ASP(Head):
+    """Attentive statistics of the last state, one linear map.
+
+    Arguments
+    ---------
+    input_size : int
+        Width D of the state.
+    n_states : int
+        States of the encoder.
+    embedding_size : int
+        Width E of the embedding.
+    hidden : int
+        Width of the attention's bottleneck.
+    context, activation, variance_floor, context_eps
+        Of :class:`~speechbrain_ext.lobes.heads.pooling.AttentiveStatisticsPooling`.
+
+    Example
+    -------
+    >>> sum(p.numel() for p in ASP(5120).parameters())
+    3937920
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        n_states: int = 1,
+        embedding_size: int = 256,
+        hidden: int = 128,
+        context: bool = False,
+        activation: str = "relu",
+        variance_floor: float = VARIANCE_FLOOR,
+        context_eps: float = 0.0,
+    ):
+        super().__init__()
+        check_at_least("embedding_size", embedding_size, 1)
+        check_at_least("hidden", hidden, 1)
+        self.pooling = AttentiveStatisticsPooling(
+            input_size,
+            hidden,
+            context=context,
+            activation=activation,
+            variance_floor=variance_floor,
+            context_eps=context_eps,
         )
-        return (e if self.second is None else self.second(e)).unsqueeze(1)
+        self.bottleneck = nn.Linear(2 * input_size, embedding_size)
+
+    def forward(self, states, lens=None):
+        """States [B, T, D], lens [B] relative → [B, 1, E]."""
+        x = states[-1]
+        pooled = self.pooling(x, padding_mask(x.shape[1], lens))
+        return self.bottleneck(pooled.to(self.bottleneck.weight.dtype)).unsqueeze(1)
