@@ -14,7 +14,9 @@ from torch import nn
 from speechbrain_ext.lobes.convolution import (
     Derived,
     NormedConv2d,
+    around,
     in_inference,
+    is_plain,
     relu,
     row_ends,
     scale_and_shift,
@@ -146,7 +148,7 @@ class CAMPPlus(Encoder):
         x = self.stem(x.transpose(1, 2).unsqueeze(1), ends)
         if ends is not None:
             x, ends = ends.cleared(x, TDNN_KERNEL // 2, 3), ends.strided()
-        x = relu(self.tdnn(x)).squeeze(2).transpose(1, 2)  # [B, T', C]
+        x = self.tdnn(x).squeeze(2).transpose(1, 2)  # [B, T', C]
         segments = Segments(x, ends)
         for block in self.blocks:
             x = block(x, segments, ends, self.checkpointed)
@@ -187,11 +189,11 @@ class Stem(nn.Module):
 
     def forward(self, x, ends=None):
         """``ends``: :class:`RowEnds` of a padded batch."""
-        x = relu(self.first(x))  # features are zero in the padding
+        x = self.first(x)  # features are zero in the padding
         for block in self.blocks:
             x = block(x, ends)
         x = x if ends is None else ends.cleared(x, 1, 3)
-        return relu(self.last(x))
+        return self.last(x)
 
 
 class ResidualBlock(nn.Module):
@@ -208,11 +210,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x, ends=None):
         """[B, C, F, T] → [B, C, F', T]."""
         x = x if ends is None else ends.cleared(x, 1, 3)
-        y = relu(self.first(x))
+        y = self.first(x)
         y = y if ends is None else ends.cleared(y, 1, 3)
-        y = self.last(y)
-        y += x if self.shortcut is None else self.shortcut(x)
-        return relu(y)
+        return self.last(y, around(self.shortcut, x))
 
 
 class DenseBlock(nn.Module):
@@ -257,9 +257,7 @@ class RectifiedLinear(Derived):
 
     def forward(self, x):
         """[B, T, C] → [B, T, D]."""
-        # bf16 has too few digits for a bound that is added again
-        plain = x.dtype == self.linear.weight.dtype and x.dtype.itemsize >= 4
-        if not in_inference(self) or not plain or autocasts(x):
+        if not in_inference(self) or not is_plain(x, self.linear.weight):
             y = self.output_norm(self.linear(relu(self.norm(x.flatten(0, 1)))))
         else:
             low, high, weight, bias = self.derived()
@@ -352,9 +350,3 @@ class Segments:
         """[B, S, G] → that of each frame, [B, T, G]; of a single segment [B, 1, G]."""
         single = gate.shape[1] == 1 and not torch.compiler.is_compiling()
         return gate if single else gate[:, self.numbers]
-
-
-def autocasts(x):
-    """Whether products on the device of x are computed in another type."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

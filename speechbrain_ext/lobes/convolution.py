@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.cpu_inference import fused_convolution
 from speechbrain_ext.utils.precision import valid_counts
 
 
@@ -68,6 +69,17 @@ class Derived(nn.Module):
         return {k: v for k, v in self.__dict__.items() if k != "_kept"}
 
 
+def is_plain(x, weight):
+    """Whether x and a weight multiply as they are: in one type, without autocast.
+
+    And in one of 32 bits or more: steps are put together in another order here.
+    """
+    kind = x.device.type
+    available = torch.amp.is_autocast_available(kind)
+    casts = available and torch.is_autocast_enabled(kind)
+    return x.dtype == weight.dtype and x.dtype.itemsize >= 4 and not casts
+
+
 def relu(x):
     """max(x, 0), in place where no gradient needs x."""
     return F.relu(x, inplace=not torch.is_grad_enabled())
@@ -105,35 +117,53 @@ class NormedConv2d(Derived):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
         self.norm = nn.BatchNorm2d(outputs) if normed else nn.Identity()
 
-    def forward(self, x):
-        """[B, C, F, T] → [B, D, F', T']."""
-        if not in_inference(self):
-            return self.norm(self.conv(x))
-        weight, bias = self.derived()
-        if weight.dim() == 4:
-            return F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
-        # one place at a time: torch's own product copies where one thread computes
-        high, wide = self.conv.stride
-        x = x[:, :, ::high, ::wide].permute(0, 2, 3, 1)
-        y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
-        return y.view(*x.shape[:-1], -1).permute(0, 3, 1, 2)
+    def forward(self, x, added=None, rectified=True, highest=None):
+        """[B, C, F, T] → [B, D, F', T'].
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            [B, C, F, T].
+        added : torch.Tensor, optional
+            What is added, as large as the result, in which it may be overwritten.
+        rectified : bool
+            Whether ReLU comes last.
+        highest : float, optional
+            What that clips at.
+        """
+        if in_inference(self) and is_plain(x, self.conv.weight):
+            weight, bias = self.derived()
+            places = self.conv.stride, self.conv.padding
+            if x.device.type == "cpu" and x.dtype == torch.float32:
+                return fused_convolution(
+                    x, weight, bias, *places, added, rectified, highest
+                )
+            y = F.conv2d(x, weight, bias, *places)
+        else:
+            y = self.norm(self.conv(x))
+        y = y if added is None else y + added
+        if not rectified:
+            return y
+        return relu(y) if highest is None else F.hardtanh(y, 0.0, highest)
 
     def derive(self):
-        """Weight and bias of the one convolution, or product where it sees one place.
+        """Weight and bias of the one convolution.
 
         Channels are innermost, so that they are in what comes out: no layer reorders
         what it gets.
         """
-        weight, shift = self.conv.weight, self.conv.bias
+        weight, bias = self.conv.weight, self.conv.bias
         if isinstance(self.norm, nn.BatchNorm2d):
             scale, shift = scale_and_shift(self.norm)
             weight = weight * scale.view(-1, 1, 1, 1)
-            if self.conv.bias is not None:
-                shift = shift + scale * self.conv.bias
-        if weight[0, 0].numel() == 1:
-            return weight.flatten(1).t().contiguous(), shift
+            bias = shift if bias is None else shift + scale * bias
         last = torch.empty_like(weight, memory_format=torch.channels_last)
-        return last.copy_(weight), shift  # contiguous() would not, of one channel
+        return last.copy_(weight), bias  # contiguous() would not, of one channel
+
+
+def around(shortcut, x):
+    """What a residual block adds: x, or what its shortcut makes of it."""
+    return x if shortcut is None else shortcut(x, rectified=False)
 
 
 class RowEnds:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.convolution import NormedConv2d, relu, row_ends
+from speechbrain_ext.lobes.convolution import NormedConv2d, around, row_ends
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
 from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
@@ -129,7 +129,7 @@ class ERes2NetV2(Encoder):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""
         x = x.to(self.first.conv.weight.dtype)
         ends = row_ends(x, lens)
-        x = relu(self.first(x.transpose(1, 2).unsqueeze(1)))
+        x = self.first(x.transpose(1, 2).unsqueeze(1))
         for number, stage in enumerate(self.stages):
             before, ends_before = x, ends
             if ends is not None:
@@ -138,7 +138,7 @@ class ERes2NetV2(Encoder):
                 x = self.checkpointed(block, x, ends)
         if ends is not None:
             before = ends_before.cleared(before, 1, 3)
-        x = self.fusion(x, self.downsampling(before))
+        x = self.fusion(x, self.downsampling(before, rectified=False))
         return [x.permute(0, 3, 1, 2).flatten(2)]
 
     def output_lens(self, x, lens):
@@ -175,17 +175,16 @@ class Block(nn.Module):
 
     def forward(self, x, ends=None):
         """``ends``: :class:`RowEnds` of the result, in a padded batch."""
-        outputs = []
-        for number, chunk in enumerate(clipped(self.first(x)).split(self.width, 1)):
+        first, outputs = self.first(x, highest=LIMIT), []
+        for number, chunk in enumerate(first.split(self.width, 1)):
             if outputs and self.fusions:
                 chunk = self.fusions[number - 1](outputs[-1], chunk)
             elif outputs:
                 chunk = chunk + outputs[-1]
             chunk = chunk if ends is None else ends.cleared(chunk, 1, 3)
-            outputs.append(clipped(self.chain[number](chunk)))
-        y = self.last(torch.cat(outputs, dim=1))
-        y += x if self.shortcut is None else self.shortcut(x)
-        return clipped(y)
+            outputs.append(self.chain[number](chunk, highest=LIMIT))
+        y = torch.cat(outputs, dim=1)
+        return self.last(y, around(self.shortcut, x), highest=LIMIT)
 
 
 class AFF(nn.Module):
@@ -198,12 +197,9 @@ class AFF(nn.Module):
 
     def forward(self, x, y):
         """[B, C, F, T] of each → the same."""
-        attention = self.squeeze(torch.cat([x, y], dim=1))
+        attention = self.squeeze(torch.cat([x, y], dim=1), rectified=False)
         attention = F.silu(attention, inplace=not torch.is_grad_enabled())
         # a x + (2 − a) y
-        return torch.addcmul(x + y, self.excite(attention).tanh(), x - y)
-
-
-def clipped(x):
-    """ρ, in place where no gradient needs x."""
-    return F.hardtanh(x, 0.0, LIMIT, inplace=not torch.is_grad_enabled())
+        return torch.addcmul(
+            x + y, self.excite(attention, rectified=False).tanh(), x - y
+        )

@@ -16,7 +16,6 @@ from speechbrain_ext.lobes.heads import (
     LAP,
     MFA,
     MHFA,
-    TSTP,
     AdapterMFA,
     ConformerMFA,
     WeightedSumECAPA,
@@ -48,9 +47,6 @@ HEADS = {
     "mhfa": (MHFA, {"heads": 3, "compression_size": 5}),
     "ca_mhfa": (CAMHFA, {"heads": 3, "compression_size": 5, "kernel": 5}),
     "lap": (LAP, {"heads": 3, "channels": 8}),
-    "tstp": (TSTP, {}),
-    "tstp norm": (TSTP, {"variance_eps": 0.0, "bias": False, "embedding_norm": True}),
-    "tstp two layers": (TSTP, {"second_layer": True}),
     "xvector": (
         XVector,
         {"channels": [9, 8], "kernels": [3, 2], "dilations": [1, 2]},
