@@ -144,7 +144,7 @@ class CAMPPlus(Encoder):
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""
         x = x.to(self.norm.weight.dtype)
-        ends = row_ends(x, lens)
+        x, ends = row_ends(x, lens)
         x = self.stem(x.transpose(1, 2).unsqueeze(1), ends)
         if ends is not None:
             x, ends = ends.cleared(x, TDNN_KERNEL // 2, 3), ends.strided()
@@ -189,7 +189,7 @@ class Stem(nn.Module):
 
     def forward(self, x, ends=None):
         """``ends``: :class:`RowEnds` of a padded batch."""
-        x = self.first(x)  # features are zero in the padding
+        x = self.first(x)
         for block in self.blocks:
             x = block(x, ends)
         x = x if ends is None else ends.cleared(x, 1, 3)
@@ -271,11 +271,11 @@ class RectifiedLinear(Derived):
         infinite = torch.full_like(bound, float("inf"))
         low = torch.where(scale > 0, bound, -infinite)
         high = torch.where(scale < 0, bound, infinite)
-        constant = scale == 0  # then ReLU(t) whatever x is
+        constant = ~bound.isfinite()  # s is zero: ReLU(t) whatever x is
         low, high = (torch.where(constant, 0.0, x) for x in (low, high))
         shift = torch.where(constant, shift.relu(), shift)
         weight, bias = self.linear.weight * scale, self.linear.weight @ shift
-        if isinstance(self.output_norm, nn.BatchNorm1d):
+        if not isinstance(self.output_norm, nn.Identity):
             scale, shift = scale_and_shift(self.output_norm)
             weight, bias = weight * scale.unsqueeze(1), scale * bias + shift
         return low, high, weight.t().contiguous(), bias
@@ -331,10 +331,11 @@ class Segments:
         count = (frames + SEGMENT - 1) // SEGMENT
         self.numbers = places // SEGMENT
         inside = self.numbers == torch.arange(count, device=x.device).unsqueeze(1)
-        inside = inside.unsqueeze(0).to(x.dtype)  # [1, S, T]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        inside = inside.unsqueeze(0).to(dtype)  # [1, S, T]
         valid = torch.ones_like(inside[:, :1])
         if ends is not None:
-            valid = (~ends.mask).unsqueeze(1).to(x.dtype)
+            valid = (~ends.mask).unsqueeze(1).to(dtype)
         inside = inside * valid
         # a segment behind the end of its row has none
         inside = inside / inside.sum(-1, keepdim=True).clamp(min=1)
@@ -344,7 +345,8 @@ class Segments:
     def context(self, h):
         """[B, T, D] → sums of both means, [B, S, D]."""
         with full_precision(h):
-            return torch.bmm(self.weights, h.to(self.weights.dtype))
+            means = torch.bmm(self.weights, h.to(self.weights.dtype))
+        return means.to(h.dtype)
 
     def spread(self, gate):
         """[B, S, G] → that of each frame, [B, T, G]; of a single segment [B, 1, G]."""

@@ -153,7 +153,7 @@ class NormedConv2d(Derived):
         what it gets.
         """
         weight, bias = self.conv.weight, self.conv.bias
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if not isinstance(self.norm, nn.Identity):
             scale, shift = scale_and_shift(self.norm)
             weight = weight * scale.view(-1, 1, 1, 1)
             bias = shift if bias is None else shift + scale * bias
@@ -222,13 +222,15 @@ def _behind(valid, frames, reach):
 
 
 def row_ends(x, lens):
-    """Features [B, T, M], relative lengths [B] → RowEnds; None: nothing is padded.
+    """Features [B, T, M], relative lengths [B] → (features, RowEnds).
 
-    A graph that is compiled or exported cannot depend on the lengths: it always masks.
+    Zero in the padding; None in the place of the ends where nothing is padded. A graph
+    that is compiled or exported cannot depend on the lengths: it always masks.
     """
     if lens is None:
-        return None
+        return x, None
     valid = valid_counts(lens, x.shape[1])
     if not torch.compiler.is_compiling() and bool((valid >= x.shape[1]).all()):
-        return None
-    return RowEnds(valid.to(x.device), x.shape[1])
+        return x, None
+    ends = RowEnds(valid.to(x.device), x.shape[1])
+    return x.masked_fill(ends.mask.unsqueeze(-1), 0.0), ends

@@ -128,7 +128,7 @@ class ERes2NetV2(Encoder):
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""
         x = x.to(self.first.conv.weight.dtype)
-        ends = row_ends(x, lens)
+        x, ends = row_ends(x, lens)
         x = self.first(x.transpose(1, 2).unsqueeze(1))
         for number, stage in enumerate(self.stages):
             before, ends_before = x, ends
