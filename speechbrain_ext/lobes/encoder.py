@@ -18,6 +18,7 @@ the modules that a group names (:mod:`speechbrain_ext.pruning.gates`), so no for
 knows of them, and modules of transformers may be pruned as they are.
 """
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -235,11 +236,18 @@ class Encoder(_Rebuildable):
         return self.freeze(frozen)
 
     def checkpointed(self, layer, *inputs):
-        """Run one layer; with ``gradient_checkpointing`` it runs again in backward."""
+        """Run one layer; with ``gradient_checkpointing`` it runs again in backward.
+
+        What runs again leaves BatchNorm's statistics alone.
+        """
         # not only in training mode: a frozen encoder with LoRA is in eval mode
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return layer(*inputs)
+
+        def contexts():
+            return contextlib.nullcontext(), _statistics_kept(layer)
+
+        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
 
     # -- pruning, profile, ONNX ----------------------------------------------------
 
@@ -289,6 +297,21 @@ class Encoder(_Rebuildable):
             same steps whatever the values, the batch and the lengths are.
         """
         return None
+
+
+@contextlib.contextmanager
+def _statistics_kept(layer):
+    """Inside, BatchNorm layers do not move their running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
+    norms = [module for module in layer.modules() if isinstance(module, kind)]
+    own = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, own):
+            norm.momentum = momentum
 
 
 class Head(_Rebuildable):

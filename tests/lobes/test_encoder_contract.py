@@ -17,6 +17,7 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
 from speechbrain_ext.features import W2VBertFeatures
+from speechbrain_ext.lobes.campplus import CAMPPlus
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     Head,
@@ -24,8 +25,10 @@ from speechbrain_ext.lobes.encoder import (
     count_parameters,
     padding_mask,
 )
+from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
@@ -198,6 +201,18 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "campplus": lambda **o: CAMPPlus(
+        [2, 1], [1, 2], channels=12, growth=4, bottleneck=6, stem_channels=4, **o
+    ),
+    "eres2netv2": lambda **o: ERes2NetV2(
+        [1, 1, 2, 1], channels=8, chunks=3, front_end="wespeaker", **o
+    ),
+    "resnet": lambda **o: ResNet(
+        blocks=[1, 2, 1, 1], bottleneck=True, width=4, n_mels=20, **o
+    ),
+    "simam_resnet": lambda **o: SimAMResNet(
+        blocks=[1, 1, 2, 1], width=4, n_mels=20, front_end="voxblink2", **o
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -205,7 +220,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer"),
+    *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
