@@ -1,7 +1,8 @@
 """Waveform → input of an encoder, batched, differentiable, on any device."""
 
 from speechbrain_ext.features.nemo import NemoFeatures
+from speechbrain_ext.features.speechbrain import SpeechBrainFbank
 from speechbrain_ext.features.w2v_bert import W2VBertFeatures
 from speechbrain_ext.features.whisper import WhisperFeatures
 
-__all__ = ["NemoFeatures", "W2VBertFeatures", "WhisperFeatures"]
+__all__ = ["NemoFeatures", "SpeechBrainFbank", "W2VBertFeatures", "WhisperFeatures"]

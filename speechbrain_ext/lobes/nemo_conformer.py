@@ -8,14 +8,12 @@ of parameters are NeMo's. Layer drop, spectrogram masks and dither, which only i
 training has, are left out: all states are there in training too.
 """
 
-import contextlib
 import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from speechbrain_ext.features import NemoFeatures
 from speechbrain_ext.lobes.attention import fused
@@ -173,16 +171,6 @@ class NemoConformerEncoder(Encoder):
         valid = self._subsampled(valid_counts(lens, x.shape[1]))
         return (valid / self._subsampled(x.shape[1])).to(lens.device)
 
-    def checkpointed(self, layer, *inputs):
-        """As of every encoder; what runs again leaves BatchNorm's statistics alone."""
-        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return layer(*inputs)
-
-        def contexts():
-            return contextlib.nullcontext(), _statistics_kept(layer)
-
-        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
-
     def truncate(self, n_states):
         """Leave out the layers behind the first ``n_states`` states, in place."""
         layers, config = n_states - 1, self.arguments["source"]
@@ -247,18 +235,3 @@ class NemoConformerEncoder(Encoder):
             frozen=self.frozen,
             gradient_checkpointing=self.gradient_checkpointing,
         )
-
-
-@contextlib.contextmanager
-def _statistics_kept(layer):
-    """Inside, BatchNorm layers do not move their running statistics."""
-    kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
-    norms = [module for module in layer.modules() if isinstance(module, kind)]
-    own = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, own):
-            norm.momentum = momentum

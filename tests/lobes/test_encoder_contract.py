@@ -17,6 +17,7 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
 from speechbrain_ext.features import W2VBertFeatures
+from speechbrain_ext.lobes.ecapa import ECAPA
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     Head,
@@ -177,6 +178,14 @@ def nemo_config(**changes):
     return {"encoder": {**sizes, **changes}}
 
 
+ECAPA_PRUNED = {
+    "channels": [24, 24, 24, 24, 20],
+    "res2net_widths": [3, 1, 2],
+    "se_widths": [7, 128, 1],
+    "block_sums": True,
+}
+
+
 ENCODERS = {
     "w2v_bert": lambda **o: W2VBertEncoder(tiny_config(), **o),
     "w2v_bert_pruned": lambda **o: W2VBertEncoder(tiny_config(**PRUNED), **o),
@@ -198,6 +207,8 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "ecapa": lambda **o: ECAPA([16, 24, 24, 24, 20], features={"n_mels": 9}, **o),
+    "ecapa_zeros": lambda **o: ECAPA(padding="zeros", **ECAPA_PRUNED, **o),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -437,6 +448,7 @@ def size_of_a_unit(costs):
     return max(
         cost.unit
         + cost.fixed
+        + 2 * cost.square * cost.gate.size
         + sum(pair * costs.groups[other].gate.size for other, pair in cost.pairs)
         for cost in costs.groups
     )
