@@ -342,21 +342,24 @@ _TENSORS = (
 
 
 def _bordered(x, border, reflects, padding=None):
-    """[B, C, T] → [B, C, T + 2 border], with what a row alone has beyond its end.
-
-    Of a padded row only the frames next to its end are written: no others reach into
-    it.
-    """
+    """[B, C, T] → [B, C, T + 2 border], with what a row alone has beyond its end."""
     if not border:
         return x
-    x = F.pad(x, (border, border), mode="reflect" if reflects else "constant")
+    if not reflects:
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(1), 0.0)
+        return F.pad(x, (border, border))
     if padding is None:
-        return x
+        return F.pad(x, (border, border), mode="reflect")
+    end = (~padding).sum(1, keepdim=True)
+    if torch.compiler.is_compiling():
+        # the batch size would be a constant of the writing below
+        place = torch.arange(-border, x.shape[-1] + border, device=x.device).abs()
+        place = torch.where(place < end, place, 2 * (end - 1) - place).clamp(min=0)
+        return x.gather(2, place.unsqueeze(1).expand(-1, x.shape[1], -1))
+    # only the frames next to the end of a row: no others reach into it
+    x = F.pad(x, (border, border), mode="reflect")
     rows = torch.arange(len(x), device=x.device).unsqueeze(1)
-    steps = torch.arange(border, device=x.device)
-    end = (~padding).sum(1, keepdim=True) + border
-    if reflects:
-        x[rows, :, end + steps] = x[rows, :, end - 2 - steps]
-    else:
-        x[rows, :, end + steps] = 0.0
+    place = border + end + torch.arange(border, device=x.device)
+    x[rows, :, place] = x[rows, :, 2 * (border + end - 1) - place]
     return x

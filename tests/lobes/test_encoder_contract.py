@@ -216,7 +216,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer"),
+    *("w2v_bert", "whisper", "nemo_conformer", "ecapa_zeros"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
