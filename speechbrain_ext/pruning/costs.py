@@ -1,14 +1,13 @@
 """What gated units cost, in parameters or in multiply-adds, exactly.
 
     cost = rest + Σ_g ( unit_g · E[units kept] + fixed_g · P(any is kept) )
-                + Σ_{g,h} pair_gh · E[units kept]_g · E[units kept]_h
-                + Σ_g square_g · E[units kept]_g²
+                + Σ_{g≤h} pair_gh · E[units kept]_g · E[units kept]_h
 
 ``unit`` is what one unit owns (its input weights and biases, its part of the output
 weight), ``fixed`` what goes with the last one (output bias, LayerNorm, distance
 embedding), ``pair`` what two neighbouring groups share (the weight from one
-convolution's channels to those of the next), ``square`` what the units of one group
-share, ``rest`` what has no gate. All are read off the tensors, or off the operations
+convolution's channels to those of the next) or the units of one with each other,
+``rest`` what has no gate. All are read off the tensors, or off the operations
 that torch counts, so that hard gates give the cost of the pruned module itself.
 """
 
@@ -31,8 +30,8 @@ from speechbrain_ext.utils.errors import InputError
 class GroupCost(NamedTuple):
     """What the units of a gated group cost.
 
-    ``unit`` each, ``fixed`` all together; ``pairs``: (number of another group, cost of
-    each pair of units); ``square``: of each pair of its own.
+    ``unit`` each, ``fixed`` all together; ``pairs``: (number of another group, or its
+    own, cost of each pair of units).
     """
 
     group: PrunableGroup
@@ -40,7 +39,6 @@ class GroupCost(NamedTuple):
     unit: int
     fixed: int
     pairs: tuple = ()
-    square: int = 0
 
 
 class CostModel:
@@ -88,10 +86,9 @@ class CostModel:
         total = self.rest
         for cost, count, any_kept in zip(self.groups, units, alive):
             total = total + cost.unit * count + cost.fixed * any_kept
-            total = total + cost.square * count * count
         for number, cost in enumerate(self.groups):
             for other, pair in cost.pairs:
-                if other < number:  # each pair once
+                if other <= number:  # each pair once
                     total = total + pair * units[number] * units[other]
         return total
 
@@ -174,12 +171,8 @@ def _cost_model(gates, shares, fixed, total, measure):
         for number, (group, gate) in enumerate(gates)
     ]
     for (one, other), size in pairs.items():
-        if one == other:
-            square = size // costs[one].group.units ** 2
-            costs[one] = costs[one]._replace(square=square)
-            continue
         pair = size // (costs[one].group.units * costs[other].group.units)
-        for a, b in ((one, other), (other, one)):
+        for a, b in {(one, other), (other, one)}:
             costs[a] = costs[a]._replace(pairs=(*costs[a].pairs, (b, pair)))
     model = CostModel(costs, 0, measure)
     model.rest = total - model.full

@@ -139,8 +139,10 @@ def _saving(removal, remaining, costs):
     """What the cost goes down by; 0 where the group has gone already."""
     cost, units = costs.groups[removal.group], remaining[removal.group]
     gone = _units(removal, remaining)
-    unit = cost.unit + sum(pair * remaining[other] for other, pair in cost.pairs)
-    unit += cost.square * (2 * units - gone)  # n² − (n − gone)², each
+    unit = cost.unit
+    for other, pair in cost.pairs:  # its own: n² − (n − gone)² less
+        others = remaining[other]
+        unit += pair * (2 * units - gone if other == removal.group else others)
     return gone * unit + cost.fixed * (gone == units > 0)
 
 

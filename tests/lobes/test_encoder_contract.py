@@ -448,9 +448,11 @@ def size_of_a_unit(costs):
     return max(
         cost.unit
         + cost.fixed
-        + 2 * cost.square * cost.gate.size
-        + sum(pair * costs.groups[other].gate.size for other, pair in cost.pairs)
-        for cost in costs.groups
+        + sum(
+            (1 + (other == own)) * pair * costs.groups[other].gate.size
+            for other, pair in cost.pairs
+        )
+        for own, cost in enumerate(costs.groups)
     )
 
 
