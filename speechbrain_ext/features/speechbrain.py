@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from speechbrain.processing.features import Filterbank
 from torch import nn
 
-from speechbrain_ext.features.w2v_bert import (
+from speechbrain_ext.features.kaldi import (
     SAMPLE_RATE,
     chunk_size,
     sample_counts,
@@ -73,7 +73,7 @@ class SpeechBrainFbank(nn.Module):
         filter_shape: str = "triangular",
     ):
         super().__init__()
-        self.sample_rate, self.n_mels = sample_rate, n_mels
+        self.sample_rate = sample_rate
         frame = round(sample_rate / 1000 * win_length)
         self.hop = round(sample_rate / 1000 * hop_length)
         self.fft = n_fft
@@ -99,10 +99,6 @@ class SpeechBrainFbank(nn.Module):
         self.constants = functools.partial(
             _filterbank, frame, n_fft, sample_rate, n_mels, f_min, highest, filter_shape
         )
-
-    def samples_of(self, frames):
-        """Samples of the shortest waveform that is taken and has so many frames."""
-        return max(self.min_samples, (frames - 1) * self.hop)
 
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] in ±1, wav_lens [B] → features [B, T', M], lens [B] relative.

@@ -27,7 +27,8 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
 )
 from torch import nn
 
-from speechbrain_ext.features import SpeechBrainFbank
+from speechbrain_ext.features import KaldiFbank, SpeechBrainFbank
+from speechbrain_ext.features.kaldi import HOP, sample_counts
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     PrunableGroup,
@@ -35,12 +36,12 @@ from speechbrain_ext.lobes.encoder import (
     shared_copy,
 )
 from speechbrain_ext.lobes.heads.pooling import norm_of_frames
+from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 SCALE = 8  # chunks of Res2
 BOTTLENECK = 128  # of squeeze-excitation
 PADDINGS = ("reflect", "zeros")
-FEATURES = {"speechbrain": SpeechBrainFbank}
 
 
 class ECAPA(Encoder):
@@ -65,9 +66,15 @@ class ECAPA(Encoder):
         behind the last layer; or ``zeros``, without one, as wespeaker.
     block_sums : bool
         A block sees the sum of all that is before it, as in VoxBlink2.
-    features : dict
-        ``kind``: "speechbrain"; all else goes to its class, as ``n_mels``. None:
-        SpeechBrain's, 80 mel bins.
+    n_mels : int
+        Frequencies F of the features.
+    front_end : str
+        ``speechbrain``, or one of ResNet's: ``wespeaker``, ``3dspeaker``,
+        ``voxblink2``, ``voxblink2_std``.
+    dither : float
+        Noise that Kaldi's filterbank adds in training; wespeaker's is 1.
+    fbank : dict
+        Further options of :class:`~speechbrain_ext.features.SpeechBrainFbank`.
     res2net_widths, se_widths : list of int
         Of each block, channels of a chunk and of the bottleneck that pruning left.
     frozen, gradient_checkpointing : bool
@@ -98,7 +105,10 @@ class ECAPA(Encoder):
         se_channels: int = BOTTLENECK,
         padding: str = "reflect",
         block_sums: bool = False,
-        features: dict | None = None,
+        n_mels: int = 80,
+        front_end: str = "speechbrain",
+        dither: float = 0.0,
+        fbank: dict | None = None,
         res2net_widths: list[int] | None = None,
         se_widths: list[int] | None = None,
         frozen: bool = False,
@@ -117,10 +127,11 @@ class ECAPA(Encoder):
                 raise InputError(f"{name}={widths}, expected {blocks} of 1 or more")
         if padding not in PADDINGS:
             raise InputError(f"padding={padding!r}, expected {' or '.join(PADDINGS)}")
-        self.features = _features(**(features or {}))
+        check_at_least("n_mels", n_mels, 1)
+        self.features = _features(front_end, n_mels, dither, fbank)
         self.block_sums, self.hidden_size = block_sums, channels[-1]
         parts = ECAPA_TDNN(
-            self.features.n_mels,
+            n_mels,
             channels=list(channels),
             kernel_sizes=list(kernel_sizes),
             dilations=list(dilations),
@@ -142,17 +153,19 @@ class ECAPA(Encoder):
         # as many frames as are reflected, and the one that they are reflected at
         frames = 1 + max(borders) if padding == "reflect" else 1
         self.sample_rate = self.features.sample_rate
-        self.min_samples = self.features.samples_of(frames)
-        self.features.min_samples = self.min_samples
+        self.min_samples = _samples(self.features, frames)
 
     def front_end(self, wavs, wav_lens=None):
         """[B, T] → features [B, T', M], relative lengths [B]."""
+        if self.min_samples > self.features.min_samples:
+            sample_counts(wavs, wav_lens, self.min_samples)
         return self.features(wavs, wav_lens)
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
-        return isinstance(other, ECAPA) and (
-            self.arguments["features"] == other.arguments["features"]
+        names = ("front_end", "n_mels", "dither", "fbank")
+        return isinstance(other, ECAPA) and all(
+            self.arguments[name] == other.arguments[name] for name in names
         )
 
     def encode(self, x, lens=None):
@@ -258,14 +271,31 @@ def _check_sizes(channels, kernels, dilations, scale, block_sums):
         )
 
 
-def _features(kind="speechbrain", **options):
-    """The front end of that kind."""
-    if kind not in FEATURES:
-        raise InputError(f"features: kind {kind!r}, expected {' or '.join(FEATURES)}")
+def _features(front_end, n_mels, dither, fbank):
+    """The features of that name."""
+    known = ("speechbrain", *FRONT_ENDS)
+    if front_end not in known:
+        raise InputError(f"front_end {front_end!r}, expected one of {', '.join(known)}")
+    if front_end != "speechbrain":
+        if fbank is not None:
+            raise InputError(
+                f"fbank={fbank} with front_end {front_end!r}, expected 'speechbrain'"
+            )
+        return FRONT_ENDS[front_end](n_mels, dither)
+    if dither:
+        raise InputError(f"dither={dither}, expected 0: speechbrain has none")
     try:
-        return FEATURES[kind](**options)
-    except TypeError as error:  # an option that there is not, named by Python
-        raise InputError(f"features: {error}") from error
+        return SpeechBrainFbank(n_mels, **(fbank or {}))
+    except TypeError as error:  # an option that there is not, which Python names
+        raise InputError(f"fbank: {error}") from error
+
+
+def _samples(features, frames):
+    """Samples of the shortest waveform that has so many frames."""
+    if isinstance(features, KaldiFbank):
+        return features.min_samples + (frames - 1) * features.settings.hop
+    hop = getattr(features, "hop", HOP)
+    return max(features.min_samples, (frames - 1) * hop)
 
 
 def _resize(block, channels, width, narrow):

@@ -155,7 +155,7 @@ class GroupGate(nn.Module):
         self.floor = min(size, max(floor, int(not can_vanish)))
         self.units = HardConcrete(size, log_alpha) if gate_units else None
         self.whole = HardConcrete(1, log_alpha) if gate_whole else None
-        self.unit_dim, self.unit_size = -1, 1
+        self.unit_dim, self.in_blocks = -1, False
         self.drawn = GateValues()
 
     def __getstate__(self):
@@ -164,7 +164,7 @@ class GroupGate(nn.Module):
 
     def attach(self, model, group):
         """Become ``gate`` of the module that ``group`` names, and hook its parts."""
-        self.unit_dim, self.unit_size = group.unit_dim, group.unit_size
+        self.unit_dim, self.in_blocks = group.unit_dim, bool(group.inner_weights)
         holder = model.get_submodule(group.name)
         holder.gate = self
         drawn_at = model.get_submodule(group.drawn_at or group.name)
@@ -195,8 +195,9 @@ class GroupGate(nn.Module):
         x, units = inputs[0], self.drawn.units
         if units is None:
             return None
-        factors = units.to(x.dtype).repeat_interleave(self.unit_size)
-        factors = factors.repeat(x.shape[self.unit_dim] // len(factors))
+        factors, times = units.to(x.dtype), x.shape[self.unit_dim] // len(units)
+        spread = torch.Tensor.repeat if self.in_blocks else torch.repeat_interleave
+        factors = spread(factors, times)
         if self.unit_dim != -1:
             factors = factors.view(-1, *[1] * (x.dim() - 1 - self.unit_dim))
         return (x * factors, *inputs[1:])

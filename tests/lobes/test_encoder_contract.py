@@ -27,6 +27,7 @@ from speechbrain_ext.lobes.encoder import (
 )
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
@@ -183,6 +184,7 @@ ECAPA_PRUNED = {
     "res2net_widths": [3, 1, 2],
     "se_widths": [7, 128, 1],
     "block_sums": True,
+    "front_end": "voxblink2_std",
 }
 
 
@@ -207,8 +209,14 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
-    "ecapa": lambda **o: ECAPA([16, 24, 24, 24, 20], features={"n_mels": 9}, **o),
+    "ecapa": lambda **o: ECAPA([16, 24, 24, 24, 20], n_mels=9, **o),
     "ecapa_zeros": lambda **o: ECAPA(padding="zeros", **ECAPA_PRUNED, **o),
+    "resnet": lambda **o: ResNet(
+        blocks=[1, 2, 1, 1], bottleneck=True, width=4, n_mels=20, **o
+    ),
+    "simam_resnet": lambda **o: SimAMResNet(
+        blocks=[1, 1, 2, 1], width=4, n_mels=20, front_end="voxblink2", **o
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -216,7 +224,7 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer", "ecapa_zeros"),
+    *("w2v_bert", "whisper", "nemo_conformer", "resnet", "ecapa_zeros"),
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 

@@ -129,6 +129,8 @@ def _summary(model):
     """Class, sizes and layers of what was converted, in a line."""
     encoder = model if isinstance(model, Encoder) else model.encoder
     layers = f"{encoder.n_states - 1} layers of {encoder.hidden_size}"
+    if encoder.n_states == 1:
+        layers = f"frames of {encoder.hidden_size}"
     count = sum(p.numel() for p in encoder.parameters())
     if encoder is model:
         return f"{type(model).__name__} alone; {count:,} parameters, {layers}"
