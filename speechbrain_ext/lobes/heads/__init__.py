@@ -1,5 +1,6 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",
+    "ECAPAPooling",
     "LayerAdapter",
     "WeightedSumECAPA",
     "XVector",
