@@ -236,7 +236,10 @@ class Encoder(_Rebuildable):
         return self.freeze(frozen)
 
     def checkpointed(self, layer, *inputs):
-        """Run one layer; with ``gradient_checkpointing`` it runs again in backward."""
+        """Run one layer; with ``gradient_checkpointing`` it runs again in backward.
+
+        What runs again leaves the statistics of its BatchNorms alone.
+        """
         # not only in training mode: a frozen encoder with LoRA is in eval mode
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return layer(*inputs)

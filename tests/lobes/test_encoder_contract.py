@@ -29,6 +29,7 @@ from speechbrain_ext.lobes.encoder import (
 from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -225,6 +226,27 @@ ENCODERS = {
     "simam_resnet": lambda **o: SimAMResNet(
         blocks=[1, 1, 2, 1], width=4, n_mels=20, front_end="voxblink2", **o
     ),
+    "redimnet": lambda **o: ReDimNet(
+        bins=12,
+        channels=4,
+        stages_setup=[[1, 1, 2, [[3, 3]], 6], [3, 1, 1, [[3, 3]], None]],
+        block_2d_type="basic_resnet_fwse",
+        group_divisor=2,
+        front_end={"feat_type": "tf"},
+        **o,
+    ),
+    "redimnet2": lambda **o: ReDimNet2(
+        bins=12,
+        channels=4,
+        stages_setup=[[[2, 2], 1, 0.5, [[3, 3]], 6], [[1, 2], 1, 1, [[3, 5]], 6]],
+        block_1d_type="att",
+        block_2d_type="convnext_like",
+        out_channels=6,
+        agg_gnorm=True,
+        dual_agg=True,
+        front_end={"norm_signal": True},
+        **o,
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -233,6 +255,7 @@ ENCODERS = {
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
     *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
+    "redimnet",
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
