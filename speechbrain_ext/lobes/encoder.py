@@ -236,10 +236,7 @@ class Encoder(_Rebuildable):
         return self.freeze(frozen)
 
     def checkpointed(self, layer, *inputs):
-        """Run one layer; with ``gradient_checkpointing`` it runs again in backward.
-
-        What runs again leaves the statistics of its BatchNorms alone.
-        """
+        """Run one layer; with ``gradient_checkpointing`` it runs again in backward."""
         # not only in training mode: a frozen encoder with LoRA is in eval mode
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return layer(*inputs)
@@ -469,7 +466,7 @@ def count_parameters(module):
 
 @contextmanager
 def _statistics_kept(layer):
-    """Inside, BatchNorm layers do not move their running statistics."""
+    """BatchNorm layers that run again do not move their statistics again."""
     kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
     norms = [(m, m.momentum) for m in layer.modules() if isinstance(m, kind)]
     try:
