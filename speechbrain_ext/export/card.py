@@ -225,6 +225,8 @@ def _training(facts):
             yield words.format(facts.training[key])
     if origin := facts.training.get("converted_from"):
         yield f"converted from a published checkpoint, {origin.get('file')}"
+        if figures := origin.get("published_figures"):
+            yield f"figures published with networks of this size: {figures}"
 
 
 def _units(structure):

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.w2v_bert import (
+from speechbrain_ext.features.kaldi import (
     FRAME,
     HOP,
     MELS,

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.w2v_bert import chunk_size, sample_counts
+from speechbrain_ext.features.kaldi import chunk_size, sample_counts
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
 

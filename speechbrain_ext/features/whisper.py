@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.w2v_bert import (
+from speechbrain_ext.features.kaldi import (
     FRAME,
     HOP,
     SAMPLE_RATE,
@@ -80,7 +80,7 @@ class WhisperFeatures(nn.Module):
             frames = samples // HOP
             longest = int(frames.max())
             padded = int(frames.min()) < longest
-            log_mel = self._log_mel(_mirrored(wavs.float(), samples), longest)
+            log_mel = self._log_mel(mirrored(wavs.float(), samples, MARGIN), longest)
             features = self._above_floor(log_mel, frames if padded else None)
             return features, frames / longest
 
@@ -110,18 +110,18 @@ class WhisperFeatures(nn.Module):
         return features if frames is None else features.masked_fill(padding, 0.0)
 
 
-def _mirrored(wavs, samples):
-    """[B, T] → [B, 400 + T]: 200 samples mirrored at both ends of each row.
+def mirrored(wavs, samples, margin):
+    """[B, T] → [B, T + 2 margin]: so many samples mirrored at both ends of each row.
 
     Row b ends after ``samples`` [B] of it; zeros follow what is mirrored there.
     """
     wavs = without_padding(wavs, samples)
-    steps = torch.arange(MARGIN, device=wavs.device)
-    before = wavs[:, 1 : MARGIN + 1].flip(1)
+    steps = torch.arange(margin, device=wavs.device)
+    before = wavs[:, 1 : margin + 1].flip(1)
     ends = samples.unsqueeze(1)
     after = wavs.gather(1, ends - 2 - steps)
     wide = torch.cat([before, wavs, torch.zeros_like(before)], dim=1)
-    return wide.scatter(1, MARGIN + ends + steps, after)
+    return wide.scatter(1, margin + ends + steps, after)
 
 
 @functools.lru_cache

@@ -7,6 +7,16 @@ from transformers.activations import ACT2FN
 
 from speechbrain_ext.utils.errors import InputError
 
+# torch.compile's operations: products and convolutions with what follows them
+ONEDNN = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name)
+    for name in (
+        *("_linear_pointwise", "_convolution_pointwise", "_convolution_pointwise_"),
+    )
+)
+# Multiply-adds from which oneDNN's product is faster than that of torch's BLAS.
+ONEDNN_FROM = 2**24
+
 
 def inference_on_cpu(x):
     """Whether ``x`` needs no gradient, is on a CPU, and no graph is being captured."""
@@ -32,9 +42,6 @@ def activation(name, key):
     return own.get(name) or ACT2FN[name]
 
 
-# Multiply-adds from which oneDNN's product is faster than that of torch's BLAS.
-ONEDNN_FROM = 2**24
-ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # What oneDNN applies while its output is in the cache, by the function that it is.
 ACTIVATIONS = {gelu: ("gelu", "none"), swish: ("swish", "")}
 
@@ -77,3 +84,46 @@ def activated(linear, function, x):
     if known and plain and by_onednn(x, linear.weight):
         return product(x, linear.weight, linear.bias, *known)
     return function(linear(x))
+
+
+def fused_convolution(
+    x, weight, bias, stride, padding, added=None, relu=True, highest=None
+):
+    """ReLU(conv(x) + bias + added) as one operation of oneDNN, where torch has it.
+
+    What it writes is not read again: of a 1×1 convolution that is a third of the time.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        [B, C, H, W], float32 on a CPU, in the layout ``channels_last``.
+    weight, bias : torch.Tensor
+        [C', C, h, w] and [C'].
+    stride, padding : sequence of int
+        Of the convolution.
+    added : torch.Tensor, optional
+        [B, C', H', W']; may be overwritten.
+    relu : bool
+        Whether ReLU comes last.
+    highest : float, optional
+        What ReLU clips at.
+
+    Returns
+    -------
+    torch.Tensor
+        [B, C', H', W'].
+    """
+    operation = (x, weight, bias, padding, stride, (1, 1), 1)
+    known = ONEDNN and torch.backends.mkldnn.enabled
+    if known and added is None:
+        kind, values = "relu" if relu else "none", []
+        if relu and highest is not None:
+            kind, values = "hardtanh", [0.0, highest]
+        return torch.ops.mkldnn._convolution_pointwise(*operation, kind, values, "")
+    if known and relu and added.is_contiguous(memory_format=torch.channels_last):
+        binary = torch.ops.mkldnn._convolution_pointwise_.binary
+        y = binary(added, *operation, "add", 1, "relu", [], "")
+        return y if highest is None else y.clamp_(max=highest)
+    y = F.conv2d(x, weight, bias, stride, padding)
+    y = y if added is None else y.add_(added)
+    return y.clamp_(0.0, highest) if relu else y

@@ -21,11 +21,7 @@ from pathlib import Path
 from torch import nn
 from transformers import Wav2Vec2BertConfig
 
-from speechbrain_ext.features.w2v_bert import (
-    MIN_SAMPLES,
-    GraphFeatures,
-    W2VBertFeatures,
-)
+from speechbrain_ext.features.w2v_bert import MIN_SAMPLES, W2VBertFeatures
 from speechbrain_ext.lobes.conformer import (
     ConformerLayer,
     ConvolutionModule,
@@ -181,7 +177,7 @@ class W2VBertEncoder(Encoder):
     def graph_form(self):
         """All frames in one product, all queries in one block, always a mask."""
         form = shared_copy(self)
-        form.features = GraphFeatures(self.features.normalise_variance)
+        form.features = self.features.graph_form()
         for module in form.modules():
             if isinstance(module, RelativeKeyAttention):
                 # the number of blocks would be that of the example

@@ -72,9 +72,11 @@ def full_precision(tensor):
     For margins, cosines, statistics and features. Where there is no autocast, as for
     meta tensors (and, before torch 2.5, on Apple's GPUs), nothing is to be done.
     """
-    if not torch.amp.is_autocast_available(tensor.device.type):
+    device = tensor.device.type
+    available = torch.amp.is_autocast_available(device)
+    if not (available and torch.is_autocast_enabled(device)):
         return contextlib.nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
+    return torch.autocast(device, enabled=False)
 
 
 def autocast_type(name):

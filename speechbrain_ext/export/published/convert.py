@@ -129,6 +129,8 @@ def _summary(model):
     """Class, sizes and layers of what was converted, in a line."""
     encoder = model if isinstance(model, Encoder) else model.encoder
     layers = f"{encoder.n_states - 1} layers of {encoder.hidden_size}"
+    if encoder.n_states == 1:
+        layers = f"frames of {encoder.hidden_size}"
     count = sum(p.numel() for p in encoder.parameters())
     if encoder is model:
         return f"{type(model).__name__} alone; {count:,} parameters, {layers}"
@@ -170,6 +172,13 @@ def _kind_of(content, kind):
         raise InputError(f"kind {kind!r}, expected one of {', '.join(known)}")
     candidates = known if kind is None else [kind]
     fitting = [name for name in candidates if known[name].detect(content.tensors)]
+    if len(fitting) > 1:  # the same tensors: names and what lies there may tell
+        said = [
+            name
+            for name in fitting
+            if getattr(known[name], "said_beside", lambda path: False)(content.path)
+        ]
+        fitting = said if len(said) == 1 else fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

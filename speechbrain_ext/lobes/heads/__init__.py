@@ -1,22 +1,27 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
 from speechbrain_ext.lobes.heads.astp import ASTP
+from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.statistics import ASP, TSTP
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
+    "ASP",
     "ASTP",
     "CAMHFA",
     "LAP",
     "MFA",
     "MHFA",
+    "TSTP",
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",
+    "ECAPAPooling",
     "LayerAdapter",
     "WeightedSumECAPA",
     "XVector",

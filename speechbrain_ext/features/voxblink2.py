@@ -1,0 +1,202 @@
+"""The mel spectrum of VoxBlink2's models, for a recording as long as it is.
+
+    x ← x / max |x|   or   (x − mean x) / std x        over the utterance
+    y[n] = x[n] − 0.97 x[n−1],  y[0] = x[0]
+    f = ln(M |FFT512(w · y)|² + 10⁻⁶)   Hann window w of 25 ms, 80 mels (HTK) 0–8 kHz
+    z = f − mean_t f                    per utterance and mel bin
+
+Lin et al. 2024 (arXiv 2407.11510; github.com/VoxBlink2/ScriptsForVoxBlink2): frames
+around every 10 ms from the first sample on, mirrored at both ends. Each row of a batch
+is mirrored at its own end.
+"""
+
+import functools
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import nn
+from transformers.audio_utils import mel_filter_bank
+
+from speechbrain_ext.features.kaldi import (
+    FRAME,
+    HOP,
+    MELS,
+    PREEMPHASIS,
+    SAMPLE_RATE,
+    chunk_size,
+    sample_counts,
+    without_padding,
+)
+from speechbrain_ext.features.whisper import mirrored
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import full_precision, valid_counts
+
+FFT = 512
+MARGIN = FFT // 2
+GUARD = 1e-6  # added to energies
+PEAK_GUARD = 1e-4 / 2**15  # added to the peak, which is in units of 16 bits there
+
+
+class VoxBlink2Features(nn.Module):
+    """The mel spectrum of VoxBlink2's models: waveform → [B, T', M].
+
+    Always computed in float32, also under autocast. Holds no parameters and adds
+    nothing to a state dict.
+
+    Arguments
+    ---------
+    n_mels : int
+        Mel bins M.
+    normalise : str
+        ``peak``, as the ResNets that pool by attention or over time, or
+        ``deviation``, as the other ResNet and the ECAPA-TDNN.
+
+    Example
+    -------
+    >>> features, lens = VoxBlink2Features()(torch.rand(2, 16000) - 0.5)
+    >>> features.shape, lens
+    (torch.Size([2, 101, 80]), tensor([1., 1.]))
+    """
+
+    sample_rate = SAMPLE_RATE
+    min_samples = MARGIN + 1  # what mirroring needs
+
+    def __init__(
+        self,
+        n_mels: PositiveInt = MELS,
+        normalise: Literal["peak", "deviation"] = "peak",
+    ):
+        super().__init__()
+        if normalise not in ("peak", "deviation"):
+            raise InputError(f"normalise={normalise!r}, expected peak or deviation")
+        self.n_mels, self.normalise = n_mels, normalise
+
+    def forward(self, wavs, wav_lens=None):
+        """Compute the features of a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [B, T], float in ±1 at 16 kHz, padded on the right.
+        wav_lens : torch.Tensor
+            [B], valid part of each row relative to T. None: all rows are full.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [B, T', M] at 100 Hz, T' = ⌊samples / 160⌋ + 1 of the longest row; zero in
+            the padding.
+        lens : torch.Tensor
+            [B], valid part of each row relative to T'.
+
+        Raises
+        ------
+        InputError
+            Wrong shape, or a row shorter than 257 samples.
+        """
+        samples = sample_counts(wavs, wav_lens, self.min_samples)
+        frames = samples // HOP + 1
+        longest = int(frames.max())
+        padded = int(samples.min()) < wavs.shape[1]
+        with full_precision(wavs):
+            wavs = without_padding(wavs.float(), samples)
+            emphasised = self._emphasised(wavs, samples if padded else None)
+            log_mel = self._log_mel(mirrored(emphasised, samples, MARGIN), longest)
+            features = _centred(log_mel, frames if padded else None)
+        return features, frames / longest
+
+    def _emphasised(self, wavs, samples):
+        """[B, T], zero in the padding, normalised and with pre-emphasis."""
+        x, inside = wavs, None
+        if samples is not None:
+            places = torch.arange(wavs.shape[1], device=wavs.device)
+            inside = places < samples.unsqueeze(1)
+        count = wavs.shape[1] if samples is None else samples.unsqueeze(1)
+        mean = x.sum(1, keepdim=True) / count
+        centred = x - mean if inside is None else (x - mean).where(inside, 0.0)
+        deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+        if self.normalise == "deviation":
+            normal = centred / deviation
+        else:
+            normal = x / (x.abs().amax(1, keepdim=True) + PEAK_GUARD)
+        x = torch.where(deviation > 0, normal, x * 2.0**15)  # as it is, of 16 bits
+        x = torch.cat([x[:, :1], x[:, 1:] - PREEMPHASIS * x[:, :-1]], dim=1)
+        return x if inside is None else x.where(inside, 0.0)
+
+    def _log_mel(self, wavs, n_frames):
+        """Mirrored [B, 512 + T] → [B, F, M], a few frames at a time."""
+        size = max(1, chunk_size(wavs.device) // len(wavs))
+        mel, window = mel_and_window(self.n_mels, wavs.device)
+        parts = []
+        for some in wavs.unfold(-1, FFT, HOP)[:, :n_frames].split(size, 1):
+            squares = torch.view_as_real(torch.fft.rfft(some * window)).square()
+            power = torch.matmul(squares[..., 0] + squares[..., 1], mel)
+            parts.append(power.add_(GUARD).log_())
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def graph_form(self):
+        """The same in steps that one fixed graph can hold."""
+        return GraphVoxBlink2Features(self.n_mels, self.normalise)
+
+
+class GraphVoxBlink2Features(VoxBlink2Features):
+    """The same features in steps that one fixed graph can hold.
+
+    Window and transform are one matrix, in float64.
+    """
+
+    def __init__(self, n_mels=MELS, normalise="peak"):
+        super().__init__(n_mels, normalise)
+        mel, window = mel_and_window(n_mels, torch.device("cpu"))
+        spectrum = torch.fft.rfft(torch.diag(window.double()))  # [512, 257]
+        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
+        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("mel", mel, persistent=False)
+
+    def forward(self, wavs, wav_lens):
+        """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
+        samples, total = valid_counts(wav_lens, wavs.shape[1]), wavs.shape[1]
+        inside = torch.arange(total, device=wavs.device) < samples.unsqueeze(1)
+        emphasised = self._emphasised(wavs.where(inside, 0.0), samples)
+        starts = torch.arange(total // HOP + 1, device=wavs.device) * HOP
+        places = torch.arange(FFT, device=wavs.device) - MARGIN
+        places = (starts.unsqueeze(1) + places).abs()  # mirrored before the start
+        last = samples.view(-1, 1, 1) - 1
+        places = (last - (last - places).abs()).clamp(min=0)  # and at the end
+        shape = places.shape
+        overlapping = emphasised.gather(1, places.flatten(1)).view(shape)
+        spectrum = torch.matmul(overlapping.double(), self.projection)
+        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
+        log_mel = (torch.matmul(real + imaginary, self.mel) + GUARD).log()
+        frames = samples // HOP + 1
+        return _centred(log_mel, frames), frames / log_mel.shape[1]
+
+
+def _centred(log_mel, frames):
+    """[B, F, M] less the mean over valid frames [B], None: all; zero behind them."""
+    if frames is None:
+        return log_mel - log_mel.mean(1, keepdim=True)
+    places = torch.arange(log_mel.shape[1], device=log_mel.device)
+    valid = (places < frames.unsqueeze(1)).unsqueeze(-1)  # [B, F, 1]
+    total = log_mel.where(valid, 0.0).sum(1, keepdim=True)
+    return (log_mel - total / frames.view(-1, 1, 1)).where(valid, 0.0)
+
+
+@functools.lru_cache
+@torch.inference_mode(False)  # else they could never meet a gradient later
+def mel_and_window(n_mels, device):
+    """Mel filters [257, M] and window [512] on a device, float32, made once."""
+    mel = mel_filter_bank(
+        num_frequency_bins=FFT // 2 + 1,
+        num_mel_filters=n_mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm=None,
+        mel_scale="htk",
+    )
+    window = torch.hann_window(FRAME, device=device)
+    left = (FFT - FRAME) // 2
+    window = nn.functional.pad(window, (left, FFT - FRAME - left))
+    return torch.tensor(mel, dtype=torch.float32, device=device), window

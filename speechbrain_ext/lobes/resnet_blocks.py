@@ -1,0 +1,229 @@
+"""Blocks of ResNets over padded batches of features, and SimAM.
+
+    basic       ReLU(h + A(BN(conv₃ₓ₃(ReLU(BN(conv₃ₓ₃(h)))))))
+    bottleneck  ReLU(h + BN(conv₁ₓ₁(ReLU(BN(conv₃ₓ₃(ReLU(BN(conv₁ₓ₁(h)))))))))
+    A(y) = y σ((y − μ)² / 4(v + 10⁻⁴) + ½)          SimAM, else A(y) = y
+
+He et al. 2016 (arXiv 1512.03385). μ and v, unbiased, are those of a channel over all
+frequencies and valid frames: SimAM (Yang et al. 2021, ICML; Qin et al. 2022, arXiv
+2204.10523). Maps are [B, C, F, T].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from speechbrain_ext.lobes.cpu_inference import fused_convolution, inference_on_cpu
+from speechbrain_ext.lobes.encoder import PrunableGroup
+from speechbrain_ext.utils.precision import full_precision
+
+SIMAM_FLOOR = 1e-4
+CACHED = 65536  # numbers of a tensor that stay in the cache
+
+
+class Ends:
+    """Where the utterances of a padded batch end.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        [B], the valid ones, on the device of the batch.
+    total : int
+        All frames.
+    """
+
+    def __init__(self, frames, total):
+        self.frames, self.total = frames, total
+
+    @classmethod
+    def of(cls, frames, x):
+        """Those of features x [B, T, F]; None where nothing is padded."""
+        total = x.shape[1]
+        if not torch.compiler.is_compiling() and bool((frames >= total).all()):
+            return None
+        return cls(frames.to(x.device), total)
+
+    def after(self, stride):
+        """Those behind a convolution of this stride."""
+        if stride == 1:
+            return self
+        return Ends(halved(self.frames), halved(self.total))
+
+    def mask(self):
+        """[B, 1, 1, T], True in the padding."""
+        places = torch.arange(self.total, device=self.frames.device)
+        return (places >= self.frames.unsqueeze(1))[:, None, None]
+
+    def cut(self, x):
+        """x [B, C, F, T] with zero behind the ends, as far as 3×3 filters look.
+
+        Without a gradient in place: one frame a row.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return x.masked_fill(self.mask(), 0.0)
+        rows = (self.frames < self.total).nonzero().squeeze(1)
+        x[rows, :, :, self.frames[rows]] = 0.0
+        return x
+
+
+class Convolution(nn.Conv2d):
+    """A convolution without bias, BatchNorm, a sum and ReLU, in one step on CPUs.
+
+    Padding keeps the size.
+    """
+
+    def __init__(self, width, output, kernel, stride=1):
+        super().__init__(width, output, kernel, stride, kernel // 2, bias=False)
+
+    def forward(self, x, norm, added=None, relu=True):
+        """x [B, C, F, T] → [B, C', F', T']; ``added`` may be overwritten."""
+        types = {x.dtype, self.weight.dtype}
+        fused = types == {torch.float32} and inference_on_cpu(x) and not norm.training
+        if fused and not torch.is_autocast_enabled("cpu"):
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            weight = self.weight * scale.view(-1, 1, 1, 1)
+            bias = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+            return fused_convolution(
+                x, weight, bias, self.stride, self.padding, added, relu
+            )
+        x = norm(super().forward(x))
+        x = x if added is None else x + added
+        return F.relu(x) if relu else x
+
+
+class _Block(nn.Module):
+    """What both kinds of blocks have: [B, C, F, T] → [B, C', F', T']."""
+
+    expansion = 1
+
+    def __init__(self, width, planes, inner, stride, simam):
+        super().__init__()
+        self.stride, self.simam, self.widths, self.planes = stride, simam, inner, planes
+        output = planes * self.expansion
+        self.shortcut = nn.Sequential()
+        if stride != 1 or width != output:
+            convolution = Convolution(width, output, 1, stride)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(output))
+
+    def _around(self, x):
+        """What is added to the convolutions' output."""
+        if not len(self.shortcut):
+            return x
+        return self.shortcut[0](x, self.shortcut[1], relu=False)
+
+    def prunable_groups(self):
+        """Channels between its convolutions → list of PrunableGroup."""
+        return [
+            PrunableGroup(
+                name=f"conv{number}",
+                kind="conv",
+                units=units,
+                full=self.planes,
+                input_weights=(
+                    f"conv{number}.weight",
+                    *(f"bn{number}.{name}" for name in ("weight", "bias")),
+                    *(f"bn{number}.running_{name}" for name in ("mean", "var")),
+                ),
+                output_weight=f"conv{number + 1}.weight",
+                unit_dim=1,
+            )
+            for number, units in enumerate(self.widths, 1)
+        ]
+
+
+class BasicBlock(_Block):
+    """Two 3×3 convolutions."""
+
+    def __init__(self, width, planes, inner, stride, simam):
+        super().__init__(width, planes, inner, stride, simam)
+        self.conv1 = Convolution(width, inner[0], 3, stride)
+        self.bn1 = nn.BatchNorm2d(inner[0])
+        self.conv2 = Convolution(inner[0], planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+
+    def forward(self, x, ends=None):
+        """[B, C, F, T] → [B, C', F', T']; ``ends`` are those of x."""
+        x = ends.cut(x) if ends else x
+        ends = ends and ends.after(self.stride)
+        y = self.conv1(x, self.bn1)
+        y = ends.cut(y) if ends else y
+        if not self.simam:
+            return self.conv2(y, self.bn2, self._around(x))
+        return simam(self.conv2(y, self.bn2, relu=False), self._around(x), ends)
+
+
+class Bottleneck(_Block):
+    """1×1, 3×3 and 1×1 convolutions, the last one four times as wide."""
+
+    expansion = 4
+
+    def __init__(self, width, planes, inner, stride, simam):
+        super().__init__(width, planes, inner, stride, simam)
+        first, second = inner
+        self.conv1 = Convolution(width, first, 1)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = Convolution(first, second, 3, stride)
+        self.bn2 = nn.BatchNorm2d(second)
+        self.conv3 = Convolution(second, planes * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+
+    def forward(self, x, ends=None):
+        """[B, C, F, T] → [B, C', F', T']; ``ends`` are those of x."""
+        y = self.conv1(x, self.bn1)
+        y = ends.cut(y) if ends else y  # only the 3×3 filters look sideways
+        y = self.conv2(y, self.bn2)
+        return self.conv3(y, self.bn3, self._around(x))
+
+
+def simam(x, added, ends=None):
+    """ReLU(x σ((x − μ)² / 4(v + 10⁻⁴) + ½) + added): [B, C, F, T] → the same.
+
+    μ and v [C] of each utterance over frequencies and valid frames.
+    """
+    if inference_on_cpu(x) and x.dtype == torch.float32:
+        frames = [x.shape[3]] * len(x) if ends is None else ends.frames.tolist()
+        return torch.cat(
+            [
+                _simam_row(x[b : b + 1], added[b : b + 1], n)
+                for b, n in enumerate(frames)
+            ]
+        )
+    with full_precision(x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = wide.shape[2] * (wide.shape[3] if ends is None else ends.frames)
+        mask = None if ends is None else ends.mask()
+
+        def total(values):
+            values = values if mask is None else values.masked_fill(mask, 0.0)
+            return values.sum((2, 3), keepdim=True)
+
+        if ends is not None:
+            count = count.view(-1, 1, 1, 1)
+        squares = (wide - total(wide) / count).square()
+        least = 1 if ends is None else torch.ones_like(count)
+        below = max(count - 1, 1) if ends is None else torch.maximum(count - 1, least)
+        variance = total(squares) / below
+        gate = torch.sigmoid(squares / (4 * (variance + SIMAM_FLOOR)) + 0.5)
+        return F.relu(wide * gate + added).to(x.dtype)
+
+
+def _simam_row(x, added, frames):
+    """The same of one utterance [1, C, F, T], a few frequencies at a time."""
+    valid = x[..., :frames]
+    variance, mean = torch.var_mean(valid, (2, 3), keepdim=True)
+    scale = (4 * (variance + SIMAM_FLOOR)).rsqrt()
+    shift, half = -mean * scale, x.new_full((), 0.5)
+    rows = max(1, CACHED // (x.shape[1] * x.shape[3]))
+    parts = []
+    for y, other in zip(x.split(rows, 2), added.split(rows, 2)):
+        gate = torch.addcmul(shift, y, scale)
+        gate = torch.addcmul(half, gate, gate).sigmoid_()
+        parts.append(torch.addcmul(other, y, gate).relu_())
+    return torch.cat(parts, 2)
+
+
+def halved(size, times=1):
+    """Frames or frequencies behind convolutions of stride 2, a number or a tensor."""
+    for _ in range(times):
+        size = (size + 1) // 2
+    return size
