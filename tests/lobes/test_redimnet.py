@@ -5,7 +5,7 @@ import torch
 from tiny_encoder import noise, randomise
 
 from speechbrain_ext.lobes import redim_blocks, redimnet
-from speechbrain_ext.lobes.heads import ASTP
+from speechbrain_ext.lobes.heads import ECAPAPooling
 from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.redimnet_sizes import SIZES, SIZES2
 from speechbrain_ext.utils.errors import InputError
@@ -30,7 +30,9 @@ def test_parameters(kind):
         found = {}
         for size in SIZES:
             encoder = kind(size)
-            found[size] = count(encoder, ASTP(encoder.hidden_size))
+            found[size] = count(
+                encoder, ECAPAPooling(encoder.hidden_size, flavour="wespeaker")
+            )
     expected = dict(zip(SIZES, PARAMETERS[kind], strict=True))
     assert {size: round(n / 1e6, 1) for size, n in found.items()} == expected
     exact = {ReDimNet: 15_015_473, ReDimNet2: 12_394_784}

@@ -2,7 +2,7 @@
 
     backbone.stem, stage{i}.0.w, .2, .{3 + b}.conv_block, …   encoder
     backbone.fin_wght1d, mfa or head                          encoder
-    pool, bn, linear, bn2                                     head ASTP
+    pool, bn, linear, bn2                                     head ECAPAPooling
     spec                                                      compared with the features
     cls_head                                                  left out
 
@@ -28,7 +28,7 @@ from speechbrain_ext.export.published.redimnet_config import (
     sizes_of_tensors,
 )
 from speechbrain_ext.features.redimnet import PREEMPHASIS
-from speechbrain_ext.lobes.heads import ASTP
+from speechbrain_ext.lobes.heads import ECAPAPooling
 from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.utils.errors import InputError, naming
@@ -175,7 +175,7 @@ def convert(checkpoint, encoder_config=None):
     with naming(path):
         options = read_options(config, sizes_of_tensors(weights))
         encoder = (ReDimNet2 if options.second else ReDimNet)(**options.encoder)
-        head = ASTP(encoder.hidden_size, **options.head)
+        head = ECAPAPooling(encoder.hidden_size, flavour="wespeaker", **options.head)
     constants = {n: w for n, w in weights.items() if n.startswith(_SPEC)}
     _check_features(constants, encoder.features, path)
     own = {n: w for n, w in weights.items() if n not in constants}

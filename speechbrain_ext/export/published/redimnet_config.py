@@ -102,8 +102,8 @@ def read_options(config, sizes):
     _check_dropouts(given.get("att_dos") or {})
     head = {
         "embedding_size": given["embed_dim"],
-        "hidden": sizes["hidden"],
-        "context": given["global_context_att"],
+        "attention_channels": sizes["hidden"],
+        "global_context": given["global_context_att"],
         "embedding_norm": given["emb_bn"],
     }
     remarks = []
