@@ -25,6 +25,7 @@ from speechbrain_ext.export.published.checkpoint import (
 )
 from speechbrain_ext.export.published.ecapa_head import with_counters
 from speechbrain_ext.lobes.campplus import CAMPPlus
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import TSTP
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -36,6 +37,12 @@ LICENCE = (
     "licence not stated in the file; the repository it is published in "
     "(modelscope/3D-Speaker) is Apache-2.0"
 )
+
+# Parameters → what 3D-Speaker's README publishes
+FIGURES = {
+    7_176_224: "EER on Vox1-O in %: 0.73; large margin: 0.65",
+    17_859_632: "EER on Vox1-O in %: 0.68; large margin: 0.61",
+}
 
 CLASSIFIER = "projection."
 _CAMPPLUS = "xvector.tdnn.linear.weight"
@@ -157,7 +164,7 @@ def convert(checkpoint):
         such network.
     """
     if is_campplus(checkpoint.tensors):
-        return campplus(checkpoint, "3dspeaker", 0.0)
+        return campplus(checkpoint, "3dspeaker", 0.0, FIGURES)
     weights, left_out, path = own_tensors(checkpoint, _ERES2NETV2)
     size = Sizes(weights, path)
     channels = size("conv1.weight")
@@ -192,11 +199,14 @@ def convert(checkpoint):
             variance_eps=1e-8,
             second_layer="seg_2.weight" in weights,
         )
-    return loaded(encoder, head, "eres2netv2", weights, left_out, path)
+    return loaded(encoder, head, "eres2netv2", weights, left_out, path, FIGURES)
 
 
-def campplus(checkpoint, front_end, eps):
-    """CAM++ of these features and this ε of the pooling → Converted."""
+def campplus(checkpoint, front_end, eps, figures):
+    """CAM++ of these features and this ε of the pooling → Converted.
+
+    ``figures``: number of parameters → what is published of such a network.
+    """
     weights, left_out, path = own_tensors(checkpoint, _CAMPPLUS)
     size = Sizes(weights, path)
     stem = size("head.conv1.weight")
@@ -227,7 +237,7 @@ def campplus(checkpoint, front_end, eps):
             bias=False,
             embedding_norm=True,
         )
-    return loaded(encoder, head, "campplus", weights, left_out, path)
+    return loaded(encoder, head, "campplus", weights, left_out, path, figures)
 
 
 class Sizes:
@@ -260,7 +270,7 @@ def own_tensors(checkpoint, known):
     return as_weights(own, checkpoint.path), left_out, checkpoint.path
 
 
-def loaded(encoder, head, kind, weights, left_out, path):
+def loaded(encoder, head, kind, weights, left_out, path, figures):
     """Encoder and head with these weights, strictly → Converted."""
     model = SpeakerEncoder(encoder, head)
 
@@ -282,8 +292,11 @@ def loaded(encoder, head, kind, weights, left_out, path):
     }
     load_strictly(named, with_counters(named, weights), str(path))
     front_end = encoder.arguments["front_end"]
+    details, size = {"front_end": front_end}, count_parameters(model).total
+    if size in figures:
+        details["published_figures"] = figures[size]
     remark = f"its features are {front_end}'s (--kind)"
-    return Converted(model.eval(), None, left_out, {"front_end": front_end}, [remark])
+    return Converted(model.eval(), None, left_out, details, [remark])
 
 
 def as_here(weight, shape):
