@@ -331,7 +331,9 @@ def test_formats_are_listed(capsys):
         names
         == sorted(formats())
         == [
-            *("diarizen", "unispeech", "w2v_bert", "wespeaker_ssl", "xvector"),
+            *("diarizen", "speechbrain_ecapa", "three_d_speaker_ecapa", "unispeech"),
+            *("voxblink2_ecapa", "voxblink2_resnet", "w2v_bert", "wespeaker_ecapa"),
+            *("wespeaker_resnet", "wespeaker_ssl", "xvector"),
         ]
     )
 

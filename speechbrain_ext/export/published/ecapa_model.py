@@ -105,12 +105,16 @@ VOXBLINK2 = Style(
 
 
 def place_of(tensors, style):
-    """What stands before the names of that style; None: there are none."""
+    """What stands before the names of that style, before all of a file.
+
+    None: there are none, or they are the head of something else.
+    """
     first, second = style.known
     for name, tensor in tensors.items():
         place = name.removesuffix(first)
         if place != name and tensor.dim() == 3 and f"{place}{second}" in tensors:
-            return place
+            alone = all(other.startswith(place) for other in tensors)
+            return place if alone else None
     return None
 
 
