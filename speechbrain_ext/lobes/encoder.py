@@ -466,7 +466,7 @@ def count_parameters(module):
 
 @contextmanager
 def _statistics_kept(layer):
-    """Inside, BatchNorm layers do not move their running statistics."""
+    """BatchNorm layers that run again do not move their statistics again."""
     kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
     norms = [(m, m.momentum) for m in layer.modules() if isinstance(m, kind)]
     try:

@@ -331,9 +331,10 @@ def test_formats_are_listed(capsys):
         names
         == sorted(formats())
         == [
-            *("diarizen", "speechbrain_ecapa", "three_d_speaker_ecapa", "unispeech"),
-            *("voxblink2_ecapa", "voxblink2_resnet", "w2v_bert", "wespeaker_ecapa"),
-            *("wespeaker_resnet", "wespeaker_ssl", "xvector"),
+            *("diarizen", "redimnet", "speechbrain_ecapa", "three_d_speaker"),
+            *("three_d_speaker_ecapa", "unispeech", "voxblink2_ecapa"),
+            *("voxblink2_resnet", "w2v_bert", "wespeaker_campplus"),
+            *("wespeaker_ecapa", "wespeaker_resnet", "wespeaker_ssl", "xvector"),
         ]
     )
 

@@ -1,5 +1,6 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.astp import ASTP
 from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
@@ -11,6 +12,7 @@ from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
     "ASP",
+    "ASTP",
     "CAMHFA",
     "LAP",
     "MFA",
