@@ -43,6 +43,7 @@ from speechbrain_ext.utils.errors import InputError, check_at_least
 SCALE = 8  # chunks of Res2
 BOTTLENECK = 128  # of squeeze-excitation
 PADDINGS = ("reflect", "zeros")
+SHORT = 100  # frames of rows that a CPU computes sooner together than one by one
 
 
 class ECAPA(Encoder):
@@ -172,8 +173,21 @@ class ECAPA(Encoder):
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T, C]."""
         padding = padding_mask(x.shape[1], lens)
-        if padding is not None:
-            padding = padding.to(x.device)
+        if padding is None:
+            return [self._frames(x)]
+        padding = padding.to(x.device)
+        if self.training or not inference_on_cpu(x) or x.shape[1] < SHORT:
+            return [self._frames(x, padding)]
+        # one row stays in the cache, and has no padding to be computed
+        rows = [
+            self._frames(row[:count].unsqueeze(0)).squeeze(0)
+            for row, count in zip(x, (~padding).sum(1).tolist())
+        ]
+        rows[0] = F.pad(rows[0], (0, 0, 0, x.shape[1] - len(rows[0])))
+        return [nn.utils.rnn.pad_sequence(rows, batch_first=True)]
+
+    def _frames(self, x, padding=None):
+        """Features [B, T, F] → the state [B, T, C]."""
         first, *blocks = self.blocks
         x = first(x.to(first.conv.conv.weight.dtype), padding)
         outputs = []
@@ -181,7 +195,7 @@ class ECAPA(Encoder):
             y = self.checkpointed(block, x, padding)
             outputs.append(y)
             x = x + y if self.block_sums else y
-        return [self.mfa(torch.cat(outputs, dim=-1), padding)]
+        return self.mfa(torch.cat(outputs, dim=-1), padding)
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""

@@ -63,8 +63,12 @@ def test_sizes(channels, padding, flavour, attention, norm, parameters):
         {"kernel_sizes": [3, 5, 3, 3], "dilations": [2, 1, 3, 1], "res2net_scale": 4},
     ],
 )
-def test_speechbrains_module_row_by_row(options):
-    """Its tensors under its names; rows of other lengths, garbage behind them."""
+@pytest.mark.parametrize("frames", [(40, 6, 23), (106, 140, 60)])
+def test_speechbrains_module_row_by_row(options, frames):
+    """Its tensors under its names; rows of other lengths, garbage behind them.
+
+    Long rows are computed one by one, short ones at once, behind a mask.
+    """
     blocks = len(options.get("dilations", CHANNELS)) - 2
     channels = [12, *[16] * blocks, 24]  # with a shortcut
     public = ECAPA_TDNN(20, channels=channels, lin_neurons=1, **options)
@@ -72,9 +76,10 @@ def test_speechbrains_module_row_by_row(options):
     encoder = ECAPA(channels, n_mels=20, **options).eval()
     tensors = public.state_dict()
     encoder.load_state_dict({n: tensors[n] for n in encoder.state_dict()})
-    x, frames = noise(3, 40, 20), (40, 6, 23)
+    x = noise(3, max(frames), 20)
     with torch.no_grad():
-        (state,) = encoder.encode(x, torch.tensor(frames) / 40)
+        (state,) = encoder.encode(x, torch.tensor(frames) / max(frames))
+        assert state.shape == (3, max(frames), 24)
         for row, count in enumerate(frames):
             y, outputs = x[row : row + 1, :count].transpose(1, 2), []
             for block in public.blocks:
