@@ -159,7 +159,8 @@ class ECAPA(Encoder):
 
     def front_end(self, wavs, wav_lens=None):
         """[B, T] → features [B, T', M], relative lengths [B]."""
-        if self.min_samples > self.features.min_samples:
+        more = self.min_samples > self.features.min_samples  # frames to be reflected
+        if more and not torch.compiler.is_compiling():
             sample_counts(wavs, wav_lens, self.min_samples)
         return self.features(wavs, wav_lens)
 
