@@ -13,6 +13,7 @@ from tiny_encoder import LargestTensor, noise, randomise, tiny_encoder
 
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import (
+    ASTP,
     CAMHFA,
     LAP,
     MFA,
@@ -54,6 +55,7 @@ HEADS = {
     "mhfa": (MHFA, {"heads": 3, "compression_size": 5}),
     "ca_mhfa": (CAMHFA, {"heads": 3, "compression_size": 5, "kernel": 5}),
     "lap": (LAP, {"heads": 3, "channels": 8}),
+    "astp": (ASTP, {"hidden": 5, "embedding_norm": True}),
     "xvector": (
         XVector,
         {"channels": [9, 8], "kernels": [3, 2], "dilations": [1, 2]},

@@ -8,7 +8,8 @@
 
 ``b6-vox2-ft_lm.pt`` of github.com/IDRnD/ReDimNet and ``b6-vox2-lm.pt`` of
 github.com/PalabraAI/redimnet2 are such files. What ``model_config`` does not say is
-read from the shapes, so that wespeaker's copies of ReDimNet2, which have none, load.
+read from the shapes, so that wespeaker's copies of ReDimNet2, which have none and call
+the features ``frontend.spec``, load.
 """
 
 import functools
@@ -40,9 +41,39 @@ LICENCE = (
     "PalabraAI/redimnet2) are MIT, data such as VoxBlink2 have licences of their own"
 )
 
+# File → EER on Vox1-O / E / H in per cent, without score normalisation, as the READMEs
+# of the two repositories publish it
+_FIGURES = {
+    **{
+        f"b{size}-vox2-ft_lm": figures
+        for size, figures in enumerate(
+            (
+                *("1.16 / 1.25 / 2.20", "0.85 / 0.97 / 1.73", "0.57 / 0.76 / 1.32"),
+                *("0.50 / 0.73 / 1.33", "0.51 / 0.68 / 1.26", "0.43 / 0.61 / 1.08"),
+                "0.40 / 0.55 / 1.05",
+            )
+        )
+    },
+    **{
+        f"b{size}-vox2-lm": figures
+        for size, figures in enumerate(
+            (
+                *("1.04 / 1.16 / 1.97", "0.78 / 0.96 / 1.72", "0.57 / 0.76 / 1.41"),
+                *("0.42 / 0.66 / 1.22", "0.37 / 0.58 / 1.07", "0.33 / 0.56 / 1.07"),
+                "0.29 / 0.52 / 0.99",
+            )
+        )
+    },
+    "b6-vb2+vox2_v0-lm": "0.23 / 0.35 / 0.67",
+    "b6-vb2+vox2_v0-ptn": "0.29 / 0.50 / 0.94",
+    "b3-vb2+vox2+cnc2_v0-lm": "0.51 / 0.60 / 1.14",
+    "b3-vb2+vox2+cnc2_v0-ptn": "0.69 / 0.82 / 1.47",
+    "b6-vb2+vox2+cnc2_v0-lm": "0.26 / 0.41 / 0.79",
+    "b6-vb2+vox2+cnc2_v0-ptn": "0.42 / 0.58 / 1.07",
+}
 _FIRST = "backbone.stem.0.weight"
 _CLASSIFIERS = ("cls_head.", "projection.")
-_SPEC = "spec."
+_SPEC, _OUTSIDE = "spec.", "frontend."
 _HEAD = {
     "pooling.attention.0": "pool.linear1",
     "pooling.attention.2": "pool.linear2",
@@ -117,7 +148,10 @@ def convert(checkpoint, encoder_config=None):
         raise InputError(
             f"{path}: weights do not fit: {len(strange)} unexpected: {strange[0]}"
         )
-    tensors = {n.removeprefix(place): w for n, w in checkpoint.tensors.items()}
+    tensors = {
+        n.removeprefix(place).removeprefix(_OUTSIDE): w
+        for n, w in checkpoint.tensors.items()
+    }
     if any(name.startswith("backbone.inputs_weights.") for name in tensors):
         raise InputError(
             f"{path}: wespeaker's copy of ReDimNet (backbone.inputs_weights, Kaldi's "
@@ -129,6 +163,12 @@ def convert(checkpoint, encoder_config=None):
     config = checkpoint.config
     if encoder_config is not None:
         config = read_json(encoder_config, {}, what="a model_config")
+    if not config and not any(name.startswith(_SPEC) for name in tensors):
+        raise InputError(
+            f"{path}: neither a model_config nor constants of features "
+            f"({_OUTSIDE}{_SPEC}* or {_SPEC}*), expected a model_config "
+            "(encoder_config)"
+        )
     weights = as_weights(
         {n: w for n, w in tensors.items() if n not in classifier}, path
     )
@@ -148,7 +188,10 @@ def convert(checkpoint, encoder_config=None):
     remarks = list(options.remarks)
     if constants:
         remarks.append(f"{len(constants)} constants of its features are as computed")
-    return Converted(model.eval(), None, left_out, {}, remarks)
+    details = {"front_end": options.encoder["front_end"]}
+    if figures := _FIGURES.get(path.stem):
+        details["published_figures"] = f"EER on Vox1-O / E / H in %: {figures}"
+    return Converted(model.eval(), None, left_out, details, remarks)
 
 
 def _name_in_file(model, name):
@@ -210,7 +253,7 @@ def _renamed(names, name):
 def _as_ours(tensor, shape):
     """Of the file → of our modules: frequency behind time, 1×1 kernels taken off."""
     if len(shape) == 4:
-        return tensor.unsqueeze(3) if tensor.dim() == 3 else tensor.transpose(-1, -2)
+        return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor.transpose(-1, -2)
     if len(shape) == 2 and tensor.dim() == 4 and tensor.shape[0] == 1:
         return tensor[0, ..., 0] if tensor.shape[3] == 1 else tensor
     if len(shape) == 2 and tensor.dim() > 2 and set(tensor.shape[2:]) == {1}:

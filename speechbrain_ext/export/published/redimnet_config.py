@@ -234,7 +234,7 @@ def sizes_of_tensors(tensors):
         "hidden": attended[0],
         "global_context_att": attended[1] == 3 * (size("pool.linear2.weight")),
         "emb_bn": "bn2.weight" in tensors,
-        "feat_type": "pt",
+        "feat_type": "tf" if any(".real_kernel_pt" in n for n in tensors) else "pt",
         "second": second,
     }
     if not second:
@@ -244,10 +244,6 @@ def sizes_of_tensors(tensors):
     sizes["compress_tconvs"] = compressed is not False
     sizes["dual_agg"] = any("_pre." in name for name in tensors)
     sizes["agg_gnorm"] = "backbone.stem_gnorm.weight" in tensors
-    if any(".real_kernel_pt" in n for n in tensors) or not any(
-        n.startswith("spec.") for n in tensors
-    ):
-        sizes["feat_type"] = "tf"
     if "backbone.head.weight" in tensors:
         sizes["out_channels"] = size("backbone.head.weight")
         sizes["return_2d_output"] = tensors["backbone.head.weight"].dim() == 4

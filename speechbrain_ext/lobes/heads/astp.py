@@ -16,14 +16,14 @@ FLOOR = 1e-7
 
 
 class ASTP(Head):
-    """Pooling of the last state that is read, then a linear map.
+    """Pooling of one state, then a linear map.
 
     Arguments
     ---------
     input_size : int
         Width C of the state.
     n_states : int
-        Of the encoder; the last one is pooled.
+        Of the encoder.
     embedding_size : int
         Width E of the embedding.
     hidden : int
@@ -33,7 +33,7 @@ class ASTP(Head):
     norm, embedding_norm : bool
         BatchNorm of the pooled vector, and of the embedding.
     layers : list of int
-        [first, last] of the states that are read, inclusive; None: all.
+        [first, last], of which the last is pooled; None: the last of all.
 
     Example
     -------
@@ -55,7 +55,7 @@ class ASTP(Head):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("hidden", hidden, 1)
-        self.read_states(n_states, layers)
+        self.read_states(n_states, layers or [n_states - 1, n_states - 1])
         self.pooling = AttentiveStatisticsPooling(
             input_size,
             hidden,
