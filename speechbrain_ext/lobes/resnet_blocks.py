@@ -77,18 +77,31 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x, norm, added=None, relu=True):
         """x [B, C, F, T] → [B, C', F', T']; ``added`` may be overwritten."""
-        types = {x.dtype, self.weight.dtype}
-        fused = types == {torch.float32} and inference_on_cpu(x) and not norm.training
-        if fused and not torch.is_autocast_enabled("cpu"):
+        if self._in_one_step(x, norm):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            weight = self.weight * scale.view(-1, 1, 1, 1)
+            # in the layout that oneDNN takes; made anew, it cannot be out of date
+            weight = torch.empty_like(self.weight, memory_format=torch.channels_last)
+            torch.mul(self.weight, scale.view(-1, 1, 1, 1), out=weight)
             bias = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+            x = x.contiguous(memory_format=torch.channels_last)
             return fused_convolution(
                 x, weight, bias, self.stride, self.padding, added, relu
             )
+        if inference_on_cpu(x):
+            x = norm(super().forward(x.contiguous()))
+            x = x if added is None else x.add_(added)
+            return x.relu_() if relu else x
         x = norm(super().forward(x))
         x = x if added is None else x + added
         return F.relu(x) if relu else x
+
+    def _in_one_step(self, x, norm):
+        """Where weights that BatchNorm is folded into are fewer than what they make."""
+        plain = x.dtype == self.weight.dtype == torch.float32 and not norm.training
+        if not (plain and inference_on_cpu(x)) or torch.is_autocast_enabled("cpu"):
+            return False
+        places = x[:, 0].numel() // self.stride[0] ** 2
+        return self.weight[0].numel() <= places
 
 
 class _Block(nn.Module):
@@ -178,16 +191,14 @@ class Bottleneck(_Block):
 def simam(x, added, ends=None):
     """ReLU(x σ((x − μ)² / 4(v + 10⁻⁴) + ½) + added): [B, C, F, T] → the same.
 
-    μ and v [C] of each utterance over frequencies and valid frames.
+    μ and v [C] of each utterance over frequencies and valid frames; ``added`` may be
+    overwritten.
     """
     if inference_on_cpu(x) and x.dtype == torch.float32:
         frames = [x.shape[3]] * len(x) if ends is None else ends.frames.tolist()
-        return torch.cat(
-            [
-                _simam_row(x[b : b + 1], added[b : b + 1], n)
-                for b, n in enumerate(frames)
-            ]
-        )
+        for row, other, count in zip(x.split(1), added.split(1), frames):
+            _simam_row(row, other, count)
+        return added
     with full_precision(x):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.shape[2] * (wide.shape[3] if ends is None else ends.frames)
@@ -208,18 +219,20 @@ def simam(x, added, ends=None):
 
 
 def _simam_row(x, added, frames):
-    """The same of one utterance [1, C, F, T], a few frequencies at a time."""
+    """The same of one utterance, into ``added``, a few frequencies at a time."""
+    rows = max(1, CACHED // (x.shape[1] * x.shape[3]))
     valid = x[..., :frames]
-    variance, mean = torch.var_mean(valid, (2, 3), keepdim=True)
+    mean, variance = valid.mean((2, 3), keepdim=True), 0.0
+    for some in valid.split(rows, 2):  # torch.var_mean takes 20 times as long
+        some = some - mean
+        variance = variance + some.mul_(some).sum((2, 3), keepdim=True)
+    variance = variance / max(valid[0, 0].numel() - 1, 1)
     scale = (4 * (variance + SIMAM_FLOOR)).rsqrt()
     shift, half = -mean * scale, x.new_full((), 0.5)
-    rows = max(1, CACHED // (x.shape[1] * x.shape[3]))
-    parts = []
     for y, other in zip(x.split(rows, 2), added.split(rows, 2)):
         gate = torch.addcmul(shift, y, scale)
         gate = torch.addcmul(half, gate, gate).sigmoid_()
-        parts.append(torch.addcmul(other, y, gate).relu_())
-    return torch.cat(parts, 2)
+        other.addcmul_(y, gate).relu_()
 
 
 def halved(size, times=1):
