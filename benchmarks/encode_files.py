@@ -2,11 +2,13 @@
 
     python benchmarks/encode_files.py            # 200 files of 1–20 s, small encoder
     python benchmarks/encode_files.py --toy      # 12 files, for continuous integration
+    python benchmarks/encode_files.py --recordings /data/VoxCeleb1/wav   # 200 of these
 
 Without and with speech detection, of which the peer has none: the three take turns, so
 that both rows stand beside the same figures of the peer. Noise is no speech: the
 threshold is 0 here, so that all of it is taken for speech and both sides embed the same
-samples. Silence that detection cuts out of real recordings saves time.
+samples. Of real recordings (``--recordings``) detection cuts silence out, which saves
+time; there only the embeddings without it are compared.
 
 The peer is what SpeechBrain's documentation tells its users: ``load_audio`` and
 ``encode_batch`` of an ``EncoderClassifier`` for each file, here with the same modules
@@ -29,6 +31,7 @@ from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.pretrained import save_pretrained
+from speechbrain_ext.utils.errors import NoSpeechError
 
 ENCODERS = Path(__file__).parents[1] / "recipes/VoxCeleb/SpeakerRec/hparams/encoders"
 RATE = 16000
@@ -49,12 +52,23 @@ class Unchanged(torch.nn.Module):
 def main(argv=None):
     parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--recordings", type=Path, help="a folder of wav or flac")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     n_files, shortest, longest, encoder = TOY if arguments.toy else FULL
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_files(Path(folder), n_files, shortest, longest)
-        verifier, classifier = both_sides(Path(folder) / "model", encoder)
+        if real := arguments.recordings:
+            found = (str(p) for p in real.rglob("*") if p.suffix in (".wav", ".flac"))
+            paths = spread(sorted(found), n_files)
+        else:
+            paths = write_files(Path(folder), n_files, shortest, longest)
+            name = f"embeddings of {n_files} files, {shortest:g}–{longest:g} s"
+        options = {} if real else {"speech_threshold": 0.0}
+        verifier, classifier = both_sides(Path(folder) / "model", encoder, options)
+
+        if real:
+            paths = [path for path in paths if has_speech(verifier, path)]
+            name = f"embeddings of {len(paths)} recordings of {real}"
 
         def ours(speech_detection=False):
             return verifier.encode_files(paths, speech_detection=speech_detection)
@@ -65,14 +79,13 @@ def main(argv=None):
 
         sides = ours, partial(ours, speech_detection=True)
         expected = peer()
-        for side in sides:
+        for side in sides[:1] if real else sides:
             difference = float((side() - expected).abs().max())
             if not difference < 1e-4:
                 raise SystemExit(f"embeddings differ by {difference}, expected 1e-4")
         turns = (*sides, peer)
         seconds = in_turns(turns, arguments.repeats, warmup=0, toy=arguments.toy)
         memory = [peak_memory(function)[1] / 2**20 for function in turns]
-        name = f"embeddings of {n_files} files, {shortest:g}–{longest:g} s"
         rows = [
             summarise(
                 *(label, "s", seconds[row], seconds[-1]),
@@ -102,13 +115,27 @@ def write_files(folder, n_files, shortest, longest):
     return paths
 
 
-def both_sides(folder, encoder):
+def spread(paths, count):
+    """So many of the paths, evenly over all."""
+    return paths[:: max(1, len(paths) // count)][:count]
+
+
+def has_speech(verifier, path):
+    """Whether detection finds any: else there is no embedding with it."""
+    try:
+        verifier.encode_files([path], speech_detection=True)
+    except NoSpeechError:
+        return False
+    return True
+
+
+def both_sides(folder, encoder, options):
     """An encoder with random weights as our verifier and as the peer."""
     torch.manual_seed(0)
     encoder = W2VBertEncoder(ENCODERS / f"{encoder}.json")
     head = AdapterMFA(encoder.hidden_size, encoder.n_states)
     speaker_encoder = SpeakerEncoder(encoder, head)
-    save_pretrained(folder, speaker_encoder, inference={"speech_threshold": 0.0})
+    save_pretrained(folder, speaker_encoder, inference=options)
     verifier = SpeakerVerifier.from_hparams(folder, run_opts={"device": "cpu"})
     modules = {
         "compute_features": Unchanged(),

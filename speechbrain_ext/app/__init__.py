@@ -34,6 +34,7 @@ MOST_SECONDS = 600.0  # one recording of an hour would hold up everyone else
 CLIPS = ("Clip 1, the known speaker", "Clip 2, to be tested")
 VOICE, UNKNOWN = "Clip of the voice", "Clip to identify"
 STORE = "The file of voices"
+CHANNELS = ["mean", "left", "right", "best"]
 DELETE_EVERY, DELETE_OLDER = 300, 1800  # seconds
 
 INTRODUCTION = """\
@@ -115,15 +116,23 @@ def _make_page(verifier, name, voices=None, **decision):
             buttons=[],  # one of them would send the clip to the hub
         )
 
-    def compare(enrol, test):
-        return answer(verifier, enrol, test, **decision)
+    def chooser(element, label="Channel of the clip"):
+        return gradio.Dropdown(
+            label=label,
+            choices=CHANNELS,
+            value=CHANNELS[0],
+            elem_id=element,
+        )
 
-    def enrol_voice(words, clip):
-        shown = answer_enrol(verifier, store, words, clip, **decision)
+    def compare(enrol, test, channel):
+        return answer(verifier, enrol, test, channel=channel, **decision)
+
+    def enrol_voice(words, clip, channel):
+        shown = answer_enrol(verifier, store, words, clip, channel=channel, **decision)
         return shown, *listed()
 
-    def identify(clip):
-        return answer_identify(verifier, store, clip, **decision)
+    def identify(clip, channel):
+        return answer_identify(verifier, store, clip, channel=channel, **decision)
 
     def forget(words):
         return answer_remove(store, words), *listed()
@@ -146,9 +155,10 @@ def _make_page(verifier, name, voices=None, **decision):
         with gradio.Tab("Compare", elem_id="tab_compare"):
             with gradio.Row():
                 clips = [recorder(*clip) for clip in zip(CLIPS, ("enrol", "test"))]
+            channel = chooser("channel", "Channel of both clips")
             button = gradio.Button("Compare", variant="primary", elem_id="compare")
             result = gradio.HTML(elem_id="result")
-            button.click(compare, clips, result, **_served("compare"))
+            button.click(compare, [*clips, channel], result, **_served("compare"))
         with gradio.Tab("Enrol", elem_id="tab_enrol") as enrol_tab:
             gradio.Markdown(_about_voices(voices))
             with gradio.Row():
@@ -157,6 +167,7 @@ def _make_page(verifier, name, voices=None, **decision):
                         label="Name", max_length=LONGEST_NAME, elem_id="name"
                     )
                     clip = recorder(VOICE, "voice")
+                    channel = chooser("voice_channel")
                     button = gradio.Button(
                         "Enrol", variant="primary", elem_id="enrol_voice"
                     )
@@ -175,14 +186,15 @@ def _make_page(verifier, name, voices=None, **decision):
                     remove = gradio.Button("Remove", elem_id="remove")
             enrolled = gradio.HTML(elem_id="enrolled")
             shown = [enrolled, table, gone]
-            button.click(enrol_voice, [words, clip], shown, **_served("enrol"))
+            button.click(enrol_voice, [words, clip, channel], shown, **_served("enrol"))
             remove.click(forget, gone, shown, **_served("remove"))
             enrol_tab.select(listed, None, [table, gone], **_served("voices"))
         with gradio.Tab("Identify", elem_id="tab_identify"):
             clip = recorder(UNKNOWN, "unknown")
+            channel = chooser("unknown_channel")
             button = gradio.Button("Identify", variant="primary", elem_id="identify")
             identified = gradio.HTML(elem_id="identified")
-            button.click(identify, clip, identified, **_served("identify"))
+            button.click(identify, [clip, channel], identified, **_served("identify"))
         gradio.Markdown(f"Model: {name}", elem_id="model")
         page.load(listed, None, [table, gone], **_served("voices_at_start"))
     return page
@@ -225,9 +237,8 @@ def answer_enrol(verifier, store, name, clip, **decision):
     """Enrol a file under a name in a Store; what the page shows, as HTML."""
 
     def enrol(clips):
-        speaker = verifier.enrol(
-            clip, speech_detection=decision.get("speech_detection")
-        )
+        detects, channel = decision.get("speech_detection"), _channel_of(decision)
+        speaker = verifier.enrol(clip, speech_detection=detects, channel=channel)
         store.add(name, speaker)
         return enrolled_html(name.strip(), speaker.seconds, clips)
 
@@ -268,7 +279,8 @@ def _answered(verifier, named, ask, problem, decision):
         detects = decision.get("speech_detection")
         if detects is None:
             detects = verifier.speech.speech_detection
-        clips = [_heard(verifier, *clip, detects) for clip in named]
+        channel = _channel_of(decision)
+        clips = [_heard(verifier, *clip, detects, channel) for clip in named]
         page = ask(clips)
     except NoSpeechError as error:
         page = no_speech_html([f"{error}."], clips)
@@ -286,7 +298,11 @@ def _without_path(page, path, words):
     return page.replace(html.escape(str(path)), html.escape(words))
 
 
-def _heard(verifier, title, path, detects):
+def _channel_of(decision):
+    return decision.get("channel") or CHANNELS[0]
+
+
+def _heard(verifier, title, path, detects, channel):
     """Title, waveform [T] and speech [S, 2] of a clip, as the model hears it."""
     if not os.path.exists(path):
         raise InputError(
@@ -300,7 +316,7 @@ def _heard(verifier, title, path, detects):
             f"{path}: {seconds:.0f} s, expected {MOST_SECONDS:.0f} s or less"
         )
     try:
-        wav, segments = verifier.load_audio(path).cpu().numpy(), None
+        wav, segments = verifier.load_audio(path, channel=channel).cpu().numpy(), None
     except NoSpeechError:  # digital silence: an answer, and shown as one
         wav, segments = np.zeros(round(seconds * SAMPLE_RATE), np.float32), None
     title = f"{title}: {Path(path).name}, {seconds:.1f} s"

@@ -17,7 +17,13 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.cpu_inference import Linear, swish
+from speechbrain_ext.lobes.cpu_inference import (
+    Linear,
+    activated,
+    by_onednn,
+    product,
+    swish,
+)
 from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.lobes.relative_attention import attend
 
@@ -45,8 +51,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
-        x = self.activation_dropout(swish(self.intermediate_dense(x)))
-        return self.dropout(self.output_dense(x))
+        x = activated(self.intermediate_dense, swish, x)
+        return self.dropout(self.output_dense(self.activation_dropout(x)))
 
 
 class RelativeKeyAttention(nn.Module):
@@ -93,7 +99,9 @@ class Pointwise(nn.Conv1d):
 
     def forward(self, x):
         """[B, T, in] → [B, T, out]."""
-        return F.linear(x, self.weight.squeeze(-1), self.bias)
+        weight = self.weight.squeeze(-1)
+        form = product if by_onednn(x, weight) else F.linear
+        return form(x, weight, self.bias)
 
 
 def depthwise(x, weight, bias, left, right):

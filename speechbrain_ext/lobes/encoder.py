@@ -18,10 +18,10 @@ the modules that a group names (:mod:`speechbrain_ext.pruning.gates`), so no for
 knows of them, and modules of transformers may be pruned as they are.
 """
 
-import contextlib
 import copy
 import functools
 import inspect
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -236,18 +236,12 @@ class Encoder(_Rebuildable):
         return self.freeze(frozen)
 
     def checkpointed(self, layer, *inputs):
-        """Run one layer; with ``gradient_checkpointing`` it runs again in backward.
-
-        What runs again leaves BatchNorm's statistics alone.
-        """
+        """Run one layer; with ``gradient_checkpointing`` it runs again in backward."""
         # not only in training mode: a frozen encoder with LoRA is in eval mode
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return layer(*inputs)
-
-        def contexts():
-            return contextlib.nullcontext(), _statistics_kept(layer)
-
-        return checkpoint(layer, *inputs, use_reentrant=False, context_fn=contexts)
+        contexts = {"context_fn": lambda: (nullcontext(), _statistics_kept(layer))}
+        return checkpoint(layer, *inputs, use_reentrant=False, **contexts)
 
     # -- pruning, profile, ONNX ----------------------------------------------------
 
@@ -297,21 +291,6 @@ class Encoder(_Rebuildable):
             same steps whatever the values, the batch and the lengths are.
         """
         return None
-
-
-@contextlib.contextmanager
-def _statistics_kept(layer):
-    """Inside, BatchNorm layers do not move their running statistics."""
-    kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
-    norms = [module for module in layer.modules() if isinstance(module, kind)]
-    own = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, own):
-            norm.momentum = momentum
 
 
 class Head(_Rebuildable):
@@ -410,6 +389,9 @@ class PrunableGroup(NamedTuple):
         The weight W_out of a module whose input has the units in dimension
         ``unit_dim``; its own second dimension runs over the units, and takes up their
         gates.
+    inner_weights : tuple of str
+        Further weights like W_out, inside f: of units that see each other. Columns
+        that are a multiple of the units, also of W_out, are blocks one after another.
     output_bias : str, optional
         b_out; takes up the gate on the whole module.
     unit_size : int
@@ -435,6 +417,7 @@ class PrunableGroup(NamedTuple):
     input_weights: tuple
     output_weight: str
     output_bias: str | None = None
+    inner_weights: tuple = ()
     unit_size: int = 1
     removed_with_last: tuple = ()
     norms: tuple = ()
@@ -452,6 +435,7 @@ class PrunableGroup(NamedTuple):
             name=f"{parent}.{self.name}",
             input_weights=inside(self.input_weights),
             output_weight=f"{parent}.{self.output_weight}",
+            inner_weights=inside(self.inner_weights),
             output_bias=self.output_bias and f"{parent}.{self.output_bias}",
             removed_with_last=inside(self.removed_with_last),
             norms=inside(self.norms),
@@ -478,6 +462,20 @@ def count_parameters(module):
         trained=sum(p.numel() for p in parameters if p.requires_grad),
         total=sum(p.numel() for p in parameters),
     )
+
+
+@contextmanager
+def _statistics_kept(layer):
+    """BatchNorm layers that run again do not move their statistics again."""
+    kind = nn.modules.batchnorm._BatchNorm  # of torch, of all processes, of ours
+    norms = [(m, m.momentum) for m in layer.modules() if isinstance(m, kind)]
+    try:
+        for norm, _ in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, own in norms:
+            norm.momentum = own
 
 
 def shared_copy(module):

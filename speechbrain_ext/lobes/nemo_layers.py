@@ -16,7 +16,12 @@ from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
 from speechbrain_ext.lobes.conformer import Pointwise, depthwise
-from speechbrain_ext.lobes.cpu_inference import Linear, inference_on_cpu, swish
+from speechbrain_ext.lobes.cpu_inference import (
+    Linear,
+    activated,
+    inference_on_cpu,
+    swish,
+)
 from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.lobes.shifted_attention import ShiftedBias
 
@@ -68,7 +73,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
-        return self.linear2(self.dropout(swish(self.linear1(x))))
+        return self.linear2(self.dropout(activated(self.linear1, swish, x)))
 
 
 class ShiftedAttention(nn.Module):

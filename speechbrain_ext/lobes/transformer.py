@@ -11,12 +11,9 @@ is declared in ``prunable_groups``.
 from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
-from speechbrain_ext.lobes.cpu_inference import Linear
+from speechbrain_ext.lobes.cpu_inference import Linear, activated, activation
 from speechbrain_ext.lobes.encoder import PrunableGroup
-from speechbrain_ext.lobes.waveform_convolutions import (
-    PositionalConvolution,
-    activation,
-)
+from speechbrain_ext.lobes.waveform_convolutions import PositionalConvolution
 
 
 class FeatureProjection(nn.Module):
@@ -50,8 +47,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         """[B, T, D] → [B, T, D]."""
-        x = self.activation_dropout(self.activation(self.intermediate_dense(x)))
-        return self.dropout(self.output_dense(x))
+        x = activated(self.intermediate_dense, self.activation, x)
+        return self.dropout(self.output_dense(self.activation_dropout(x)))
 
 
 class Attention(nn.Module):

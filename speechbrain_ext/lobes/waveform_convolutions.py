@@ -18,27 +18,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
 
-from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
+from speechbrain_ext.lobes.cpu_inference import activation, inference_on_cpu
 from speechbrain_ext.lobes.encoder import PrunableGroup
-from speechbrain_ext.utils.errors import InputError
 
 PIECE = 64  # frames of the last convolution: 1.3 s
-
-
-def gelu(x):
-    """Exact GELU, in place where no gradient needs x: large new tensors cost pages."""
-    return torch.ops.aten.gelu_(x) if inference_on_cpu(x) else F.gelu(x)
-
-
-def activation(name, key):
-    """The function of that name; InputError: a configuration's ``key`` is unknown."""
-    if name == "gelu":
-        return gelu
-    if name not in ACT2FN:
-        raise InputError(f"encoder configuration: {key} {name!r}, expected 'gelu'")
-    return ACT2FN[name]
 
 
 def by_products(x):

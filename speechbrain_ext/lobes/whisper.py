@@ -22,10 +22,8 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import WhisperConfig
-from transformers.activations import ACT2FN
 
 from speechbrain_ext.features.whisper import (
     HOP,
@@ -33,7 +31,7 @@ from speechbrain_ext.features.whisper import (
     WhisperFeatures,
 )
 from speechbrain_ext.lobes.attention import fused
-from speechbrain_ext.lobes.cpu_inference import Linear
+from speechbrain_ext.lobes.cpu_inference import Linear, activated, activation, gelu
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     PrunableGroup,
@@ -77,7 +75,7 @@ class SelfAttention(nn.Module):
         inner = heads * head_dim
         self.head_dim = head_dim
         self.dropout = dropout
-        self.k_proj = nn.Linear(hidden, inner, bias=False)
+        self.k_proj = Linear(hidden, inner, bias=False)
         self.v_proj = Linear(hidden, inner)
         self.q_proj = Linear(hidden, inner)
         self.out_proj = Linear(inner, hidden)
@@ -109,7 +107,9 @@ class WhisperLayer(nn.Module):
             )
             self.self_attn_layer_norm = nn.LayerNorm(hidden)
         if shape.ffn:
-            self.activation = ACT2FN[config.activation_function]
+            self.activation = activation(
+                config.activation_function, "activation_function"
+            )
             self.activation_dropout = nn.Dropout(config.activation_dropout)
             self.fc1 = FeedForwardLinear(hidden, shape.ffn)
             self.fc2 = FeedForwardLinear(shape.ffn, hidden)
@@ -121,7 +121,7 @@ class WhisperLayer(nn.Module):
             attended = self.self_attn(self.self_attn_layer_norm(x), padding)
             x = x + self.dropout(attended)
         if self.fc1 is not None:
-            inner = self.activation(self.fc1(self.final_layer_norm(x)))
+            inner = activated(self.fc1, self.activation, self.final_layer_norm(x))
             x = x + self.dropout(self.fc2(self.activation_dropout(inner)))
         return x
 
@@ -287,8 +287,8 @@ class WhisperEncoder(Encoder):
         self._check_frames(x.shape[1])
         padding = padding_mask(x.shape[1], lens)
         x = x.to(self.conv1.weight.dtype).transpose(1, 2)
-        x = F.gelu(self.conv1(_zeroed(x, padding)))
-        x = F.gelu(self.conv2(_zeroed(x, padding))).transpose(1, 2)
+        x = gelu(self.conv1(_zeroed(x, padding)))
+        x = gelu(self.conv2(_zeroed(x, padding))).transpose(1, 2)
         if padding is not None:
             padding = padding[:, ::STRIDE]  # state t is centred on frame 2t
         x = x + self.embed_positions(x.shape[1])
@@ -418,8 +418,6 @@ def check_config(config):
     heads, layers = config.encoder_attention_heads, config.encoder_layers
     if config.d_model % heads or config.d_model % 2:
         refuse("d_model", f"an even multiple of encoder_attention_heads, {heads}")
-    if config.activation_function not in ACT2FN:
-        refuse("activation_function", "one that transformers knows, as 'gelu'")
     for name in ("num_attention_heads_group", "ffn_dim_group"):
         value = getattr(config, name, None) or [0] * layers
         numbers = isinstance(value, list) and all(type(n) is int for n in value)

@@ -1,14 +1,14 @@
 """What gated units cost, in parameters or in multiply-adds, exactly.
 
     cost = rest + Σ_g ( unit_g · E[units kept] + fixed_g · P(any is kept) )
-                + Σ_{g,h} pair_gh · E[units kept]_g · E[units kept]_h
+                + Σ_{g≤h} pair_gh · E[units kept]_g · E[units kept]_h
 
 ``unit`` is what one unit owns (its input weights and biases, its part of the output
 weight), ``fixed`` what goes with the last one (output bias, LayerNorm, distance
 embedding), ``pair`` what two neighbouring groups share (the weight from one
-convolution's channels to those of the next), ``rest`` what has no gate. All are read
-off the tensors, or off the operations that torch counts, so that hard gates give the
-cost of the pruned module itself.
+convolution's channels to those of the next) or the units of one with each other,
+``rest`` what has no gate. All are read off the tensors, or off the operations
+that torch counts, so that hard gates give the cost of the pruned module itself.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from speechbrain_ext.utils.errors import InputError
 class GroupCost(NamedTuple):
     """What the units of a gated group cost.
 
-    ``unit`` each, ``fixed`` all together; ``pairs``: (number of another group, cost of
-    each pair of units).
+    ``unit`` each, ``fixed`` all together; ``pairs``: (number of another group, or its
+    own, cost of each pair of units).
     """
 
     group: PrunableGroup
@@ -88,7 +88,7 @@ class CostModel:
             total = total + cost.unit * count + cost.fixed * any_kept
         for number, cost in enumerate(self.groups):
             for other, pair in cost.pairs:
-                if other < number:  # each pair once
+                if other <= number:  # each pair once
                     total = total + pair * units[number] * units[other]
         return total
 
@@ -155,7 +155,8 @@ def _owners(gates):
     """Tensor → numbers of the gated groups whose units it has a dimension of."""
     owners = {}
     for number, (group, _) in enumerate(gates):
-        for name in (*group.input_weights, group.output_weight):
+        columns = (*group.inner_weights, group.output_weight)
+        for name in (*group.input_weights, *columns):
             owners[name] = (*owners.get(name, ()), number)
     return owners
 
@@ -166,12 +167,12 @@ def _cost_model(gates, shares, fixed, total, measure):
     for numbers, size in shares:
         (pairs if len(numbers) > 1 else units)[numbers] += size
     costs = [
-        GroupCost(group, gate, units[number,] // group.units, fixed[number], ())
+        GroupCost(group, gate, units[number,] // group.units, fixed[number])
         for number, (group, gate) in enumerate(gates)
     ]
     for (one, other), size in pairs.items():
         pair = size // (costs[one].group.units * costs[other].group.units)
-        for a, b in ((one, other), (other, one)):
+        for a, b in {(one, other), (other, one)}:
             costs[a] = costs[a]._replace(pairs=(*costs[a].pairs, (b, pair)))
     model = CostModel(costs, 0, measure)
     model.rest = total - model.full

@@ -155,7 +155,7 @@ class GroupGate(nn.Module):
         self.floor = min(size, max(floor, int(not can_vanish)))
         self.units = HardConcrete(size, log_alpha) if gate_units else None
         self.whole = HardConcrete(1, log_alpha) if gate_whole else None
-        self.unit_dim = -1
+        self.unit_dim, self.in_blocks = -1, False
         self.drawn = GateValues()
 
     def __getstate__(self):
@@ -164,13 +164,14 @@ class GroupGate(nn.Module):
 
     def attach(self, model, group):
         """Become ``gate`` of the module that ``group`` names, and hook its parts."""
-        self.unit_dim = group.unit_dim
+        self.unit_dim, self.in_blocks = group.unit_dim, bool(group.inner_weights)
         holder = model.get_submodule(group.name)
         holder.gate = self
         drawn_at = model.get_submodule(group.drawn_at or group.name)
         drawn_at.register_forward_pre_hook(self._draw)
-        last = model.get_submodule(group.output_weight.rpartition(".")[0])
-        last.register_forward_pre_hook(self._gate_units)
+        for name in (*group.inner_weights, group.output_weight):
+            last = model.get_submodule(name.rpartition(".")[0])
+            last.register_forward_pre_hook(self._gate_units)
         last.register_forward_hook(self._gate_output)
         for name in group.norms:
             model.get_submodule(name).register_forward_hook(self._mask_norm)
@@ -194,8 +195,9 @@ class GroupGate(nn.Module):
         x, units = inputs[0], self.drawn.units
         if units is None:
             return None
-        factors = units.to(x.dtype)
-        factors = factors.repeat_interleave(x.shape[self.unit_dim] // len(units))
+        factors, times = units.to(x.dtype), x.shape[self.unit_dim] // len(units)
+        spread = torch.Tensor.repeat if self.in_blocks else torch.repeat_interleave
+        factors = spread(factors, times)
         if self.unit_dim != -1:
             factors = factors.view(-1, *[1] * (x.dim() - 1 - self.unit_dim))
         return (x * factors, *inputs[1:])

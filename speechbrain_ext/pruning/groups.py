@@ -50,7 +50,8 @@ def add_gates(
     _check_options(model, groups, kinds, set(whole), floors)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for group in groups:
-        for tensor in (*group.input_weights, group.output_weight, group.output_bias):
+        outputs = (*group.inner_weights, group.output_weight, group.output_bias)
+        for tensor in (*group.input_weights, *outputs):
             if tensor is not None and tensor not in tensors:
                 raise InputError(
                     f"add_gates: no parameter {tensor}; merge LoRA before pruning"

@@ -139,7 +139,10 @@ def _saving(removal, remaining, costs):
     """What the cost goes down by; 0 where the group has gone already."""
     cost, units = costs.groups[removal.group], remaining[removal.group]
     gone = _units(removal, remaining)
-    unit = cost.unit + sum(pair * remaining[other] for other, pair in cost.pairs)
+    unit = cost.unit
+    for other, pair in cost.pairs:  # its own: n² − (n − gone)² less
+        others = remaining[other]
+        unit += pair * (2 * units - gone if other == removal.group else others)
     return gone * unit + cost.fixed * (gone == units > 0)
 
 
@@ -234,16 +237,14 @@ def _cut(state, group, gate):
         size = 1 if len(state[name]) == group.units else group.unit_size
         blocks = state[name].unflatten(0, (-1, group.units, size))
         state[name] = blocks[:, index].flatten(0, 2)
-    columns = state[group.output_weight]
-    columns = columns.unflatten(1, (group.units, group.unit_size))[:, index]
-    if units is not None:
-        scale = units.detach()[index]
-        columns = columns * scale.view(-1, *[1] * (columns.dim() - 2)).to(columns.dtype)
+    for name in (*group.inner_weights, group.output_weight):
+        columns = state[name].unflatten(1, (-1, group.units, group.unit_size))
+        columns = columns[:, :, index]
+        if units is not None:
+            scale = units.detach()[index].to(columns.dtype)
+            columns = columns * scale.view(-1, *[1] * (columns.dim() - 3))
+        state[name] = columns.flatten(1, 3)
     if whole is not None:
-        columns = columns * whole.detach().to(columns.dtype)
-        if group.output_bias:
-            state[group.output_bias] = state[group.output_bias] * whole.detach().to(
-                columns.dtype
-            )
-    state[group.output_weight] = columns.flatten(1, 2)
+        for name in filter(None, (group.output_weight, group.output_bias)):
+            state[name] = state[name] * whole.detach().to(state[name].dtype)
     return len(index)

@@ -14,16 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process, is_distributed_initialized
 from torch import nn
 
 from speechbrain_ext.adaptation import check_lora_gradients
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.training.resumable import ResumableBrain, unwrap
+from speechbrain_ext.training.resumable import ResumableBrain, is_of_epoch, unwrap
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically
 from speechbrain_ext.utils.precision import autocast_type
+from speechbrain_ext.utils.weights import load_strictly, read_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,6 +81,9 @@ class SpeakerBrain(ResumableBrain):
     validation : callable, optional
         As :class:`~speechbrain_ext.training.validation.EERTrials`. None: the last
         checkpoint counts as the best.
+    average : int
+        Of the last epochs: their mean weights are the model at the end. 1: the best
+        epoch's.
     step_log : Path, optional
         CSV of every optimiser step, where a term has something to say: loss and its
         parts on the main process.
@@ -85,7 +91,9 @@ class SpeakerBrain(ResumableBrain):
         As for :class:`~speechbrain_ext.training.resumable.ResumableBrain`.
     """
 
-    def __init__(self, *, modules, terms, validation=None, step_log=None, **options):
+    def __init__(
+        self, *, modules, terms, validation=None, average=1, step_log=None, **options
+    ):
         speaker_encoder = modules["speaker_encoder"]
         trains_head = any(term.needs_embeddings for term in terms)
         wrapped = FromFrontEnd(
@@ -98,7 +106,7 @@ class SpeakerBrain(ResumableBrain):
             modules |= term.modules()
         super().__init__(modules=modules, **options)
         self.terms = terms
-        self.validation = validation
+        self.validation, self.average = validation, average
         self.head = speaker_encoder.head
         if not trains_head:
             self.head = self.head.to(self.device).requires_grad_(False)
@@ -236,7 +244,8 @@ class SpeakerBrain(ResumableBrain):
         )
         if self.chooses() and self.checkpointer is not None:
             stats |= self._choose(epoch, stats)
-        self.save_epoch({"epoch": epoch, **stats}, ["chosen"] if self.chooses() else [])
+        keys = ["chosen"] if self.chooses() else []
+        self.save_epoch({"epoch": epoch, **stats}, keys, keep=self.average)
 
     def _choose(self, epoch, stats):
         """→ ``chosen``, the epoch if it is the best so far, else 0; lowest error."""
@@ -254,7 +263,7 @@ class SpeakerBrain(ResumableBrain):
         """
         best = self.checkpointer.recover_if_possible(
             max_key="chosen" if self.chooses() else None,
-            ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG not in c.meta,
+            ckpt_predicate=is_of_epoch,
         )
         if best is None:
             raise InputError(
@@ -262,6 +271,29 @@ class SpeakerBrain(ResumableBrain):
                 "epoch, expected one"
             )
         return dict(best.meta)
+
+    def recover_mean(self):
+        """Load the mean of the last ``average`` epochs → meta data of the latest.
+
+        Weights and running statistics: Izmailov et al. 2018 (arXiv 1803.05407) without
+        a pass for the statistics, as wespeaker does it.
+        """
+        latest = self.checkpointer.find_checkpoints(
+            ckpt_predicate=is_of_epoch, max_num_checkpoints=self.average
+        )
+        if not latest:
+            return self.recover_best()  # says what is missing
+        self.checkpointer.load_checkpoint(latest[0])
+        for name, module in self.modules.items():
+            mean = average_checkpoints(
+                latest, name, lambda path, **_: read_weights(path)
+            )
+            module = unwrap(module)
+            frozen = tuple(n for n in module.state_dict() if n not in mean)
+            load_strictly(module, mean, name, allow_missing=frozen)
+        epochs = [checkpoint.meta["epoch"] for checkpoint in latest]
+        logger.info("mean of the weights after epochs %s", epochs[::-1])
+        return {"epoch": latest[0].meta["epoch"], "averaged": len(latest)}
 
     def validate(self, progress=True, model=None):
         """The validation's figures, equal on every rank.
@@ -291,12 +323,15 @@ class SpeakerBrain(ResumableBrain):
         figures : dict
             ``epoch`` and, where there is a validation, those of this very model.
         """
-        best, model = self.recover_best(), self.embedder()
+        averages = self.average > 1
+        best = self.recover_mean() if averages else self.recover_best()
+        model = self.embedder()
         trained = model.encoder
         for term in self.terms:
             model = term.finish(model, self.modules)
         model.eval()
-        if self.validation is not None and model.encoder is not trained:
+        changed = averages or model.encoder is not trained
+        if self.validation is not None and changed:
             best |= self.validate(model=model)
         return model, best
 

@@ -284,7 +284,7 @@ class ResumableBrain(sb.Brain):
             self.checkpointer.save_and_keep_only(
                 end_of_epoch=False,
                 meta={INTRA_EPOCH_CKPT_FLAG: True},
-                ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta,
+                ckpt_predicate=lambda c: not is_of_epoch(c),
                 importance_keys=[ckpt_recency],
                 keep_recent=False,
                 verbosity=logging.DEBUG,
@@ -318,7 +318,7 @@ class ResumableBrain(sb.Brain):
             self.train_loss = mean_over_ranks(stage_loss, self.device)
             self.waiting = self.loader.share_waited()
 
-    def save_epoch(self, meta, max_keys=()):
+    def save_epoch(self, meta, max_keys=(), keep=1):
         """The checkpoint of a finished epoch; stop here where a signal asked for it.
 
         Arguments
@@ -327,14 +327,21 @@ class ResumableBrain(sb.Brain):
             Plain Python numbers: numpy's are saved, and refused at the next start.
         max_keys : sequence of str
             The checkpoint with the highest value of each is kept, and the latest.
+        keep : int
+            So many of the latest.
         """
         self.step = 0
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
                 meta=meta,
+                num_to_keep=keep,
                 max_keys=list(max_keys),
                 importance_keys=[ckpt_recency],
+                ckpt_predicate=is_of_epoch,
                 keep_recent=False,
+            )
+            self.checkpointer.delete_checkpoints(
+                num_to_keep=0, ckpt_predicate=lambda c: not is_of_epoch(c)
             )
         self._agree_on_stopping()
         self._stop_if_agreed()
@@ -349,6 +356,11 @@ class ResumableBrain(sb.Brain):
                     self.modules[name] = DistributedDataParallel(module)
         else:
             super()._wrap_distributed()
+
+
+def is_of_epoch(checkpoint):
+    """Whether a checkpoint is of a finished epoch."""
+    return INTRA_EPOCH_CKPT_FLAG not in checkpoint.meta
 
 
 def unwrap(module):

@@ -150,6 +150,24 @@ def test_warnings_are_shown(verifier, clips, tmp_path):
         assert str(tmp_path) not in page
 
 
+def test_the_channel_that_is_chosen_is_heard(verifier, clips, tmp_path):
+    """The clip in the second channel, one without, and a choice that is none."""
+    calls = []
+    for number, clip in enumerate(clips[:2]):
+        wav, rate = soundfile.read(clip)
+        calls.append(path := str(tmp_path / f"call{number}.wav"))
+        soundfile.write(path, np.stack([wav[::-1], wav], axis=1), rate)
+    store = Store(verifier)
+    page = words(answer(verifier, *calls, channel="right"))
+    cosine = verifier.compare(*clips[:2]).cosine
+    assert f"{cosine:.3f}" in page
+    page = words(answer(verifier, clips[0], path, channel="right"))
+    assert "channel 2 of 1" in page
+    assert "Enrolled" in answer_enrol(verifier, store, "a", path, channel="right")
+    page = words(answer(verifier, clips[0], path, channel="middle"))
+    assert "expected left, right, a number from 1 on" in page
+
+
 # ---- enrolled voices -----------------------------------------------------------------
 
 

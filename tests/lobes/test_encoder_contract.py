@@ -17,6 +17,8 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora, merge_lora
 from speechbrain_ext.features import W2VBertFeatures
+from speechbrain_ext.lobes.campplus import CAMPPlus
+from speechbrain_ext.lobes.ecapa import ECAPA
 from speechbrain_ext.lobes.encoder import (
     Encoder,
     Head,
@@ -24,8 +26,10 @@ from speechbrain_ext.lobes.encoder import (
     count_parameters,
     padding_mask,
 )
+from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
+from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -178,6 +182,15 @@ def nemo_config(**changes):
     return {"encoder": {**sizes, **changes}}
 
 
+ECAPA_PRUNED = {
+    "channels": [24, 24, 24, 24, 20],
+    "res2net_widths": [3, 1, 2],
+    "se_widths": [7, 128, 1],
+    "block_sums": True,
+    "front_end": "voxblink2_std",
+}
+
+
 ENCODERS = {
     "w2v_bert": lambda **o: W2VBertEncoder(tiny_config(), **o),
     "w2v_bert_pruned": lambda **o: W2VBertEncoder(tiny_config(**PRUNED), **o),
@@ -199,11 +212,40 @@ ENCODERS = {
     "nemo_conformer_pruned": lambda **o: NemoConformerEncoder(
         nemo_config(layer_widths=NEMO_WIDTHS, **NEMO_OPTIONS), **o
     ),
+    "campplus": lambda **o: CAMPPlus(
+        [2, 1], [1, 2], channels=12, growth=4, bottleneck=6, stem_channels=4, **o
+    ),
+    "eres2netv2": lambda **o: ERes2NetV2(
+        [1, 1, 2, 1], channels=8, chunks=3, front_end="wespeaker", **o
+    ),
+    "ecapa": lambda **o: ECAPA([16, 24, 24, 24, 20], n_mels=9, **o),
+    "ecapa_zeros": lambda **o: ECAPA(padding="zeros", **ECAPA_PRUNED, **o),
     "resnet": lambda **o: ResNet(
         blocks=[1, 2, 1, 1], bottleneck=True, width=4, n_mels=20, **o
     ),
     "simam_resnet": lambda **o: SimAMResNet(
         blocks=[1, 1, 2, 1], width=4, n_mels=20, front_end="voxblink2", **o
+    ),
+    "redimnet": lambda **o: ReDimNet(
+        bins=12,
+        channels=4,
+        stages_setup=[[1, 1, 2, [[3, 3]], 6], [3, 1, 1, [[3, 3]], None]],
+        block_2d_type="basic_resnet_fwse",
+        group_divisor=2,
+        front_end={"feat_type": "tf"},
+        **o,
+    ),
+    "redimnet2": lambda **o: ReDimNet2(
+        bins=12,
+        channels=4,
+        stages_setup=[[[2, 2], 1, 0.5, [[3, 3]], 6], [[1, 2], 1, 1, [[3, 5]], 6]],
+        block_1d_type="att",
+        block_2d_type="convnext_like",
+        out_channels=6,
+        agg_gnorm=True,
+        dual_agg=True,
+        front_end={"norm_signal": True},
+        **o,
     ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
@@ -212,7 +254,8 @@ ENCODERS = {
 
 # An export takes ten seconds: of these the graph has no step that another one lacks.
 SAME_GRAPH = {
-    *("w2v_bert", "whisper", "nemo_conformer", "resnet"),
+    *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
+    "redimnet",
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
 }
 
@@ -444,8 +487,11 @@ def size_of_a_unit(costs):
     return max(
         cost.unit
         + cost.fixed
-        + sum(pair * costs.groups[other].gate.size for other, pair in cost.pairs)
-        for cost in costs.groups
+        + sum(
+            (1 + (other == own)) * pair * costs.groups[other].gate.size
+            for other, pair in cost.pairs
+        )
+        for own, cost in enumerate(costs.groups)
     )
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_ext.lobes.ecapa import ZeroPaddedECAPA
 from speechbrain_ext.lobes.heads import CAMHFA, LAP, MHFA, WeightedSumECAPA
+from speechbrain_ext.lobes.heads.weighted_ecapa import ZeroPaddedECAPA
 from speechbrain_ext.utils.weights import load_strictly
 
 # Public names → ours, as regular expressions that are applied in turn.

@@ -11,6 +11,7 @@ from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from speechbrain_ext.adaptation import check_lora_gradients, inject_lora
 from speechbrain_ext.lobes import waveform_convolutions
+from speechbrain_ext.lobes.cpu_inference import gelu
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -19,7 +20,6 @@ from speechbrain_ext.lobes.wav2vec2 import (
     UniSpeechSatEncoder,
     Wav2Vec2Encoder,
 )
-from speechbrain_ext.lobes.waveform_convolutions import gelu
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.pruning import add_gates, expected_parameters, prune
 from speechbrain_ext.utils.errors import InputError

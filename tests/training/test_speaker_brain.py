@@ -258,8 +258,8 @@ def test_best_and_latest_checkpoint_stay_and_nothing_else(corpus, tmp_path):
     )
     save_epoch, weights = brain.save_epoch, []
 
-    def watched(*args):
-        save_epoch(*args)
+    def watched(*args, **options):
+        save_epoch(*args, **options)
         found = brain.checkpointer.list_checkpoints()
         kept.append(sorted(c.meta["epoch"] for c in found))
         weights.append(state_of(brain))
@@ -302,6 +302,38 @@ def test_without_validation_the_last_epoch_is_the_best(corpus, tmp_path):
     train(brain, loader)
     assert brain.recover_best()["epoch"] == 2
     assert len(list((tmp_path / "save").iterdir())) == 1
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_the_mean_of_the_last_epochs(corpus, tmp_path, validate):
+    """Of weights and running statistics; of as many as there are; also resumed."""
+    options = {"validate": validate, "steps_between_checkpoints": 2, "epochs": 4}
+    brain, loader = tiny_run(corpus, tmp_path, **options)
+    brain.average, weights, save_epoch = 3, [], brain.save_epoch
+
+    def watched(*args, **options):
+        save_epoch(*args, **options)
+        weights.append(state_of(brain))
+
+    brain.save_epoch = watched
+    train(brain, loader)
+    again, _ = tiny_run(corpus, tmp_path, **options)
+    for wanted, averaged in ((3, 3), (9, len(again.checkpointer.list_checkpoints()))):
+        again.average = wanted
+        model, figures = again.finish()
+        assert (figures["epoch"], figures["averaged"]) == (4, averaged)
+        assert ("EER" in figures) == validate
+        if wanted == 3:
+            for name, value in again.embedder().state_dict().items():
+                mean = sum(w[f"speaker_encoder.{name}"] for w in weights[1:]) / 3
+                assert torch.allclose(
+                    value.double(),
+                    mean.double().trunc()
+                    if not value.is_floating_point()
+                    else mean.double(),
+                    atol=1e-6,
+                ), name
+    assert not model.training
 
 
 def test_nothing_is_best_before_an_epoch_is_finished(corpus, tmp_path):

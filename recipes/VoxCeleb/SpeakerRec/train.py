@@ -71,6 +71,7 @@ def train(
     precision: Literal["fp32", "bf16", "fp16"] = "bf16",
     ckpt_interval_minutes: NonNegativeFloat = 30,
     max_grad_norm: float = 1.0,
+    average_epochs: PositiveInt = 1,
     **options,
 ):
     """Prepare, train, save. The keyword arguments are the keys of a YAML file.
@@ -114,6 +115,9 @@ def train(
         Between checkpoints within an epoch.
     max_grad_norm : float
         Of the gradient of each module.
+    average_epochs : int
+        Of the last epochs: their mean weights are the model that is saved. 1: the best
+        epoch's are.
     **options
         Other run options of SpeechBrain.
     """
@@ -135,6 +139,7 @@ def train(
         modules=modules,
         terms=terms,
         validation=validation(prepared, data.valid_batch_seconds),
+        average=average_epochs,
         step_log=folder / "steps.csv",
         sampler=data.sampler,
         opt_class=opt_class,

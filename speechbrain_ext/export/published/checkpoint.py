@@ -41,8 +41,8 @@ class Checkpoint(NamedTuple):
     values : dict of str to (int, float, str or bool)
         All else, by dotted name.
     config : dict
-        The configuration that stands beside the tensors: the file's own ``config``, or
-        the folder's ``config.json``; empty where there is none.
+        The configuration that stands beside the tensors: the file's own ``config`` or
+        ``model_config``, or the folder's ``config.json``; empty where there is none.
     files : tuple of Path
         Those that hold the tensors.
     """
@@ -121,7 +121,7 @@ def read_checkpoint(path):
         visit(content, [])
     except RecursionError as error:
         raise InputError(f"{path}: a dictionary inside itself, {EXPECTED}") from error
-    config = content.get("config")
+    config = content.get("config", content.get("model_config"))
     config = config if isinstance(config, dict) else {}
     return Checkpoint(path, tensors, values, config, (path,))
 

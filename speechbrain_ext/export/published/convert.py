@@ -172,6 +172,13 @@ def _kind_of(content, kind):
         raise InputError(f"kind {kind!r}, expected one of {', '.join(known)}")
     candidates = known if kind is None else [kind]
     fitting = [name for name in candidates if known[name].detect(content.tensors)]
+    if len(fitting) > 1:  # the same tensors: names and what lies there may tell
+        said = [
+            name
+            for name in fitting
+            if getattr(known[name], "said_beside", lambda path: False)(content.path)
+        ]
+        fitting = said if len(said) == 1 else fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

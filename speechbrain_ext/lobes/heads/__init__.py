@@ -1,5 +1,7 @@
 """Heads: all hidden states of an encoder → one embedding per utterance."""
 
+from speechbrain_ext.lobes.heads.astp import ASTP
+from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
@@ -10,6 +12,7 @@ from speechbrain_ext.lobes.heads.xvector import XVector
 
 __all__ = [
     "ASP",
+    "ASTP",
     "CAMHFA",
     "LAP",
     "MFA",
@@ -18,6 +21,7 @@ __all__ = [
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",
+    "ECAPAPooling",
     "LayerAdapter",
     "WeightedSumECAPA",
     "XVector",

@@ -37,6 +37,11 @@ class AttentiveStatisticsPooling(nn.Module):
         Added to the variance of the context.
     context_correction : int
         1: that variance is unbiased. 0: it is not, as in SpeechBrain.
+    context_floor : float
+        Smallest variance of the context.
+    centred : bool
+        σ² = Σ α (x − μ)²: the difference of squares has no digits below 1e−7 of them,
+        which a smaller floor would show.
     frame_dropout : float
         Share of the frames that the softmax leaves out in training.
     """
@@ -51,6 +56,8 @@ class AttentiveStatisticsPooling(nn.Module):
         context_eps=0.0,
         context_correction=1,
         frame_dropout=0.0,
+        context_floor=CONTEXT_FLOOR,
+        centred=False,
     ):
         super().__init__()
         self.attention = nn.Sequential(
@@ -64,6 +71,8 @@ class AttentiveStatisticsPooling(nn.Module):
         self.context_eps = context_eps
         self.context_correction = context_correction
         self.frame_dropout = frame_dropout
+        self.context_floor = context_floor
+        self.centred = centred
 
     def forward(self, x, padding=None):
         """x [B, T, D], padding [B, T] True in the padding → [B, 2D]."""
@@ -78,8 +87,11 @@ class AttentiveStatisticsPooling(nn.Module):
                 # 0 · NaN is NaN: what lies in the padding must not get through
                 frames = frames.masked_fill(padding.unsqueeze(1), 0.0)
             mean = (weights * frames).sum(-1)
-            power = (weights * frames.square()).sum(-1)
-            std = (power - mean.square()).clamp(min=self.variance_floor).sqrt()
+            if self.centred:
+                variance = (weights * (frames - mean.unsqueeze(-1)).square()).sum(-1)
+            else:
+                variance = (weights * frames.square()).sum(-1) - mean.square()
+            std = variance.clamp(min=self.variance_floor).sqrt()
             return torch.cat([mean, std], dim=-1)
 
     def _scores(self, x, padding):
@@ -89,7 +101,7 @@ class AttentiveStatisticsPooling(nn.Module):
             return _in_turn(rest, first(x), padding)
         with full_precision(x):
             mean, variance = moments(x.float(), padding, self.context_correction)
-            variance = (variance + self.context_eps).clamp(min=CONTEXT_FLOOR)
+            variance = (variance + self.context_eps).clamp(min=self.context_floor)
             context = torch.cat([mean, variance.sqrt()], dim=1)  # [B, 2D]
         # a product for [x, mean, std] without that tensor: the context is one vector
         own = x.shape[1]

@@ -4,7 +4,8 @@
     ASP:   e = W [μ; σ] + b                               attention-weighted
 
 Wang et al. 2021 (arXiv 2107.05246), Okabe et al. 2018 (arXiv 1803.10963), as wespeaker
-and VoxBlink2 have them: no BatchNorm between or after.
+and VoxBlink2 have them: no BatchNorm between or after. CAM++ has TSTP with one after,
+and no b.
 """
 
 import torch
@@ -39,9 +40,13 @@ class TSTP(Head):
         With it, one mean and deviation for all neighbours of one of so many channels
         together: over its frequencies too.
     variance_eps : float
-        ε, added to the variance.
+        ε, added to the variance: wespeaker's; 3D-Speaker has 1e-8, of CAM++ 0.
     second_layer : bool
         ReLU, BatchNorm without affine and one more linear map follow.
+    bias : bool
+        The first linear map has b.
+    embedding_norm : bool
+        BatchNorm without affine on the embedding.
     layers : list of int
         [first, last] of the states that are read, inclusive; None: all.
 
@@ -59,6 +64,8 @@ class TSTP(Head):
         channels: int | None = None,
         variance_eps: float = 1e-7,
         second_layer: bool = False,
+        bias: bool = True,
+        embedding_norm: bool = False,
         layers: list[int] | None = None,
     ):
         super().__init__()
@@ -68,10 +75,12 @@ class TSTP(Head):
             raise InputError(f"channels={channels}, expected a divisor of {input_size}")
         self.channels, self.variance_eps = channels, variance_eps
         width = 2 * (channels or input_size)
-        self.bottleneck = nn.Linear(width, embedding_size)
+        self.bottleneck = nn.Linear(width, embedding_size, bias=bias)
         if second_layer:
             self.norm = nn.BatchNorm1d(embedding_size, affine=False)
             self.last = nn.Linear(embedding_size, embedding_size)
+        if embedding_norm:
+            self.embedding_norm = nn.BatchNorm1d(embedding_size, affine=False)
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
@@ -92,6 +101,8 @@ class TSTP(Head):
         e = self.bottleneck(pooled.to(self.bottleneck.weight.dtype))
         if hasattr(self, "last"):
             e = self.last(self.norm(F.relu(e)))
+        if hasattr(self, "embedding_norm"):
+            e = self.embedding_norm(e)
         return e.unsqueeze(1)
 
 

@@ -17,9 +17,12 @@ from speechbrain.lobes.models import ECAPA_TDNN as module_of_ecapa
 from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN, Conv1d
 from torch import nn
 
-import speechbrain_ext.lobes.ecapa as zero_padded  # which imports from this package
 from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
-from speechbrain_ext.lobes.heads.pooling import weighted_sum
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    norm_of_frames,
+    weighted_sum,
+)
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -28,6 +31,10 @@ ECAPA_MIN_FRAMES = 5
 INSTANCE_NORM_EPS = 1e-5  # torch's own
 NORMALISATIONS = ("instance", "mean", "none")
 PADDINGS = ("reflect", "zeros")
+# Of zero padding
+SCALE = 8  # chunks of Res2
+BOTTLENECK = 128  # of squeeze-excitation and attention
+DILATIONS = (2, 3, 4)
 
 
 class WeightedSumECAPA(Head):
@@ -53,7 +60,7 @@ class WeightedSumECAPA(Head):
         variance), ``mean`` (zero mean) or ``none``.
     padding : str
         ``reflect``: SpeechBrain's ECAPA-TDNN; ``zeros``:
-        :class:`~speechbrain_ext.lobes.ecapa.ZeroPaddedECAPA`.
+        :class:`ZeroPaddedECAPA`.
     global_context : bool
         The attention of the pooling sees mean and standard deviation over time.
     variance_floor : float
@@ -96,7 +103,7 @@ class WeightedSumECAPA(Head):
             torch.zeros(self.read_states(n_states, layers))
         )
         if not self.reflects:
-            self.ecapa_tdnn = zero_padded.ZeroPaddedECAPA(
+            self.ecapa_tdnn = ZeroPaddedECAPA(
                 input_size,
                 channels,
                 embedding_size,
@@ -185,6 +192,124 @@ class WeightedSumECAPA(Head):
             return x
         variance = x.square().sum(1, keepdim=True) / count
         return x * (variance + INSTANCE_NORM_EPS).rsqrt()
+
+
+# -- zero padding ----------------------------------------------------------------------
+
+
+class ZeroPaddedECAPA(nn.Module):
+    """Frames → embedding; a padded batch gives what its rows give alone.
+
+    Arguments
+    ---------
+    input_size : int
+        Width of the frames.
+    channels : list of int
+        Of the four convolutional layers, equal and a multiple of 8, and of the last.
+    embedding_size : int
+        Width E.
+    global_context : bool
+        The attention sees mean and standard deviation over time.
+    variance_floor : float
+        Smallest variance in the pooling: 1e-7 as wespeaker, 1e-9 as UniSpeech.
+    embedding_norm : bool
+        BatchNorm on the embedding.
+    """
+
+    def __init__(
+        self,
+        input_size,
+        channels=(512, 512, 512, 512, 1536),
+        embedding_size=192,
+        global_context=True,
+        variance_floor=1e-7,
+        embedding_norm=False,
+    ):
+        super().__init__()
+        check_at_least("embedding_size", embedding_size, 1)
+        width, *_, last = channels
+        if list(channels[:-1]) != [width] * 4 or width % SCALE:
+            raise InputError(
+                f"channels={list(channels)}, expected four equal multiples of {SCALE}, "
+                "then the last layer's width"
+            )
+        self.first = _TDNN(input_size, width, 5)
+        self.blocks = nn.ModuleList(_Block(width, dilation) for dilation in DILATIONS)
+        self.last = nn.Conv1d(3 * width, last, 1)
+        self.pooling = AttentiveStatisticsPooling(
+            last,
+            BOTTLENECK,
+            context=global_context,
+            activation="tanh",
+            variance_floor=variance_floor,
+            context_eps=1e-7,
+        )
+        self.norm = nn.BatchNorm1d(2 * last)
+        self.bottleneck = nn.Linear(2 * last, embedding_size)
+        self.embedding_norm = (
+            nn.BatchNorm1d(embedding_size) if embedding_norm else nn.Identity()
+        )
+
+    def forward(self, x, padding=None):
+        """x [B, T, D], padding [B, T] True in the padding → [B, E]."""
+        x = self.first(x.transpose(1, 2), padding)
+        outputs = []
+        for block in self.blocks:
+            x = block(x, padding)
+            outputs.append(x)
+        x = F.relu(self.last(torch.cat(outputs, dim=1))).transpose(1, 2)
+        return self.embedding_norm(self.bottleneck(self.norm(self.pooling(x, padding))))
+
+
+def _masked(x, padding):
+    """[B, C, T] with zeros in the padding, as beyond the end of a row alone."""
+    return x if padding is None else x.masked_fill(padding.unsqueeze(1), 0.0)
+
+
+class _TDNN(nn.Module):
+    """BN(ReLU(conv)): [B, C, T] → [B, D, T]."""
+
+    def __init__(self, width, output, kernel=1, dilation=1):
+        super().__init__()
+        border = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv1d(width, output, kernel, 1, border, dilation)
+        self.norm = nn.BatchNorm1d(output)
+
+    def forward(self, x, padding=None):
+        x = F.relu(self.conv(_masked(x, padding)))
+        return norm_of_frames(self.norm, x, padding)
+
+
+class _Block(nn.Module):
+    """h + SE(TDNN(Res2(TDNN(h)))): [B, C, T] → the same."""
+
+    def __init__(self, width, dilation):
+        super().__init__()
+        self.first = _TDNN(width, width)
+        chunk = width // SCALE
+        self.res2 = nn.ModuleList(
+            _TDNN(chunk, chunk, 3, dilation) for _ in range(SCALE - 1)
+        )
+        self.last = _TDNN(width, width)
+        self.gate = nn.Sequential(
+            nn.Linear(width, BOTTLENECK),
+            nn.ReLU(),
+            nn.Linear(BOTTLENECK, width),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x, padding=None):
+        *chunks, passed = self.first(x, padding).chunk(SCALE, dim=1)
+        outputs = []
+        for layer, chunk in zip(self.res2, chunks):
+            chunk = chunk + outputs[-1] if outputs else chunk
+            outputs.append(layer(chunk, padding))
+        y = self.last(torch.cat([*outputs, passed], dim=1), padding)
+        if padding is None:
+            mean = y.mean(-1)
+        else:
+            mean = _masked(y, padding).sum(-1) / (~padding).sum(1, keepdim=True)
+        return x + y * self.gate(mean).unsqueeze(-1)
 
 
 # -- for ONNX --------------------------------------------------------------------------
