@@ -360,8 +360,10 @@ def _mel_filters(settings):
     mel = 1127 * (1 + hertz / 700).log().unsqueeze(1)
     low, high = (1127 * math.log(1 + f / 700) for f in (settings.low, settings.high))
     step = (high - low) / (settings.mels + 1)
-    left = low + step * torch.arange(settings.mels, **like)
-    up, down = (mel - left) / step, (left + 2 * step - mel) / step
+    first = torch.arange(settings.mels, **like)
+    # their widths too are rounded, as Kaldi's are
+    left, centre, right = (low + (first + k) * step for k in range(3))
+    up, down = (mel - left) / (centre - left), (right - mel) / (right - centre)
     return torch.minimum(up, down).clamp(min=0)
 
 
