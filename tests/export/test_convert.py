@@ -327,16 +327,8 @@ def test_formats_are_listed(capsys):
         main(["convert", "--formats"])
     assert not caught.value.code
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert (
-        names
-        == sorted(formats())
-        == [
-            *("diarizen", "redimnet", "speechbrain_ecapa", "three_d_speaker"),
-            *("three_d_speaker_ecapa", "unispeech", "voxblink2_ecapa"),
-            *("voxblink2_resnet", "w2v_bert", "wespeaker_campplus"),
-            *("wespeaker_ecapa", "wespeaker_resnet", "wespeaker_ssl", "xvector"),
-        ]
-    )
+    assert names == sorted(formats())
+    assert {"w2v_bert", "wespeaker_ssl", "wespeaker_resnet", "xvector"} < set(names)
 
 
 # -- the folder and the command --------------------------------------------------------

@@ -13,11 +13,13 @@ from tiny_encoder import LargestTensor, noise, randomise, tiny_encoder
 
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import (
+    ASP,
     ASTP,
     CAMHFA,
     LAP,
     MFA,
     MHFA,
+    TSTP,
     AdapterMFA,
     ConformerMFA,
     ECAPAPooling,
@@ -60,6 +62,9 @@ HEADS = {
         XVector,
         {"channels": [9, 8], "kernels": [3, 2], "dilations": [1, 2]},
     ),
+    "tstp": (TSTP, {}),
+    "tstp of channels": (TSTP, {"channels": 4, "second_layer": True}),
+    "asp": (ASP, {"hidden": 6}),
 }
 every_head = pytest.mark.parametrize("name", HEADS)
 pytestmark = pytest.mark.usefixtures("one_thread")
