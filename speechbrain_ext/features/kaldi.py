@@ -315,12 +315,15 @@ def _log_mel_of(wavs, settings):
     in them is what the quiet mel bins hold.
     """
     parts, _, window = filterbank(settings, wavs.device)
-    frames = wavs.to(window.dtype).unfold(-1, settings.frame, settings.hop)
-    frames = frames - frames.mean(-1, keepdim=True)  # [B, f, frame]
-    before = frames * settings.preemphasis
-    frames[..., 1:] -= before[..., :-1]
-    frames[..., 0] -= before[..., 0]
-    spectrum = torch.fft.rfft(frames.mul_(window), n=settings.fft)
+    fft, hop, alpha = settings.fft, settings.hop, settings.preemphasis
+    wide = wavs.to(window.dtype)
+    mean = wide.unfold(-1, settings.frame, hop).mean(-1, keepdim=True)  # [B, f, 1]
+    # frames come as long as the transform, where the window is zero
+    wide = nn.functional.pad(wide, (1, fft - settings.frame))
+    frames = wide[:, 1:].unfold(-1, fft, hop) - mean  # [B, f, FFT]
+    before = (wide[:, :-1].unfold(-1, fft, hop) - mean).mul_(alpha)
+    before[..., 0] = frames[..., 0] * alpha
+    spectrum = torch.fft.rfft(frames.sub_(before).mul_(window))
     squares = torch.view_as_real(spectrum).float().square_()  # [B, f, bins, 2]
     power = (squares[..., 0] + squares[..., 1]).flatten(0, 1)
     energies = torch.cat([power[:, bins] @ mel for bins, mel in parts], dim=1)
@@ -333,7 +336,7 @@ def _spectrum_matrix(settings):
     frames = torch.eye(settings.frame, dtype=torch.float64)
     frames = frames - frames.mean(1, keepdim=True)
     before = nn.functional.pad(frames, (1, 0), mode="replicate")[:, :-1]
-    windowed = (frames - settings.preemphasis * before) * window
+    windowed = (frames - settings.preemphasis * before) * window[: settings.frame]
     spectrum = torch.fft.rfft(windowed, n=settings.fft)
     return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
@@ -343,7 +346,7 @@ class Filterbank(NamedTuple):
 
     parts: list  # [(slice of the spectrum, filters [its bins, 16]), …]
     mel: torch.Tensor  # all of them, float32 [bins, M]
-    window: torch.Tensor  # [frame], times the scale
+    window: torch.Tensor  # [FFT], times the scale, zero behind the frame
 
 
 def _mel_filters(settings):
@@ -357,8 +360,10 @@ def _mel_filters(settings):
     mel = 1127 * (1 + hertz / 700).log().unsqueeze(1)
     low, high = (1127 * math.log(1 + f / 700) for f in (settings.low, settings.high))
     step = (high - low) / (settings.mels + 1)
-    left = low + step * torch.arange(settings.mels, **like)
-    up, down = (mel - left) / step, (left + 2 * step - mel) / step
+    first = torch.arange(settings.mels, **like)
+    # their widths too are rounded, as Kaldi's are
+    left, centre, right = (low + (first + k) * step for k in range(3))
+    up, down = (mel - left) / (centre - left), (right - mel) / (right - centre)
     return torch.minimum(up, down).clamp(min=0)
 
 
@@ -381,6 +386,7 @@ def filterbank(settings, device):
     make, power = WINDOWS[settings.window]
     shape = {} if make is torch.ones else {"periodic": False}
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
+    window = nn.functional.pad(window, (0, settings.fft - settings.frame))
     window = (window.pow(power) * settings.scale).to(device)
     return Filterbank(parts, mel.to(device), window)
 

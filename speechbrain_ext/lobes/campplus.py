@@ -21,6 +21,7 @@ from speechbrain_ext.lobes.convolution import (
     row_ends,
     scale_and_shift,
 )
+from speechbrain_ext.lobes.cpu_inference import Linear, by_onednn, product
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
 from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
@@ -243,7 +244,7 @@ class DenseBlock(nn.Module):
 
 
 class RectifiedLinear(Derived):
-    """W ReLU(BN(x)), or BN of it: [B, T, C] → [B, T, D].
+    """W ReLU(BN(x)), or ReLU and BN of it: [B, T, C] → [B, T, D].
 
     In inference s max(x, −t/s) + t is ReLU(s x + t), for s > 0, and min for s < 0: one
     step, and s and t go into W.
@@ -257,15 +258,20 @@ class RectifiedLinear(Derived):
 
     def forward(self, x):
         """[B, T, C] → [B, T, D]."""
-        if not in_inference(self) or not is_plain(x, self.linear.weight):
-            y = self.output_norm(self.linear(relu(self.norm(x.flatten(0, 1)))))
-        else:
+        rectified = not isinstance(self.output_norm, nn.Identity)
+        if in_inference(self) and is_plain(x, self.linear.weight):
             low, high, weight, bias = self.derived()
-            y = torch.addmm(bias, torch.clamp(x, low, high).flatten(0, 1), weight)
-        return y.view(*x.shape[:2], -1)
+            x = torch.clamp(x, low, high)
+            if by_onednn(x, weight):
+                return product(x, weight, bias, "relu" if rectified else "none")
+            y = F.linear(x, weight, bias)
+        else:
+            y = self.output_norm(self.linear(relu(self.norm(x.flatten(0, 1)))))
+            y = y.view(*x.shape[:2], -1)
+        return relu(y) if rectified else y
 
     def derive(self):
-        """Bounds [C], weight [C, D] and bias [D]."""
+        """Bounds [C], weight [D, C] and bias [D]."""
         scale, shift = scale_and_shift(self.norm)
         bound = -shift / scale
         infinite = torch.full_like(bound, float("inf"))
@@ -278,7 +284,7 @@ class RectifiedLinear(Derived):
         if not isinstance(self.output_norm, nn.Identity):
             scale, shift = scale_and_shift(self.output_norm)
             weight, bias = weight * scale.unsqueeze(1), scale * bias + shift
-        return low, high, weight.t().contiguous(), bias
+        return low, high, weight, bias
 
 
 class DenseLayer(nn.Module):
@@ -289,13 +295,13 @@ class DenseLayer(nn.Module):
         self.dilation = dilation
         self.expand = RectifiedLinear(inputs, bottleneck, normed=True)
         # W₃, one tap after another: one product for all, whose results are then shifted
-        self.taps = nn.Linear(bottleneck, TAPS * growth, bias=False)
+        self.taps = Linear(bottleneck, TAPS * growth, bias=False)
         self.squeeze = nn.Linear(bottleneck, bottleneck // 2)
         self.excite = nn.Linear(bottleneck // 2, growth)
 
     def forward(self, x, segments, ends=None, out=None):
         """``out`` [B, T, G]: where the result is written in inference."""
-        h = relu(self.expand(x))
+        h = self.expand(x)
         h = h if ends is None else ends.cleared(h, self.dilation, 1)
         context = relu(self.squeeze(segments.context(h)))
         gate = segments.spread(self.excite(context).sigmoid())

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from speechbrain_ext.features import KaldiFbank, VoxBlink2Features
+from speechbrain_ext.lobes.convolution import row_ends
 from speechbrain_ext.lobes.encoder import Encoder, shared_copy
 from speechbrain_ext.lobes.resnet_blocks import (
     BasicBlock,
     Bottleneck,
     Convolution,
-    Ends,
     halved,
 )
 from speechbrain_ext.utils.errors import InputError, check_at_least
@@ -166,7 +166,7 @@ class ResNet(Encoder):
 
     def encode(self, x, lens=None):
         """Features [B, T, F] and their lengths → one state [B, T', C·F']."""
-        ends = None if lens is None else Ends.of(valid_counts(lens, x.shape[1]), x)
+        x, ends = row_ends(x, lens)
         x = x.to(self.conv1.weight.dtype).transpose(1, 2).unsqueeze(1)  # [B, 1, F, T]
         if not torch.compiler.is_compiling():
             x = x.contiguous(memory_format=torch.channels_last)
@@ -174,7 +174,7 @@ class ResNet(Encoder):
         for layer in self.stages():
             for block in layer:
                 x = self.checkpointed(block, x, ends)
-                ends = ends and ends.after(block.stride)
+                ends = ends and ends.strided(block.stride)
         return [x.permute(0, 3, 1, 2).flatten(2)]
 
     def stages(self):

@@ -13,57 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.convolution import relu, scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import fused_convolution, inference_on_cpu
 from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.utils.precision import full_precision
 
 SIMAM_FLOOR = 1e-4
 CACHED = 65536  # numbers of a tensor that stay in the cache
-
-
-class Ends:
-    """Where the utterances of a padded batch end.
-
-    Arguments
-    ---------
-    frames : torch.Tensor
-        [B], the valid ones, on the device of the batch.
-    total : int
-        All frames.
-    """
-
-    def __init__(self, frames, total):
-        self.frames, self.total = frames, total
-
-    @classmethod
-    def of(cls, frames, x):
-        """Those of features x [B, T, F]; None where nothing is padded."""
-        total = x.shape[1]
-        if not torch.compiler.is_compiling() and bool((frames >= total).all()):
-            return None
-        return cls(frames.to(x.device), total)
-
-    def after(self, stride):
-        """Those behind a convolution of this stride."""
-        if stride == 1:
-            return self
-        return Ends(halved(self.frames), halved(self.total))
-
-    def mask(self):
-        """[B, 1, 1, T], True in the padding."""
-        places = torch.arange(self.total, device=self.frames.device)
-        return (places >= self.frames.unsqueeze(1))[:, None, None]
-
-    def cut(self, x):
-        """x [B, C, F, T] with zero behind the ends, as far as 3×3 filters look.
-
-        Without a gradient in place: one frame a row.
-        """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return x.masked_fill(self.mask(), 0.0)
-        rows = (self.frames < self.total).nonzero().squeeze(1)
-        x[rows, :, :, self.frames[rows]] = 0.0
-        return x
 
 
 class Convolution(nn.Conv2d):
@@ -75,20 +31,29 @@ class Convolution(nn.Conv2d):
     def __init__(self, width, output, kernel, stride=1):
         super().__init__(width, output, kernel, stride, kernel // 2, bias=False)
 
-    def forward(self, x, norm, added=None, relu=True):
+    def forward(self, x, norm, added=None, rectified=True):
         """x [B, C, F, T] → [B, C', F', T']; ``added`` may be overwritten."""
-        types = {x.dtype, self.weight.dtype}
-        fused = types == {torch.float32} and inference_on_cpu(x) and not norm.training
-        if fused and not torch.is_autocast_enabled("cpu"):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            weight = self.weight * scale.view(-1, 1, 1, 1)
-            bias = torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)
+        if self._in_one_step(x, norm):
+            scale, bias = scale_and_shift(norm)
+            # in the layout that oneDNN takes; made anew, it cannot be out of date
+            weight = torch.empty_like(self.weight, memory_format=torch.channels_last)
+            torch.mul(self.weight, scale.view(-1, 1, 1, 1), out=weight)
+            x = x.contiguous(memory_format=torch.channels_last)
             return fused_convolution(
-                x, weight, bias, self.stride, self.padding, added, relu
+                x, weight, bias, self.stride, self.padding, added, rectified
             )
+        x = x.contiguous() if inference_on_cpu(x) else x
         x = norm(super().forward(x))
         x = x if added is None else x + added
-        return F.relu(x) if relu else x
+        return relu(x) if rectified else x
+
+    def _in_one_step(self, x, norm):
+        """Where weights that BatchNorm is folded into are fewer than what they make."""
+        plain = x.dtype == self.weight.dtype == torch.float32 and not norm.training
+        if not (plain and inference_on_cpu(x)) or torch.is_autocast_enabled("cpu"):
+            return False
+        places = x[:, 0].numel() // self.stride[0] ** 2
+        return self.weight[0].numel() <= places
 
 
 class _Block(nn.Module):
@@ -109,7 +74,7 @@ class _Block(nn.Module):
         """What is added to the convolutions' output."""
         if not len(self.shortcut):
             return x
-        return self.shortcut[0](x, self.shortcut[1], relu=False)
+        return self.shortcut[0](x, self.shortcut[1], rectified=False)
 
     def prunable_groups(self):
         """Channels between its convolutions → list of PrunableGroup."""
@@ -143,13 +108,13 @@ class BasicBlock(_Block):
 
     def forward(self, x, ends=None):
         """[B, C, F, T] → [B, C', F', T']; ``ends`` are those of x."""
-        x = ends.cut(x) if ends else x
-        ends = ends and ends.after(self.stride)
+        x = ends.cleared(x, 1, 3) if ends else x  # 3×3 filters look one further
+        ends = ends and ends.strided(self.stride)
         y = self.conv1(x, self.bn1)
-        y = ends.cut(y) if ends else y
+        y = ends.cleared(y, 1, 3) if ends else y
         if not self.simam:
             return self.conv2(y, self.bn2, self._around(x))
-        return simam(self.conv2(y, self.bn2, relu=False), self._around(x), ends)
+        return simam(self.conv2(y, self.bn2, rectified=False), self._around(x), ends)
 
 
 class Bottleneck(_Block):
@@ -170,7 +135,7 @@ class Bottleneck(_Block):
     def forward(self, x, ends=None):
         """[B, C, F, T] → [B, C', F', T']; ``ends`` are those of x."""
         y = self.conv1(x, self.bn1)
-        y = ends.cut(y) if ends else y  # only the 3×3 filters look sideways
+        y = ends.cleared(y, 1, 3) if ends else y  # only 3×3 filters look sideways
         y = self.conv2(y, self.bn2)
         return self.conv3(y, self.bn3, self._around(x))
 
@@ -178,20 +143,18 @@ class Bottleneck(_Block):
 def simam(x, added, ends=None):
     """ReLU(x σ((x − μ)² / 4(v + 10⁻⁴) + ½) + added): [B, C, F, T] → the same.
 
-    μ and v [C] of each utterance over frequencies and valid frames.
+    μ and v [C] of each utterance over frequencies and valid frames; ``added`` may be
+    overwritten.
     """
     if inference_on_cpu(x) and x.dtype == torch.float32:
-        frames = [x.shape[3]] * len(x) if ends is None else ends.frames.tolist()
-        return torch.cat(
-            [
-                _simam_row(x[b : b + 1], added[b : b + 1], n)
-                for b, n in enumerate(frames)
-            ]
-        )
+        frames = [x.shape[3]] * len(x) if ends is None else ends.valid.tolist()
+        for row, other, count in zip(x.split(1), added.split(1), frames):
+            _simam_row(row, other, count)
+        return added
     with full_precision(x):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = wide.shape[2] * (wide.shape[3] if ends is None else ends.frames)
-        mask = None if ends is None else ends.mask()
+        count = wide.shape[2] * (wide.shape[3] if ends is None else ends.valid)
+        mask = None if ends is None else ends.mask[:, None, None]
 
         def total(values):
             values = values if mask is None else values.masked_fill(mask, 0.0)
@@ -208,18 +171,20 @@ def simam(x, added, ends=None):
 
 
 def _simam_row(x, added, frames):
-    """The same of one utterance [1, C, F, T], a few frequencies at a time."""
+    """The same of one utterance, into ``added``, a few frequencies at a time."""
+    rows = max(1, CACHED // (x.shape[1] * x.shape[3]))
     valid = x[..., :frames]
-    variance, mean = torch.var_mean(valid, (2, 3), keepdim=True)
+    mean, variance = valid.mean((2, 3), keepdim=True), 0.0
+    for some in valid.split(rows, 2):  # torch.var_mean takes 20 times as long
+        some = some - mean
+        variance = variance + some.mul_(some).sum((2, 3), keepdim=True)
+    variance = variance / max(valid[0, 0].numel() - 1, 1)
     scale = (4 * (variance + SIMAM_FLOOR)).rsqrt()
     shift, half = -mean * scale, x.new_full((), 0.5)
-    rows = max(1, CACHED // (x.shape[1] * x.shape[3]))
-    parts = []
     for y, other in zip(x.split(rows, 2), added.split(rows, 2)):
         gate = torch.addcmul(shift, y, scale)
         gate = torch.addcmul(half, gate, gate).sigmoid_()
-        parts.append(torch.addcmul(other, y, gate).relu_())
-    return torch.cat(parts, 2)
+        other.addcmul_(y, gate).relu_()
 
 
 def halved(size, times=1):

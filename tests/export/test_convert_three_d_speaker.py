@@ -73,7 +73,7 @@ def test_campplus_of_wespeaker(tmp_path, caplog, averaged):
     expected = [plain_campplus(wav, tensors, "wespeaker") for wav in wavs]
     assert_equal(model, expected, wavs)
     assert ("classifier of training speakers" in caplog.text) is not averaged
-    assert "features are wespeaker's" in caplog.text
+    assert "features are wespeaker's, of 16 mel bins" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,7 @@ def test_golden(shared, tmp_path, name):
     ("name", "beside", "kind"),
     [
         ("campplus_voxceleb.bin", None, "three_d_speaker"),
+        ("campplus_cn_en_common.pt", None, "three_d_speaker"),
         ("speech_campplus_sv_zh_en/weights.pt", None, "three_d_speaker"),
         ("folder/model.pt", "configuration.json", "three_d_speaker"),
         ("folder/avg_model.pt", None, "wespeaker_campplus"),

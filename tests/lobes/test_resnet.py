@@ -7,10 +7,11 @@ from torch import nn
 
 from speechbrain_ext.features import KaldiFbank
 from speechbrain_ext.lobes import cpu_inference
+from speechbrain_ext.lobes.convolution import RowEnds
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import ASP, TSTP
 from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
-from speechbrain_ext.lobes.resnet_blocks import Convolution, Ends, simam
+from speechbrain_ext.lobes.resnet_blocks import Convolution, simam
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.profiling import count_macs
 from speechbrain_ext.utils.errors import InputError
@@ -126,21 +127,15 @@ def test_what_lies_behind_the_end_does_not_matter():
 
 def test_ends_by_hand():
     """Frames 5, 2 and 4 of 5: halved twice, 2, 1 and 1 of 2."""
-    ends = Ends(torch.tensor([5, 2, 4]), 5)
-    halved = ends.after(1).after(2).after(2)
-    assert (halved.frames.tolist(), halved.total) == ([2, 1, 1], 2)
-    assert ends.mask().squeeze().int().tolist() == [
-        [0, 0, 0, 0, 0],
-        [0, 0, 1, 1, 1],
-        [0, 0, 0, 0, 1],
-    ]
-    assert Ends.of(torch.tensor([5, 5]), torch.zeros(2, 5, 3)) is None
+    ends = RowEnds(torch.tensor([5, 2, 4]), 5)
+    halved = ends.strided(1).strided(2).strided(2)
+    assert (halved.valid.tolist(), halved.frames) == ([2, 1, 1], 2)
     ones = torch.ones(3, 1, 1, 5)
     with torch.no_grad():
-        cut = ends.cut(ones.clone()).squeeze().int().tolist()
-    assert cut == [[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 0]]
+        cleared = ends.cleared(ones.clone(), 1, 3).squeeze().int().tolist()
+    assert cleared == [[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 1, 1, 1, 0]]
     expected = [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
-    assert ends.cut(ones).squeeze().int().tolist() == expected
+    assert ends.cleared(ones, 1, 3).squeeze().int().tolist() == expected
 
 
 @pytest.mark.parametrize("gradient", [True, False])
@@ -149,7 +144,7 @@ def test_simam_by_hand(gradient):
     x = torch.tensor([0.0, 2.0, 7.0]).view(1, 1, 1, 3)
     added = torch.tensor([-1.0, 1.0, 0.0]).view(1, 1, 1, 3)
     with torch.set_grad_enabled(gradient):
-        found = simam(x, added, Ends(torch.tensor([2]), 3))
+        found = simam(x, added, RowEnds(torch.tensor([2]), 3))
     gate = torch.sigmoid(torch.tensor(1 / (8 + 4e-4) + 0.5))
     expected = torch.tensor([0.0, 1 + 2 * gate])
     torch.testing.assert_close(found.flatten()[:2], expected)

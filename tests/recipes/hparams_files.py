@@ -21,7 +21,7 @@ TABLE1 = tuple(
     f"table1/{path.stem}" for path in sorted((HPARAMS / "table1").glob("*.yaml"))
 )
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
-SMALL = ("small_from_scratch", "small_whisper")
+SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
 TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 FILES = {

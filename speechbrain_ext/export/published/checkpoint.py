@@ -1,9 +1,10 @@
 """A published checkpoint → its tensors by name. It is never run as code.
 
-A checkpoint is a file of torch, or a folder of transformers with ``config.json``, here
-or on the hub. Nested dictionaries become dotted names; wrappers of training
-(``module`` of DistributedDataParallel, ``_orig_mod`` of torch.compile) are taken off.
-Files of torch are mapped into memory, not copied.
+A checkpoint is a file of torch, or a folder, here or on the hub: of transformers with
+``config.json``, or of SpeechBrain with ``embedding_model.ckpt``. Nested dictionaries
+become dotted names; wrappers of training (``module`` of DistributedDataParallel,
+``_orig_mod`` of torch.compile) are taken off. Files of torch are mapped into memory,
+not copied.
 """
 
 import re
@@ -16,6 +17,7 @@ import torch
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import read_json
 from speechbrain_ext.utils.weights import (
+    find_or_fetch,
     is_hub_id,
     pretrained_folder,
     read_weights,
@@ -23,6 +25,8 @@ from speechbrain_ext.utils.weights import (
 )
 
 EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
+# SpeechBrain's models of speakers are folders with this file
+ECAPA_FILE = "embedding_model.ckpt"
 # Why a classifier of training is left out
 OF_TRAINING = "classifier of training speakers, whose names the file does not hold"
 _CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
@@ -80,12 +84,13 @@ class Converted(NamedTuple):
 
 
 def read_checkpoint(path):
-    """Read a file that ``torch.save`` wrote, or a folder of transformers.
+    """Read a file that ``torch.save`` wrote, or a folder with one or of transformers.
 
     Arguments
     ---------
     path : str or Path
-        A file, a folder with ``config.json`` and weights, or its id on the hub.
+        A file, a folder with ``config.json`` and weights or with SpeechBrain's
+        ``embedding_model.ckpt``, or its id on the hub.
 
     Returns
     -------
@@ -127,6 +132,10 @@ def read_checkpoint(path):
 
 
 def _read_folder(source):
+    files = [ECAPA_FILE, "hyperparams.yaml", "config.json"]
+    folder = find_or_fetch(source, files, EXPECTED)
+    if (folder / ECAPA_FILE).is_file():
+        return read_checkpoint(folder / ECAPA_FILE)
     folder = pretrained_folder(source)
     config = read_json(folder / "config.json", {}, what="a configuration")
     files, tensors = weight_files(folder), {}

@@ -25,6 +25,7 @@ from speechbrain_ext.export.published.checkpoint import (
 )
 from speechbrain_ext.export.published.ecapa_head import with_counters
 from speechbrain_ext.lobes.campplus import CAMPPlus
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import TSTP
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -37,11 +38,17 @@ LICENCE = (
     "(modelscope/3D-Speaker) is Apache-2.0"
 )
 
-CLASSIFIER = "projection."
+# Parameters → what 3D-Speaker's README publishes
+FIGURES = {
+    7_176_224: "EER on Vox1-O in %: 0.73; large margin: 0.65",
+    17_859_632: "EER on Vox1-O in %: 0.68; large margin: 0.61",
+}
+
+_CLASSIFIER = "projection."
 _CAMPPLUS = "xvector.tdnn.linear.weight"
 _ERES2NETV2 = "layer3_ds.weight"
 _FUSION = "fuse34.local_att.0.weight"  # which ERes2Net has, too
-_SAYS_SO = re.compile(r"3d-?speaker|modelscope|speech_campplus|\.(bin|ckpt)$")
+_SAYS_SO = re.compile(r"3d-?speaker|modelscope|campplus_(cn|en|sv|voxc)|\.(bin|ckpt)$")
 
 # Beginnings and parts of names here → those in the file, in this order.
 _OF_CAMPPLUS = [
@@ -104,8 +111,8 @@ _HEADS = {
 
 def detect(tensors):
     """Whether there is such a network, and nothing says that wespeaker trained it."""
-    return is_eres2netv2(tensors) or (
-        is_campplus(tensors) and not says_wespeaker(tensors)
+    return _is_eres2netv2(tensors) or (
+        is_campplus(tensors) and not _says_wespeaker(tensors)
     )
 
 
@@ -121,7 +128,7 @@ def is_campplus(tensors):
     return any(name.endswith(_CAMPPLUS) for name in tensors)
 
 
-def is_eres2netv2(tensors):
+def _is_eres2netv2(tensors):
     """Whether there is ERes2NetV2's fusion of two stages."""
     return any(
         name.endswith(_ERES2NETV2)
@@ -130,10 +137,10 @@ def is_eres2netv2(tensors):
     )
 
 
-def says_wespeaker(tensors):
+def _says_wespeaker(tensors):
     """Whether there is a classifier of wespeaker's, or a mean of counters."""
     return any(
-        name.endswith(f"{CLASSIFIER}weight")
+        name.endswith(f"{_CLASSIFIER}weight")
         or (name.endswith("num_batches_tracked") and tensor.is_floating_point())
         for name, tensor in tensors.items()
     )
@@ -157,9 +164,9 @@ def convert(checkpoint):
         such network.
     """
     if is_campplus(checkpoint.tensors):
-        return campplus(checkpoint, "3dspeaker", 0.0)
-    weights, left_out, path = own_tensors(checkpoint, _ERES2NETV2)
-    size = Sizes(weights, path)
+        return campplus(checkpoint, "3dspeaker", 0.0, FIGURES)
+    weights, left_out, path = _own_tensors(checkpoint, _ERES2NETV2)
+    size = _Sizes(weights, path)
     channels = size("conv1.weight")
     outputs, pooled = size("layer1.0.conv3.weight"), size("seg_1.weight", 1)
     # of 64 channels it is the width of a chunk; of others that is rounded down
@@ -192,13 +199,16 @@ def convert(checkpoint):
             variance_eps=1e-8,
             second_layer="seg_2.weight" in weights,
         )
-    return loaded(encoder, head, "eres2netv2", weights, left_out, path)
+    return _loaded(encoder, head, "eres2netv2", weights, left_out, path, FIGURES)
 
 
-def campplus(checkpoint, front_end, eps):
-    """CAM++ of these features and this ε of the pooling → Converted."""
-    weights, left_out, path = own_tensors(checkpoint, _CAMPPLUS)
-    size = Sizes(weights, path)
+def campplus(checkpoint, front_end, eps, figures):
+    """CAM++ of these features and this ε of the pooling → Converted.
+
+    ``figures``: number of parameters → what is published of such a network.
+    """
+    weights, left_out, path = _own_tensors(checkpoint, _CAMPPLUS)
+    size = _Sizes(weights, path)
     stem = size("head.conv1.weight")
     local = "xvector.block1.tdnnd1.cam_layer.linear_local.weight"
     blocks = size.count(r"xvector\.block(\d+)\.tdnnd1\.linear1\.weight")
@@ -227,10 +237,10 @@ def campplus(checkpoint, front_end, eps):
             bias=False,
             embedding_norm=True,
         )
-    return loaded(encoder, head, "campplus", weights, left_out, path)
+    return _loaded(encoder, head, "campplus", weights, left_out, path, figures)
 
 
-class Sizes:
+class _Sizes:
     """Sizes of tensors of a file, or an InputError that names what is missing."""
 
     def __init__(self, tensors, path):
@@ -250,17 +260,17 @@ class Sizes:
         return sum(bool(re.fullmatch(pattern, name)) for name in self.tensors)
 
 
-def own_tensors(checkpoint, known):
+def _own_tensors(checkpoint, known):
     """(weights by names without what stands before them, left out, path)."""
     place = next(n for n in checkpoint.tensors if n.endswith(known))[: -len(known)]
     tensors = {n.removeprefix(place): w for n, w in checkpoint.tensors.items()}
-    classifier = [name for name in tensors if name.startswith(CLASSIFIER)]
+    classifier = [name for name in tensors if name.startswith(_CLASSIFIER)]
     own = {name: w for name, w in tensors.items() if name not in classifier}
     left_out = {OF_TRAINING: classifier} if classifier else {}
     return as_weights(own, checkpoint.path), left_out, checkpoint.path
 
 
-def loaded(encoder, head, kind, weights, left_out, path):
+def _loaded(encoder, head, kind, weights, left_out, path, figures):
     """Encoder and head with these weights, strictly → Converted."""
     model = SpeakerEncoder(encoder, head)
 
@@ -278,15 +288,19 @@ def loaded(encoder, head, kind, weights, left_out, path):
     named = UnderNames(model, name_in_file)
     expected = {name: tensor.shape for name, tensor in named.state_dict().items()}
     weights = {
-        name: as_here(weight, expected.get(name)) for name, weight in weights.items()
+        name: _as_here(weight, expected.get(name)) for name, weight in weights.items()
     }
     load_strictly(named, with_counters(named, weights), str(path))
     front_end = encoder.arguments["front_end"]
-    remark = f"its features are {front_end}'s (--kind)"
-    return Converted(model.eval(), None, left_out, {"front_end": front_end}, [remark])
+    details, size = {"front_end": front_end}, count_parameters(model).total
+    if size in figures:
+        details["published_figures"] = figures[size]
+    bins = encoder.arguments["n_mels"]
+    remark = f"its features are {front_end}'s, of {bins} mel bins (--kind)"
+    return Converted(model.eval(), None, left_out, details, [remark])
 
 
-def as_here(weight, shape):
+def _as_here(weight, shape):
     """The same numbers as they are held here, where that is what the file has."""
     if shape is None or weight.shape == shape or weight.dim() != 3:
         return weight

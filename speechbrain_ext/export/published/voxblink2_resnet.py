@@ -60,7 +60,7 @@ def convert(checkpoint):
         Tensors that are missing, left over, or of the wrong shape; other features.
     """
     file = read_file(checkpoint)
-    n_mels = _checked_features(file)
+    n_mels = checked_features(file)
     attention = any(name.startswith("pooling.") for name in file.weights)
     bottleneck = any(".conv3." in name for name in file.weights)
     by = "peak" if attention or bottleneck else "deviation"
@@ -80,7 +80,7 @@ def convert(checkpoint):
     return Converted(model, None, left_out(file, FEATURES), details, remarks)
 
 
-def _checked_features(file):
+def checked_features(file):
     """Mel bins M; InputError: constants that are not those of our features."""
     fitting = {_MEL: 2, _WINDOW: 1}
     for name, tensor in file.features.items():

@@ -16,6 +16,12 @@ LICENCE = (
     "VoxCeleb models"
 )
 
+# Parameters → what wespeaker's README publishes, in per cent of EER
+FIGURES = {
+    7_176_224: "EER on Vox1-O / E / H in %: 0.803 / 0.932 / 1.860; large margin: "
+    "0.707 / 0.845 / 1.664; and AS-norm: 0.659 / 0.803 / 1.569"
+}
+
 _SAYS_SO = re.compile(r"wespeaker|avg_model")
 _CONFIG = re.compile(r"^model_args:", re.MULTILINE)
 
@@ -53,4 +59,4 @@ def convert(checkpoint):
     InputError
         Tensors that are missing, left over, or of the wrong shape.
     """
-    return campplus(checkpoint, "wespeaker", 1e-7)
+    return campplus(checkpoint, "wespeaker", 1e-7, FIGURES)

@@ -12,8 +12,10 @@ Desplanques et al. 2020 (arXiv 2005.07143):
 and VoxBlink2 has a BatchNorm on the embedding.
 """
 
+import torch
 from torch import nn
 
+from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
 from speechbrain_ext.utils.errors import InputError, check_at_least
@@ -97,7 +99,16 @@ class ECAPAPooling(Head):
     def forward(self, states, lens=None):
         """States [B, T, D], the last of which is read, lens [B] → [B, 1, E]."""
         (x,) = self.chosen(states)
-        pooled = self.pooling(x, padding_mask(x.shape[1], lens))
+        padding = padding_mask(x.shape[1], lens)
+        if len(x) > 1 and inference_on_cpu(x) and not self.training:
+            # one row stays in the cache, and has no padding to be looked at
+            counts = [x.shape[1]] * len(x)
+            if padding is not None:
+                counts = (~padding).sum(1).tolist()
+            rows = [row[:count].unsqueeze(0) for row, count in zip(x, counts)]
+            pooled = torch.cat([self.pooling(row) for row in rows])
+        else:
+            pooled = self.pooling(x, padding)
         return self.embedding_norm(self.bottleneck(self.norm(pooled))).unsqueeze(1)
 
     def prunable_groups(self):

@@ -76,13 +76,13 @@ class AttentiveStatisticsPooling(nn.Module):
 
     def forward(self, x, padding=None):
         """x [B, T, D], padding [B, T] True in the padding → [B, 2D]."""
-        scores = self._scores(x.transpose(1, 2), padding).float()  # [B, D, T]
+        scores = _wide(self._scores(x.transpose(1, 2), padding))  # [B, D, T]
         left_out = self._left_out(x, padding)
         if left_out is not None:
             scores = scores.masked_fill(left_out.unsqueeze(1), float("-inf"))
         weights = scores.softmax(-1)
         with full_precision(x):
-            frames = x.float().transpose(1, 2)
+            frames = _wide(x).transpose(1, 2)
             if padding is not None:
                 # 0 · NaN is NaN: what lies in the padding must not get through
                 frames = frames.masked_fill(padding.unsqueeze(1), 0.0)
@@ -100,7 +100,7 @@ class AttentiveStatisticsPooling(nn.Module):
         if not self.context:
             return _in_turn(rest, first(x), padding)
         with full_precision(x):
-            mean, variance = moments(x.float(), padding, self.context_correction)
+            mean, variance = moments(_wide(x), padding, self.context_correction)
             variance = (variance + self.context_eps).clamp(min=self.context_floor)
             context = torch.cat([mean, variance.sqrt()], dim=1)  # [B, 2D]
         # a product for [x, mean, std] without that tensor: the context is one vector
@@ -118,6 +118,11 @@ class AttentiveStatisticsPooling(nn.Module):
         kept = torch.zeros_like(out) if padding is None else padding
         # a row that lost all of its frames keeps them
         return torch.where(out.all(1, keepdim=True), kept, out)
+
+
+def _wide(x):
+    """float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _in_turn(layers, x, padding):

@@ -24,18 +24,20 @@ from speechbrain_ext.utils.precision import full_precision
 
 
 class TSTP(Head):
-    """Mean and standard deviation over time of the last state, one linear map.
+    """Mean and standard deviation over time, one linear map.
+
+    Of the states that it reads, side by side; networks of features have one.
 
     Arguments
     ---------
     input_size : int
-        Width D of the state.
+        Width D of a state.
     n_states : int
         States of the encoder.
     embedding_size : int
         Width E of the embedding.
     channels : int, optional
-        With it, one mean and deviation for all D / ``channels`` neighbours of a channel
+        With it, one mean and deviation for all neighbours of one of so many channels
         together: over its frequencies too.
     variance_eps : float
         ε, added to the variance: wespeaker's; 3D-Speaker has 1e-8, of CAM++ 0.
@@ -45,6 +47,8 @@ class TSTP(Head):
         The first linear map has b.
     embedding_norm : bool
         BatchNorm without affine on the embedding.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all.
 
     Example
     -------
@@ -62,8 +66,10 @@ class TSTP(Head):
         second_layer: bool = False,
         bias: bool = True,
         embedding_norm: bool = False,
+        layers: list[int] | None = None,
     ):
         super().__init__()
+        input_size *= self.read_states(n_states, layers)
         check_at_least("embedding_size", embedding_size, 1)
         if channels is not None and (channels < 1 or input_size % channels):
             raise InputError(f"channels={channels}, expected a divisor of {input_size}")
@@ -78,7 +84,7 @@ class TSTP(Head):
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        x = states[-1]
+        x = _side_by_side(self.chosen(states))
         padding = padding_mask(x.shape[1], lens)
         with full_precision(x):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -101,12 +107,14 @@ class TSTP(Head):
 
 
 class ASP(Head):
-    """Attentive statistics of the last state, one linear map.
+    """Attentive statistics over time, one linear map.
+
+    Of the states that it reads, side by side; networks of features have one.
 
     Arguments
     ---------
     input_size : int
-        Width D of the state.
+        Width D of a state.
     n_states : int
         States of the encoder.
     embedding_size : int
@@ -115,6 +123,8 @@ class ASP(Head):
         Width of the attention's bottleneck.
     context, activation, variance_floor, context_eps
         Of :class:`~speechbrain_ext.lobes.heads.pooling.AttentiveStatisticsPooling`.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all.
 
     Example
     -------
@@ -132,8 +142,10 @@ class ASP(Head):
         activation: str = "relu",
         variance_floor: float = VARIANCE_FLOOR,
         context_eps: float = 0.0,
+        layers: list[int] | None = None,
     ):
         super().__init__()
+        input_size *= self.read_states(n_states, layers)
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("hidden", hidden, 1)
         self.pooling = AttentiveStatisticsPooling(
@@ -148,6 +160,11 @@ class ASP(Head):
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        x = states[-1]
+        x = _side_by_side(self.chosen(states))
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(pooled.to(self.bottleneck.weight.dtype)).unsqueeze(1)
+
+
+def _side_by_side(states):
+    """States [B, T, D] → [B, T, n D]."""
+    return states[0] if len(states) == 1 else torch.cat(states, dim=2)
