@@ -100,7 +100,7 @@ class ECAPAPooling(Head):
         """States [B, T, D], the last of which is read, lens [B] → [B, 1, E]."""
         (x,) = self.chosen(states)
         padding = padding_mask(x.shape[1], lens)
-        if len(x) > 1 and inference_on_cpu(x) and not self.training:
+        if inference_on_cpu(x) and not self.training and len(x) > 1:
             # one row stays in the cache, and has no padding to be looked at
             counts = [x.shape[1]] * len(x)
             if padding is not None:
