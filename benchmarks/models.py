@@ -73,7 +73,7 @@ def of_features(encoder, head, size=256, **options):
 
 
 # of ReDimNet and ReDimNet2
-REDIMNET_HEAD = functools.partial(ECAPAPooling, flavour="wespeaker"), 192
+ASTP = functools.partial(ECAPAPooling, flavour="wespeaker"), 192
 
 
 def w2v_bert(sparsity=0.0):
@@ -94,15 +94,9 @@ MODELS = {
     "ERes2NetV2": Model(of_features(ERes2NetV2, TSTP, 192), 0.61, 1.45),
     "ResNet221": Model(of_features(lambda: ResNet("221"), TSTP), 0.51, 1.21),
     "ResNet293": Model(of_features(lambda: ResNet("293"), TSTP), 0.45, 1.18),
-    "ReDimNet-B0": Model(
-        of_features(lambda: ReDimNet("B0"), *REDIMNET_HEAD), None, None
-    ),
-    "ReDimNet-B6": Model(
-        of_features(lambda: ReDimNet("B6"), *REDIMNET_HEAD), 0.37, 1.0
-    ),
-    "ReDimNet2-B6": Model(
-        of_features(lambda: ReDimNet2("B6"), *REDIMNET_HEAD), 0.29, 0.99
-    ),
+    "ReDimNet-B0": Model(of_features(lambda: ReDimNet("B0"), *ASTP), None, None),
+    "ReDimNet-B6": Model(of_features(lambda: ReDimNet("B6"), *ASTP), 0.37, 1.0),
+    "ReDimNet2-B6": Model(of_features(lambda: ReDimNet2("B6"), *ASTP), 0.29, 0.99),
     "SimAM-ResNet34": Model(
         of_features(lambda: SimAMResNet("34"), ASP), 0.37, 1.0, "VB2"
     ),
