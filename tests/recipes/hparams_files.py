@@ -20,9 +20,20 @@ DISTILLING = ("prune1_distill", "prune2_distill")
 TABLE1 = tuple(
     f"table1/{path.stem}" for path in sorted((HPARAMS / "table1").glob("*.yaml"))
 )
+FBANK = tuple(
+    f"fbank/{path.stem}" for path in sorted((HPARAMS / "fbank").glob("*.yaml"))
+)
+# What makes a network of features small, where its file is only loaded
+SMALLER = {
+    "fbank/resnet": ["--size=18"],
+    "fbank/simam_resnet": ["--size=34"],
+    "fbank/ecapa": ["--channels=[16, 16, 16, 16, 24]"],
+    "fbank/redimnet": ["--size=B0"],
+    "fbank/redimnet2": ["--size=B0"],
+}
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
 SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
-TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1)
+TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1, *FBANK)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 FILES = {
     **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},
