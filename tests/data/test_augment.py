@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ext.data.augment import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment import Augmenter, Channel, Musan, RoomResponses
 from speechbrain_ext.data.augment.noises import NoiseFiles
 from speechbrain_ext.utils.errors import InputError
 
@@ -203,6 +203,68 @@ def test_folders_without_the_needed_files(tmp_path, musan_folder):
 def test_musan_settings_out_of_range(musan_folder, arguments, expected):
     with pytest.raises(InputError, match=expected):
         Musan(musan_folder, **arguments)
+
+
+def decibels(channel, hertz, seed=9):
+    """Gain of a drawn response at frequencies, next to that at 1 kHz."""
+    response = channel.draw(np.random.default_rng(seed)).astype("f8")
+    place = np.arange(len(response)) - len(response) // 2
+    waves = np.exp(-2j * np.pi * np.outer([1000, *hertz], place) / 16000)
+    gains = 20 * np.log10(np.abs(waves @ response))
+    return gains[1:] - gains[0]
+
+
+def test_the_gain_of_a_channel_is_what_was_drawn():
+    """Two points: a line over frequency; without gain: all as it was."""
+    hertz = np.array([500, 2000, 4000, 7000])
+    flat = Channel(gain_db=0, band_share=0)
+    assert np.abs(decibels(flat, hertz)).max() < 1e-3
+    wav = tone(700, 8000)
+    assert np.abs(flat(wav, np.random.default_rng(1)) - wav)[300:-300].max() < 1e-5
+    tilted = Channel(gain_db=6, points=2, band_share=0)
+    low, high = np.random.default_rng(9).uniform(-6, 6, 2)
+    expected = (high - low) * (hertz - 1000) / 8000
+    assert np.abs(decibels(tilted, hertz) - expected).max() < 0.05
+
+
+def test_a_channel_has_a_band_of_the_drawn_edges():
+    line = Channel(gain_db=0, low_hz=(300, 300), high_hz=(3400, 3400), band_share=1)
+    passed, stopped = [450, 1500, 3250], [50, 150, 3600, 5000, 7500]
+    assert np.abs(decibels(line, passed)).max() < 1
+    assert decibels(line, stopped).max() < -30
+    shares = Channel(gain_db=0, band_share=0.3)
+    narrow = [decibels(shares, [20], seed)[0] < -6 for seed in range(200)]
+    assert 0.2 < np.mean(narrow) < 0.4
+
+
+def test_a_channel_keeps_time_length_and_energy():
+    wav = np.zeros(16000, dtype="f4")
+    wav[5000] = 1.0
+    before = wav.copy()
+    for generator in generators(20):
+        heard = Channel()(wav, generator)
+        assert (heard.dtype, heard.shape) == (np.float32, wav.shape)
+        assert np.argmax(np.abs(heard)) == 5000
+        assert power(heard) == pytest.approx(power(wav), rel=1e-4)
+    assert (wav == before).all()
+    one, same = (Channel()(wav, np.random.default_rng(3)) for _ in range(2))
+    assert (one == same).all()
+    assert (Channel()(0 * wav, np.random.default_rng(3)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"low_hz": (300, 50)}, r"low_hz \(300, 50\).* expected edges from 0 to 8000"),
+        ({"high_hz": (3400, 9000)}, r"high_hz \(3400, 9000\), expected edges"),
+        ({"low_hz": (0, 4000), "high_hz": (4000, 8000)}, "expected edges"),
+        ({"points": 1}, "points 1, .* expected 2 or more"),
+        ({"band_share": 1.5}, "band_share 1.5, expected .* 0 to 1"),
+    ],
+)
+def test_channel_settings_out_of_range(arguments, expected):
+    with pytest.raises(InputError, match=expected):
+        Channel(**arguments)
 
 
 def test_chains_are_drawn_by_weight_and_applied_in_order():

@@ -1,5 +1,10 @@
-"""Noise, rooms and speed."""
+"""Noise, rooms, channels and speed."""
 
-from speechbrain_ext.data.augment.augmenter import Augmenter, Musan, RoomResponses
+from speechbrain_ext.data.augment.augmenter import (
+    Augmenter,
+    Channel,
+    Musan,
+    RoomResponses,
+)
 
-__all__ = ["Augmenter", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Channel", "Musan", "RoomResponses"]

@@ -1,8 +1,9 @@
 """Chains of effects for training crops, drawn anew for every utterance.
 
 Noise, music and babble come from MUSAN (Snyder et al. 2015), room responses from
-RIRS_NOISES (Ko et al. 2017); the arithmetic is in ``waveform.py``. Samples beyond ±1
-stay: clipping would distort, and the encoder's features are normalised in level.
+RIRS_NOISES (Ko et al. 2017); microphones and lines are made up. The arithmetic is in
+``waveform.py``. Samples beyond ±1 stay: clipping would distort, and the encoder's
+features are normalised in level.
 
 An effect is any callable ``(wav, generator)`` → wav: float32 [T] at 16 kHz both, never
 changed in place, all random numbers from the ``np.random.Generator`` it gets. One of
@@ -24,14 +25,17 @@ import inspect
 from pathlib import Path
 
 import numpy as np
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveInt
 
 from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
 from speechbrain_ext.utils.errors import InputError, check_folder
 
-__all__ = ["Augmenter", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Channel", "Musan", "RoomResponses"]
 
+RATE = 16000  # Hz
+TAPS = 512  # of a channel: steps of 31 Hz
+STOPPED_DB = 60.0  # what is outside of a band
 SNR_DB = {"noise": (5, 20), "music": (5, 20), "babble": (15, 25)}
 
 
@@ -160,6 +164,72 @@ class RoomResponses:
         """Draw a response, and one of its channels: float32 [K]."""
         path = self.files[generator.integers(len(self.files))]
         return self.sounds.response(path, generator)
+
+
+class Channel:
+    """A microphone and a line: uneven gain over frequency, and often a narrower band.
+
+    The gain in dB is drawn at points at equal distances on the mel scale, and is linear
+    between them. A line has a band in ``band_share`` of the draws. The response has
+    linear phase, so that time and length stay, and energy does.
+
+    Arguments
+    ---------
+    gain_db : float
+        Each point's gain is between −``gain_db`` and ``gain_db``.
+    points : int
+        Of the gain, from 0 to 8 kHz.
+    low_hz, high_hz : tuple of float
+        Lowest and highest lower edge of a band, and of its upper edge.
+    band_share : float
+        Between 0 and 1.
+
+    Raises
+    ------
+    InputError
+        Edges out of order or beyond 8 kHz, fewer than 2 points, another share.
+    """
+
+    def __init__(
+        self,
+        gain_db: NonNegativeFloat = 8.0,
+        points: PositiveInt = 8,
+        low_hz: tuple[float, float] = (50.0, 300.0),
+        high_hz: tuple[float, float] = (3400.0, 8000.0),
+        band_share: NonNegativeFloat = 0.5,
+    ):
+        edges = [0.0, *low_hz, *high_hz, RATE / 2]
+        if edges != sorted(edges) or low_hz[1] == high_hz[0]:
+            raise InputError(
+                f"low_hz {tuple(low_hz)}, high_hz {tuple(high_hz)}, expected edges "
+                f"from 0 to {RATE // 2} Hz, in order"
+            )
+        if points < 2 or band_share > 1:
+            raise InputError(
+                f"points {points}, band_share {band_share}, expected 2 or more, and 0 "
+                "to 1"
+            )
+        self.gain_db, self.band_share = gain_db, band_share
+        self.low_hz, self.high_hz = tuple(low_hz), tuple(high_hz)
+        mel = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), points)
+        self.places = 700 * (10 ** (mel / 2595) - 1)
+
+    def __call__(self, wav, generator):
+        """Send the utterance through one drawn channel: [T] → [T]."""
+        return reverb(wav, self.draw(generator))
+
+    def draw(self, generator):
+        """Draw a channel → its response, float32 [TAPS + 1], symmetric."""
+        gains = generator.uniform(-self.gain_db, self.gain_db, len(self.places))
+        frequencies = np.fft.rfftfreq(TAPS, 1 / RATE)
+        gain = np.interp(frequencies, self.places, gains)
+        if generator.random() < self.band_share:
+            low, high = (generator.uniform(*e) for e in (self.low_hz, self.high_hz))
+            gain[(frequencies < low) | (frequencies > high)] = -STOPPED_DB
+        response = np.fft.irfft(10 ** (gain / 20))
+        response = np.roll(response, TAPS // 2)
+        response = np.append(response, response[0]) * np.hanning(TAPS + 1)
+        return response.astype(np.float32)
 
 
 class Augmenter:
