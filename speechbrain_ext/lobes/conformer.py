@@ -20,8 +20,7 @@ from torch import nn
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     activated,
-    by_onednn,
-    product,
+    linear,
     swish,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
@@ -99,9 +98,7 @@ class Pointwise(nn.Conv1d):
 
     def forward(self, x):
         """[B, T, in] → [B, T, out]."""
-        weight = self.weight.squeeze(-1)
-        form = product if by_onednn(x, weight) else F.linear
-        return form(x, weight, self.bias)
+        return linear(x, self.weight.squeeze(-1), self.bias)
 
 
 def depthwise(x, weight, bias, left, right):

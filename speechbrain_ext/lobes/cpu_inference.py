@@ -64,26 +64,30 @@ def product(x, weight, bias=None, name="none", algorithm=""):
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
 
 
+def linear(x, weight, bias=None):
+    """x [..., in] → [..., out], by whichever library is faster."""
+    form = product if by_onednn(x, weight) else F.linear
+    return form(x, weight, bias)
+
+
 class Linear(nn.Linear):
-    """``nn.Linear``, in inference on CPUs by :func:`product` where that is faster."""
+    """``nn.Linear`` by :func:`linear`."""
 
     def forward(self, x):
         """[..., in] → [..., out]."""
-        if by_onednn(x, self.weight):
-            return product(x, self.weight, self.bias)
-        return super().forward(x)
+        return linear(x, self.weight, self.bias)
 
 
-def activated(linear, function, x):
-    """function(linear(x)), in one step where both allow it."""
+def activated(layer, function, x):
+    """function(layer(x)), in one step where both allow it."""
     known = ACTIVATIONS.get(function)
     # a wrapped or watched layer, as of LoRA or a profile, has to be called
-    plain = isinstance(linear, Linear) and not (
-        linear._forward_hooks or linear._forward_pre_hooks
+    plain = isinstance(layer, Linear) and not (
+        layer._forward_hooks or layer._forward_pre_hooks
     )
-    if known and plain and by_onednn(x, linear.weight):
-        return product(x, linear.weight, linear.bias, *known)
-    return function(linear(x))
+    if known and plain and by_onednn(x, layer.weight):
+        return product(x, layer.weight, layer.bias, *known)
+    return function(layer(x))
 
 
 def fused_convolution(

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
+from speechbrain_ext.lobes.convolution import scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
-    by_onednn,
     inference_on_cpu,
-    product,
+    linear,
 )
 from speechbrain_ext.utils.errors import InputError
 
@@ -108,23 +108,10 @@ def folds(x, *modules):
     return all(type(m) in kinds and not (m and m.training) for m in modules)
 
 
-def scale_and_shift(norm):
-    """BatchNorm in evaluation as x · scale + shift, two [C]."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    return scale, norm.bias - norm.running_mean * scale
-
-
 def scaled(layer, scale, shift):
     """Weight and bias of a layer whose output is scaled and shifted by channel."""
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
     return weight, shift if layer.bias is None else layer.bias * scale + shift
-
-
-def linear(x, weight, bias):
-    """A linear map, by whichever library is faster."""
-    if by_onednn(x, weight):
-        return product(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 def applied(layer, x, weight, bias):
