@@ -27,7 +27,7 @@ def test_ways_that_take_other_steps_are_refused():
 
         def other(each_time, anew=False):
             # every other sample 1 % louder in the peer's, on this process alone
-            pair.worker.wavs[:, ::2] *= 1.01 if each_time and anew else 1
+            pair.worker.wavs[..., ::2] *= 1.01 if each_time and anew else 1
             return step(each_time, anew)
 
         pair.step = other
