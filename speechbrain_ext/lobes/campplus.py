@@ -22,10 +22,9 @@ from speechbrain_ext.lobes.convolution import (
     scale_and_shift,
 )
 from speechbrain_ext.lobes.cpu_inference import Linear, by_onednn, product
-from speechbrain_ext.lobes.encoder import Encoder, shared_copy
-from speechbrain_ext.lobes.resnet import FRONT_ENDS
+from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.precision import full_precision, valid_counts
+from speechbrain_ext.utils.precision import full_precision
 
 SEGMENT = 100  # frames
 STEM_STRIDE = 8  # mel bins that become one
@@ -33,7 +32,7 @@ TDNN_KERNEL = 5
 TAPS = 3  # of a dense layer's convolution
 
 
-class CAMPPlus(Encoder):
+class CAMPPlus(FeatureEncoder):
     """Waveform → (one state [B, T', C], lengths); T' is half of the frames.
 
     Arguments
@@ -70,7 +69,6 @@ class CAMPPlus(Encoder):
     """
 
     title = "CAM++"
-    n_states = 1
 
     def __init__(
         self,
@@ -96,10 +94,7 @@ class CAMPPlus(Encoder):
                 f"layers={list(layers)} and dilations={list(dilations)}, expected one "
                 "number of each a block, 1 or more"
             )
-        if front_end not in FRONT_ENDS:
-            known = ", ".join(FRONT_ENDS)
-            raise InputError(f"front_end {front_end!r}, expected one of {known}")
-        self.features = FRONT_ENDS[front_end](n_mels, dither)
+        self.take_features(features_of(front_end, n_mels, dither))
         self.stem = Stem(stem_channels)
         bins = n_mels // STEM_STRIDE
         self.tdnn = NormedConv2d(
@@ -125,23 +120,6 @@ class CAMPPlus(Encoder):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @property
-    def min_samples(self):
-        """Of one frame."""
-        return self.features.min_samples
-
-    def front_end(self, wavs, wav_lens=None):
-        """[B, T] → features [B, T', M], relative lengths [B]."""
-        return self.features(wavs, wav_lens)
-
-    def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        names = ("front_end", "n_mels", "dither")
-        return all(
-            getattr(other, "arguments", {}).get(name) == self.arguments[name]
-            for name in names
-        )
-
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""
         x = x.to(self.norm.weight.dtype)
@@ -155,12 +133,9 @@ class CAMPPlus(Encoder):
             x = block(x, segments, ends, self.checkpointed)
         return [relu(self.norm(x.flatten(0, 1))).view(x.shape)]
 
-    def output_lens(self, x, lens):
-        """Lengths relative to the halved frames."""
-        if lens is None:
-            return None
-        valid = (valid_counts(lens, x.shape[1]) + 1) // 2
-        return (valid / ((x.shape[1] + 1) // 2)).to(lens.device)
+    def left(self, frames):
+        """Half of the frames."""
+        return (frames + 1) // 2
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
@@ -169,12 +144,6 @@ class CAMPPlus(Encoder):
             "stem": Stem,
             "dense layers": DenseBlock,
         }
-
-    def graph_form(self):
-        """The same steps for any batch: features in one product."""
-        form = shared_copy(self)
-        form.features = self.features.graph_form()
-        return form
 
 
 class Stem(nn.Module):

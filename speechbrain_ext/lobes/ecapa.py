@@ -30,14 +30,9 @@ from torch import nn
 from speechbrain_ext.features import KaldiFbank, SpeechBrainFbank
 from speechbrain_ext.features.kaldi import HOP, sample_counts
 from speechbrain_ext.lobes.cpu_inference import by_onednn, inference_on_cpu, product
-from speechbrain_ext.lobes.encoder import (
-    Encoder,
-    PrunableGroup,
-    padding_mask,
-    shared_copy,
-)
+from speechbrain_ext.lobes.encoder import PrunableGroup, padding_mask
+from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.lobes.heads.pooling import norm_of_frames
-from speechbrain_ext.lobes.resnet import FRONT_ENDS
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 SCALE = 8  # chunks of Res2
@@ -46,7 +41,7 @@ PADDINGS = ("reflect", "zeros")
 SHORT = 100  # frames of rows that a CPU computes sooner together than one by one
 
 
-class ECAPA(Encoder):
+class ECAPA(FeatureEncoder):
     """Waveform → (one hidden state, lengths): all of ECAPA-TDNN before its pooling.
 
     The layers are SpeechBrain's, with its names; rows of other lengths than the batch
@@ -96,7 +91,7 @@ class ECAPA(Encoder):
     """
 
     title = "ECAPA-TDNN"
-    n_states = 1
+    feature_arguments = (*FeatureEncoder.feature_arguments, "fbank")
 
     def __init__(
         self,
@@ -130,7 +125,7 @@ class ECAPA(Encoder):
         if padding not in PADDINGS:
             raise InputError(f"padding={padding!r}, expected {' or '.join(PADDINGS)}")
         check_at_least("n_mels", n_mels, 1)
-        self.features = _features(front_end, n_mels, dither, fbank)
+        self.take_features(_features(front_end, n_mels, dither, fbank))
         self.block_sums, self.hidden_size = block_sums, channels[-1]
         parts = ECAPA_TDNN(
             n_mels,
@@ -154,7 +149,6 @@ class ECAPA(Encoder):
                 module.reflects = padding == "reflect"
         # as many frames as are reflected, and the one that they are reflected at
         frames = 1 + max(borders) if padding == "reflect" else 1
-        self.sample_rate = self.features.sample_rate
         self.min_samples = _samples(self.features, frames)
 
     def front_end(self, wavs, wav_lens=None):
@@ -162,14 +156,7 @@ class ECAPA(Encoder):
         more = self.min_samples > self.features.min_samples  # frames to be reflected
         if more and not torch.compiler.is_compiling():
             sample_counts(wavs, wav_lens, self.min_samples)
-        return self.features(wavs, wav_lens)
-
-    def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        names = ("front_end", "n_mels", "dither", "fbank")
-        return isinstance(other, ECAPA) and all(
-            self.arguments[name] == other.arguments[name] for name in names
-        )
+        return super().front_end(wavs, wav_lens)
 
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T, C]."""
@@ -206,12 +193,6 @@ class ECAPA(Encoder):
             "squeeze-excitation": SEBlock,
             "tdnn": TDNNBlock,
         }
-
-    def graph_form(self):
-        """Features in one product."""
-        form = shared_copy(self)
-        form.features = self.features.graph_form()
-        return form
 
     def prunable_groups(self):
         """Channels of Res2, the same ones of all its chunks, and of the bottlenecks."""
@@ -289,15 +270,13 @@ def _check_sizes(channels, kernels, dilations, scale, block_sums):
 
 def _features(front_end, n_mels, dither, fbank):
     """The features of that name."""
-    known = ("speechbrain", *FRONT_ENDS)
-    if front_end not in known:
-        raise InputError(f"front_end {front_end!r}, expected one of {', '.join(known)}")
     if front_end != "speechbrain":
+        features = features_of(front_end, n_mels, dither, others=["speechbrain"])
         if fbank is not None:
             raise InputError(
                 f"fbank={fbank} with front_end {front_end!r}, expected 'speechbrain'"
             )
-        return FRONT_ENDS[front_end](n_mels, dither)
+        return features
     if dither:
         raise InputError(f"dither={dither}, expected 0: speechbrain has none")
     try:

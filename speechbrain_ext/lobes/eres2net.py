@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.convolution import NormedConv2d, around, row_ends
-from speechbrain_ext.lobes.encoder import Encoder, shared_copy
-from speechbrain_ext.lobes.resnet import FRONT_ENDS
+from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.precision import valid_counts
 
 STRIDES = (1, 2, 2, 2)  # of the four stages, in frequency and in time
 FUSED = (False, False, True, True)
@@ -26,7 +24,7 @@ LIMIT = 20.0
 SQUEEZE = 4
 
 
-class ERes2NetV2(Encoder):
+class ERes2NetV2(FeatureEncoder):
     """Waveform → (one state [B, T', C · F], lengths); T' is an eighth of the frames.
 
     The state has the F frequencies of a channel one after another.
@@ -62,7 +60,6 @@ class ERes2NetV2(Encoder):
     """
 
     title = "ERes2NetV2"
-    n_states = 1
 
     def __init__(
         self,
@@ -84,10 +81,7 @@ class ERes2NetV2(Encoder):
             raise InputError(f"n_mels={n_mels}, expected a multiple of {STRIDE}")
         if len(blocks) != len(STRIDES) or min(blocks) < 1:
             raise InputError(f"blocks={list(blocks)}, expected four numbers, 1 or more")
-        if front_end not in FRONT_ENDS:
-            known = ", ".join(FRONT_ENDS)
-            raise InputError(f"front_end {front_end!r}, expected one of {known}")
-        self.features = FRONT_ENDS[front_end](n_mels, dither)
+        self.take_features(features_of(front_end, n_mels, dither))
         self.first = NormedConv2d(1, channels, 3)
         self.stages, inputs = nn.ModuleList(), channels
         for number, (count, stride, fused) in enumerate(zip(blocks, STRIDES, FUSED)):
@@ -108,23 +102,6 @@ class ERes2NetV2(Encoder):
         self.fusion = AFF(inputs)
         self.hidden_size = inputs * (n_mels // STRIDE)
 
-    @property
-    def min_samples(self):
-        """Of one frame."""
-        return self.features.min_samples
-
-    def front_end(self, wavs, wav_lens=None):
-        """[B, T] → features [B, T', M], relative lengths [B]."""
-        return self.features(wavs, wav_lens)
-
-    def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        names = ("front_end", "n_mels", "dither")
-        return all(
-            getattr(other, "arguments", {}).get(name) == self.arguments[name]
-            for name in names
-        )
-
     def encode(self, x, lens=None):
         """Features [B, T, M] and their lengths → one state [B, T', C], in a list."""
         x = x.to(self.first.conv.weight.dtype)
@@ -141,22 +118,13 @@ class ERes2NetV2(Encoder):
         x = self.fusion(x, self.downsampling(before, rectified=False))
         return [x.permute(0, 3, 1, 2).flatten(2)]
 
-    def output_lens(self, x, lens):
-        """Lengths relative to the eighth of the frames."""
-        if lens is None:
-            return None
-        valid = (valid_counts(lens, x.shape[1]) - 1) // STRIDE + 1
-        return (valid / ((x.shape[1] - 1) // STRIDE + 1)).to(lens.device)
+    def left(self, frames):
+        """An eighth of the frames."""
+        return (frames - 1) // STRIDE + 1
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
         return {"features": type(self.features), "blocks": Block}
-
-    def graph_form(self):
-        """The same steps for any batch: features in one product."""
-        form = shared_copy(self)
-        form.features = self.features.graph_form()
-        return form
 
 
 class Block(nn.Module):

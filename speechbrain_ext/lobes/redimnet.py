@@ -19,7 +19,8 @@ from torch import nn
 
 from speechbrain_ext.features import ReDimNetFeatures
 from speechbrain_ext.lobes.cpu_inference import Linear, inference_on_cpu
-from speechbrain_ext.lobes.encoder import Encoder, padding_mask, shared_copy
+from speechbrain_ext.lobes.encoder import padding_mask
+from speechbrain_ext.lobes.feature_encoder import FeatureEncoder
 from speechbrain_ext.lobes.redim_blocks import (
     EPS,
     TIME_LAYERS,
@@ -46,11 +47,10 @@ MAP_BLOCKS = (
 ROW_FRAMES = 512
 
 
-class _Reshaping(Encoder):
+class _Reshaping(FeatureEncoder):
     """What both networks have in common; subclasses make the stages and the output."""
 
     lora_targets = ("query", "value")
-    n_states = 1
     dropout = 0.0  # of what a stage gives
 
     def _begin(self, bins, channels, block_1d_type, block_2d_type):
@@ -98,13 +98,8 @@ class _Reshaping(Encoder):
             raise InputError(
                 f"front_end: n_mels={given['n_mels']}, but bins={self.bins}"
             )
-        self.features = ReDimNetFeatures(**given, min_frames=self.time_stride)
-        self.sample_rate = self.features.sample_rate
-        self.min_samples = self.features.min_samples
-
-    def front_end(self, wavs, wav_lens=None):
-        """[B, T] → features [B, T', F], relative lengths [B]."""
-        return self.features(wavs, wav_lens)
+        features = ReDimNetFeatures(**given, min_frames=self.time_stride)
+        self.take_features(features)
 
     def same_front_end(self, other):
         """Whether another encoder takes the same features."""
@@ -112,20 +107,13 @@ class _Reshaping(Encoder):
             self.features.settings == other.features.settings
         )
 
-    def _whole(self, frames):
-        """Frames that are left of so many: a multiple of the time stride."""
+    def left(self, frames):
+        """A multiple of the time stride."""
         return frames // self.time_stride * self.time_stride
-
-    def output_lens(self, x, lens):
-        """Lengths relative to the frames that are left."""
-        if lens is None:
-            return None
-        valid = self._whole(valid_counts(lens, x.shape[1]))
-        return (valid / self._whole(x.shape[1])).to(lens.device)
 
     def encode(self, x, lens=None):
         """Features [B, T, F] and their lengths → one state [B, T', C]."""
-        total, lens = self._whole(x.shape[1]), self.output_lens(x, lens)
+        total, lens = self.left(x.shape[1]), self.output_lens(x, lens)
         x = x[:, :total].to(self.stem.weight.dtype)
         if inference_on_cpu(x):
             return [self._by_length(x, lens)]
@@ -175,12 +163,6 @@ class _Reshaping(Encoder):
         if any(stage.context is not None for stage in self.stages):
             kinds["time context"] = TimeContext
         return kinds
-
-    def graph_form(self):
-        """All frames in one product, always a mask."""
-        form = shared_copy(self)
-        form.features = self.features.graph_form()
-        return form
 
 
 class ReDimNet(_Reshaping):

@@ -14,9 +14,8 @@ each convolution that looks sideways, and SimAM's statistics are of its own fram
 import torch
 from torch import nn
 
-from speechbrain_ext.features import KaldiFbank, VoxBlink2Features
 from speechbrain_ext.lobes.convolution import row_ends
-from speechbrain_ext.lobes.encoder import Encoder, shared_copy
+from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.lobes.resnet_blocks import (
     BasicBlock,
     Bottleneck,
@@ -24,7 +23,6 @@ from speechbrain_ext.lobes.resnet_blocks import (
     halved,
 )
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.precision import valid_counts
 
 STAGES = 4
 HALVINGS = STAGES - 1
@@ -43,16 +41,9 @@ SIMAM_SIZES = {
     "100": ([6, 16, 24, 3], False),
     "293": ([10, 20, 64, 3], False),
 }
-# Name → features; the scale is that of whole numbers of 16 bits
-FRONT_ENDS = {
-    "wespeaker": lambda mels, dither: KaldiFbank(mels, "hamming", 32768.0, dither),
-    "3dspeaker": lambda mels, dither: KaldiFbank(mels, "povey", 1.0, dither),
-    "voxblink2": lambda mels, dither: VoxBlink2Features(mels, "peak"),
-    "voxblink2_std": lambda mels, dither: VoxBlink2Features(mels, "deviation"),
-}
 
 
-class ResNet(Encoder):
+class ResNet(FeatureEncoder):
     """Waveform → (one state [B, T', C·F'], lengths): frames of 80 ms.
 
     The state holds channel after channel, each with its frequencies, as the public
@@ -98,7 +89,6 @@ class ResNet(Encoder):
 
     sizes = SIZES
     simam = False
-    n_states = 1
 
     def __init__(
         self,
@@ -117,12 +107,7 @@ class ResNet(Encoder):
         counts, bottleneck = self._shape(size, blocks, bottleneck)
         check_at_least("width", width, 1)
         check_at_least("n_mels", n_mels, 1)
-        if front_end not in FRONT_ENDS:
-            known = ", ".join(FRONT_ENDS)
-            raise InputError(f"front_end {front_end!r}, expected one of {known}")
-        self.features = FRONT_ENDS[front_end](n_mels, dither)
-        self.sample_rate = self.features.sample_rate
-        self.min_samples = self.features.min_samples
+        self.take_features(features_of(front_end, n_mels, dither))
         kind = Bottleneck if bottleneck else BasicBlock
         inner = _inner_widths(block_widths, counts, kind, width)
         self.conv1 = Convolution(1, width, 3)
@@ -160,10 +145,6 @@ class ResNet(Encoder):
             )
         return list(blocks), bool(bottleneck)
 
-    def front_end(self, wavs, wav_lens=None):
-        """[B, T] → features [B, T', F], relative lengths [B]."""
-        return self.features(wavs, wav_lens)
-
     def encode(self, x, lens=None):
         """Features [B, T, F] and their lengths → one state [B, T', C·F']."""
         x, ends = row_ends(x, lens)
@@ -181,29 +162,13 @@ class ResNet(Encoder):
         """The four sequences of blocks."""
         return [self.get_submodule(f"layer{n + 1}") for n in range(STAGES)]
 
-    def output_lens(self, x, lens):
-        """Lengths relative to the frames that are left."""
-        if lens is None:
-            return None
-        valid = halved(valid_counts(lens, x.shape[1]), HALVINGS)
-        return (valid / halved(x.shape[1], HALVINGS)).to(lens.device)
-
-    def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        names = ("front_end", "n_mels", "dither")
-        return isinstance(other, ResNet) and all(
-            self.arguments[name] == other.arguments[name] for name in names
-        )
+    def left(self, frames):
+        """An eighth of the frames."""
+        return halved(frames, HALVINGS)
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
         return {"features": type(self.features), "blocks": type(self.layer1[0])}
-
-    def graph_form(self):
-        """All frames in one product, always a mask."""
-        form = shared_copy(self)
-        form.features = self.features.graph_form()
-        return form
 
     def prunable_groups(self):
         """Channels inside every block → list of PrunableGroup, for ``pruning``."""
