@@ -17,11 +17,10 @@ from speechbrain_ext.lobes.convolution import (
     around,
     in_inference,
     is_plain,
-    relu,
     row_ends,
     scale_and_shift,
 )
-from speechbrain_ext.lobes.cpu_inference import Linear, by_onednn, product
+from speechbrain_ext.lobes.cpu_inference import Linear, linear, relu
 from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
@@ -231,12 +230,9 @@ class RectifiedLinear(Derived):
         if in_inference(self) and is_plain(x, self.linear.weight):
             low, high, weight, bias = self.derived()
             x = torch.clamp(x, low, high)
-            if by_onednn(x, weight):
-                return product(x, weight, bias, "relu" if rectified else "none")
-            y = F.linear(x, weight, bias)
-        else:
-            y = self.output_norm(self.linear(relu(self.norm(x.flatten(0, 1)))))
-            y = y.view(*x.shape[:2], -1)
+            return linear(x, weight, bias, relu if rectified else None)
+        y = self.output_norm(self.linear(relu(self.norm(x.flatten(0, 1)))))
+        y = y.view(*x.shape[:2], -1)
         return relu(y) if rectified else y
 
     def derive(self):

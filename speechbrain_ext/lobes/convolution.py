@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.cpu_inference import fused_convolution
+from speechbrain_ext.lobes.cpu_inference import fused_convolution, relu
 from speechbrain_ext.utils.precision import valid_counts
 
 
@@ -78,11 +78,6 @@ def is_plain(x, weight):
     available = torch.amp.is_autocast_available(kind)
     casts = available and torch.is_autocast_enabled(kind)
     return x.dtype == weight.dtype and x.dtype.itemsize >= 4 and not casts
-
-
-def relu(x):
-    """max(x, 0), in place where no gradient needs x."""
-    return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
 def scale_and_shift(norm):

@@ -29,7 +29,8 @@ from torch import nn
 
 from speechbrain_ext.features import KaldiFbank, SpeechBrainFbank
 from speechbrain_ext.features.kaldi import HOP, sample_counts
-from speechbrain_ext.lobes.cpu_inference import by_onednn, inference_on_cpu, product
+from speechbrain_ext.lobes.convolution import scale_and_shift
+from speechbrain_ext.lobes.cpu_inference import inference_on_cpu, linear, relu
 from speechbrain_ext.lobes.encoder import PrunableGroup, padding_mask
 from speechbrain_ext.lobes.feature_encoder import FeatureEncoder, features_of
 from speechbrain_ext.lobes.heads.pooling import norm_of_frames
@@ -324,14 +325,12 @@ class _TDNN(TDNNBlock):
             x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], channels_last
             x = F.conv2d(x, weight, conv.bias, dilation=step).relu_()
             x = x.squeeze(2).transpose(1, 2)
-        elif by_onednn(x, weight := conv.weight.squeeze(2)):
-            x = product(x, weight, conv.bias, "relu")
         else:
-            x = F.linear(x, weight, conv.bias).relu_()
+            x = linear(x, conv.weight.squeeze(2), conv.bias, relu)
         if isinstance(norm, nn.Identity):
             return x
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return x.mul_(scale).add_(norm.bias - norm.running_mean * scale)
+        scale, shift = scale_and_shift(norm)
+        return x.mul_(scale).add_(shift)
 
 
 class _Res2(Res2NetBlock):

@@ -16,6 +16,7 @@ from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
 from speechbrain_ext.lobes.conformer import Pointwise, depthwise
+from speechbrain_ext.lobes.convolution import scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     activated,
@@ -150,9 +151,8 @@ class ConvolutionModule(nn.Module):
             x = depthwise(x, weight, bias, *self.context)
             x = norm(x.flatten(0, 1)).view_as(x)
         else:  # one pass less: a norm of fixed statistics is a factor and a bias
-            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            shift = -norm.running_mean if bias is None else bias - norm.running_mean
-            shift = norm.bias + factor * shift
+            factor, shift = scale_and_shift(norm)
+            shift = shift if bias is None else shift + factor * bias
             x = depthwise(x, weight * factor.view(-1, 1, 1), shift, *self.context)
         return self.pointwise_conv2(swish(x))
 

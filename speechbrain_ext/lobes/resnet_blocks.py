@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.convolution import relu, scale_and_shift
-from speechbrain_ext.lobes.cpu_inference import fused_convolution, inference_on_cpu
+from speechbrain_ext.lobes.convolution import scale_and_shift
+from speechbrain_ext.lobes.cpu_inference import (
+    fused_convolution,
+    inference_on_cpu,
+    relu,
+)
 from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.utils.precision import full_precision
 
