@@ -25,7 +25,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from training_step import EMBEDDING, TOY, config_of
 
-from speechbrain_ext.features.kaldi import SAMPLE_RATE
+from speechbrain_ext.features.frames import SAMPLE_RATE
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder

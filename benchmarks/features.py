@@ -13,7 +13,7 @@ import torch
 from harness import argument_parser, compare, report
 from transformers import SeamlessM4TFeatureExtractor
 
-from speechbrain_ext.features.kaldi import SAMPLE_RATE
+from speechbrain_ext.features.frames import SAMPLE_RATE
 from speechbrain_ext.features.w2v_bert import W2VBertFeatures
 
 PEER = {"peer_name": "transformers", "source": "SeamlessM4TFeatureExtractor"}

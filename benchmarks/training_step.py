@@ -32,7 +32,7 @@ from transformers import (
     Wav2Vec2BertModel,
 )
 
-from speechbrain_ext.features.kaldi import SAMPLE_RATE
+from speechbrain_ext.features.frames import SAMPLE_RATE
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.losses import ArcFace

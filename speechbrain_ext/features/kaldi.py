@@ -22,12 +22,17 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
+from speechbrain_ext.features.frames import (
+    SAMPLE_RATE,
+    chunk_size,
+    listed_counts,
+    spectra_by_product,
+    without_padding,
+    zero_behind,
+)
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
 
-SAMPLE_RATE = 16000
-FRAME = 400
-HOP = 160
 MELS = 80
 PREEMPHASIS = 0.97
 MEL_FLOOR = 2.0**-23
@@ -41,9 +46,6 @@ WINDOWS = {
     "blackman": (torch.blackman_window, 1),
     "rectangular": (torch.ones, 1),
 }
-# Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
-# faster than all at once), elsewhere what bounds the memory of long recordings.
-CPU_CHUNK, CHUNK = 384, 65536
 PART = 16  # mel bins of one product: what its kernels take at once
 
 
@@ -182,7 +184,7 @@ class KaldiFbank(nn.Module):
         InputError
             Wrong shape, or a row shorter than ``min_samples``.
         """
-        samples = _counts(wavs, wav_lens, self.min_samples, self.sample_rate)
+        samples = listed_counts(wavs, wav_lens, self.min_samples, self.sample_rate)
         device = wavs.device
         if self.dtype is torch.float64 and not has_float64(device):
             wavs = wavs.cpu()
@@ -285,11 +287,8 @@ class GraphFbank(nn.Module):
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         samples = valid_counts(wav_lens, wavs.shape[1])
-        inside = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
-        overlapping = self._overlapping_frames(wavs.where(inside, 0.0)).double()
-        spectrum = torch.matmul(overlapping, self.projection)
-        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
-        power = torch.matmul(real + imaginary, self.mel)
+        overlapping = self._overlapping_frames(zero_behind(wavs, samples))
+        power = torch.matmul(spectra_by_product(overlapping, self.projection), self.mel)
         frames = self.fbank.frames(samples)
         features = self.fbank.finished(power.clamp(min=MEL_FLOOR).log(), frames)
         return features, frames // self.fbank.stacked / features.shape[1]
@@ -389,50 +388,3 @@ def filterbank(settings, device):
     window = nn.functional.pad(window, (0, settings.fft - settings.frame))
     window = (window.pow(power) * settings.scale).to(device)
     return Filterbank(parts, mel.to(device), window)
-
-
-def chunk_size(device):
-    """Frames that are taken at once on a device."""
-    if device.type == "cpu":
-        return CPU_CHUNK * torch.get_num_threads()
-    return CHUNK
-
-
-def without_padding(wavs, samples):
-    """Zeros in the padding, where NaN would pass through a window of zero."""
-    if int(samples.min()) == wavs.shape[1]:
-        return wavs
-    valid = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
-    return wavs.where(valid, 0.0)
-
-
-def sample_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
-    """Valid samples of each row of a padded batch [B, T]: int64 [B] on its device.
-
-    ``wav_lens`` [B] are relative to T. InputError: wrong shapes, or a row of fewer than
-    ``minimum``.
-    """
-    return torch.tensor(_counts(wavs, wav_lens, minimum, rate), device=wavs.device)
-
-
-def _counts(wavs, wav_lens, minimum, rate):
-    """The same as a list: no small tensors, whose making takes as long as a frame."""
-    if wavs.dim() != 2:
-        raise InputError(f"wavs: shape {tuple(wavs.shape)}, expected [batch, samples]")
-    if wav_lens is not None and wav_lens.shape != wavs.shape[:1]:
-        raise InputError(
-            f"wav_lens: shape {tuple(wav_lens.shape)}, expected [{len(wavs)}]"
-        )
-    total = wavs.shape[1]
-    if wav_lens is None:
-        samples = [total] * len(wavs)
-    else:
-        samples = valid_counts(wav_lens, total).tolist()
-    shortest = min(samples, default=0)
-    if shortest < minimum or max(samples) > total:
-        raise InputError(
-            f"wavs: a row of {shortest} samples ({shortest / rate:.3f} s) in a "
-            f"batch of {total}, expected {minimum} ({1000 * minimum / rate:.0f} ms) "
-            "to all of it"
-        )
-    return samples

@@ -9,15 +9,18 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.kaldi import (
+from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
-    MELS,
-    PREEMPHASIS,
     SAMPLE_RATE,
     chunk_size,
+    frames_in_graph,
     sample_counts,
+    spectra_by_product,
+    spectra_in_parts,
+    transform,
 )
+from speechbrain_ext.features.kaldi import MELS, PREEMPHASIS
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -121,14 +124,11 @@ class NemoFeatures(nn.Module):
         return nn.functional.pad(wavs, (self.fft // 2, self.fft // 2))
 
     def _log_mel(self, wavs, n_frames):
-        """[b, T + FFT] → [b, F, M], what fits in the cache at a time."""
+        """[b, T + FFT] → [b, F, M]."""
         mel, window = self.constants(wavs.device)
-        size, parts = max(1, chunk_size(wavs.device) // len(wavs)), []
-        for some in wavs.unfold(-1, self.fft, self.hop)[:, :n_frames].split(size, 1):
-            spectrum = torch.view_as_real(torch.fft.rfft(some * window))
-            squares = spectrum.square()
-            parts.append(self._energies(squares[..., 0] + squares[..., 1], mel))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return spectra_in_parts(
+            wavs, window, self.hop, n_frames, lambda power: self._energies(power, mel)
+        )
 
     def _energies(self, power, mel):
         """|FFT|² [b, F, bins] → logarithms of the mel bins [b, F, M]."""
@@ -171,13 +171,9 @@ class _GraphNemoFeatures(NemoFeatures):
         samples = valid_counts(wav_lens, wavs.shape[1])
         frames = wavs.shape[1] // self.hop
         wavs = self._emphasised(wavs, samples)
-        starts = torch.arange(frames, device=wavs.device) * self.hop
-        places = torch.arange(self.fft, device=wavs.device)
-        overlapping = wavs[:, starts.unsqueeze(1) + places].double()
-        spectrum = torch.fft.rfft(torch.diag(window.double()))
-        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        real, imaginary = torch.matmul(overlapping, projection).float().chunk(2, -1)
-        log_mel = self._energies(real.square() + imaginary.square(), mel)
+        overlapping = frames_in_graph(wavs, self.fft, self.hop, frames)
+        power = spectra_by_product(overlapping, transform(window))
+        log_mel = self._energies(power, mel)
         return self._normalised(log_mel, samples), samples // self.hop / frames
 
 

@@ -22,7 +22,15 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.kaldi import chunk_size, sample_counts
+from speechbrain_ext.features.frames import (
+    chunk_size,
+    frames_in_graph,
+    sample_counts,
+    spectra_by_product,
+    spectra_in_parts,
+    transform,
+    zero_behind,
+)
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
 
@@ -159,7 +167,7 @@ class ReDimNetFeatures(nn.Module):
         """
         if self.pad_right:
             if samples is not None:
-                wavs = _inside(wavs, samples)
+                wavs = zero_behind(wavs, samples)
                 samples = samples + self.pad_right
             wavs = F.pad(wavs, (0, self.pad_right))
         if self.norm_signal:
@@ -168,7 +176,7 @@ class ReDimNetFeatures(nn.Module):
             before = torch.cat([wavs[:, 1:2], wavs[:, :-1]], dim=1)
             wavs = wavs - PREEMPHASIS * before
         if samples is not None:
-            wavs = _inside(wavs, samples)
+            wavs = zero_behind(wavs, samples)
         if self.kind == "tf":
             return F.pad(wavs, self.borders)
         if samples is None:
@@ -186,10 +194,10 @@ class ReDimNetFeatures(nn.Module):
         if has_float64(wavs.device):
             wide = torch.float64
         if samples is not None:
-            wavs, count = _inside(wavs, samples), samples.unsqueeze(1)
+            wavs, count = zero_behind(wavs, samples), samples.unsqueeze(1)
         wavs = wavs - (wavs.sum(1, keepdim=True, dtype=wide) / count).float()
         if samples is not None:
-            wavs = _inside(wavs, samples)
+            wavs = zero_behind(wavs, samples)
         variance = wavs.square().sum(1, keepdim=True, dtype=wide) / count
         return wavs / (variance.sqrt().float() + self.eps)
 
@@ -197,19 +205,16 @@ class ReDimNetFeatures(nn.Module):
         """[b, T + borders] → [b, F, M]."""
         mel, window = self.constants(wavs.device)
         if self.kind == "tf":
-            real, imaginary = self._transformed(wavs, window)
-            return self._energies(real.square() + imaginary.square(), mel)
-        # what fits in the cache at a time
-        size, parts = max(1, chunk_size(wavs.device) // len(wavs)), []
-        for some in wavs.unfold(-1, self.fft, self.hop)[:, :n_frames].split(size, 1):
-            squares = torch.view_as_real(torch.fft.rfft(some * window)).square()
-            parts.append(self._energies(squares[..., 0] + squares[..., 1], mel))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            return self._energies(self._transformed(wavs, window), mel)
+        return spectra_in_parts(
+            wavs, window, self.hop, n_frames, lambda power: self._energies(power, mel)
+        )
 
     def _transformed(self, wavs, kernels):
-        """[b, T + borders] → real and imaginary parts [b, F, bins] (tf)."""
+        """[b, T + borders] → power spectra [b, F, bins] (tf)."""
         spectrum = F.conv1d(wavs.unsqueeze(1), kernels, stride=self.hop)
-        return spectrum.transpose(1, 2).chunk(2, dim=2)
+        real, imaginary = spectrum.transpose(1, 2).chunk(2, dim=2)
+        return real.square() + imaginary.square()
 
     def _energies(self, power, mel):
         """|FFT|² [b, F, bins] → logarithms of the mel bins [b, F, M]."""
@@ -222,10 +227,10 @@ class ReDimNetFeatures(nn.Module):
         """[b, F, M] and valid frames [b], None: all → normalised, zero behind them."""
         count = log_mel.shape[1]
         if frames is not None:
-            log_mel, count = _inside(log_mel, frames), frames.view(-1, 1, 1)
+            log_mel, count = zero_behind(log_mel, frames), frames.view(-1, 1, 1)
         centred = log_mel - log_mel.sum(1, keepdim=True) / count
         if frames is not None:
-            centred = _inside(centred, frames)
+            centred = zero_behind(centred, frames)
         if not self.deviation:
             return centred
         variance = centred.square().sum(1, keepdim=True) / (count - 1)
@@ -248,24 +253,12 @@ class _GraphFeatures(ReDimNetFeatures):
         frames, longest = self.frames_of(samples), self.frames_of(wavs.shape[1])
         wavs = self._bordered(wavs, samples)
         if self.kind == "tf":
-            real, imaginary = self._transformed(wavs, window)
+            power = self._transformed(wavs, window)
         else:
-            spectrum = torch.fft.rfft(torch.diag(window.double()))
-            projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-            starts = torch.arange(longest, device=wavs.device) * self.hop
-            places = torch.arange(self.fft, device=wavs.device)
-            overlapping = wavs[:, starts.unsqueeze(1) + places].double()
-            spectrum = torch.matmul(overlapping, projection).float()
-            real, imaginary = spectrum.chunk(2, -1)
-        log_mel = self._energies(real.square() + imaginary.square(), mel)
+            overlapping = frames_in_graph(wavs, self.fft, self.hop, longest)
+            power = spectra_by_product(overlapping, transform(window))
+        log_mel = self._energies(power, mel)
         return self._normalised(log_mel, frames), frames / longest
-
-
-def _inside(x, count):
-    """Zeros from ``count`` [b] on: [b, T, …] → the same."""
-    places = torch.arange(x.shape[1], device=x.device)
-    inside = places < count.unsqueeze(1)
-    return x.where(inside.view(*inside.shape, *[1] * (x.dim() - 2)), 0.0)
 
 
 @functools.lru_cache

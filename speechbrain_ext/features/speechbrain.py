@@ -8,11 +8,16 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from speechbrain.processing.features import Filterbank
 from torch import nn
 
-from speechbrain_ext.features.kaldi import (
+from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
     chunk_size,
+    frames_in_graph,
     sample_counts,
+    spectra_by_product,
+    spectra_in_parts,
+    transform,
     without_padding,
+    zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, valid_counts
@@ -122,14 +127,11 @@ class SpeechBrainFbank(nn.Module):
         return nn.functional.pad(wavs, (self.fft // 2, self.fft // 2))
 
     def _log_mel(self, wavs, n_frames):
-        """[b, T + FFT] → [b, F, M], what fits in the cache at a time."""
+        """[b, T + FFT] → [b, F, M]."""
         mel, window = self.constants(wavs.device)
-        size, parts = max(1, chunk_size(wavs.device) // len(wavs)), []
-        for some in wavs.unfold(-1, self.fft, self.hop)[:, :n_frames].split(size, 1):
-            spectrum = torch.view_as_real(torch.fft.rfft(some * window))
-            squares = spectrum.square()
-            parts.append(_decibels(squares[..., 0] + squares[..., 1], mel))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return spectra_in_parts(
+            wavs, window, self.hop, n_frames, lambda power: _decibels(power, mel)
+        )
 
     def _normalised(self, log_mel, frames=None):
         """[b, F, M] and valid frames [b], None: all → normalised, zero behind them."""
@@ -165,15 +167,9 @@ class _GraphFbank(SpeechBrainFbank):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         mel, window = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
-        inside = torch.arange(wavs.shape[1], device=wavs.device) < samples.unsqueeze(1)
-        wavs, frames = wavs.where(inside, 0.0), wavs.shape[1] // self.hop + 1
-        starts = torch.arange(frames, device=wavs.device) * self.hop
-        places = starts.unsqueeze(1) + torch.arange(self.fft, device=wavs.device)
-        overlapping = self._centred(wavs)[:, places].double()
-        spectrum = torch.fft.rfft(torch.diag(window.double()))
-        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        real, imaginary = torch.matmul(overlapping, projection).float().chunk(2, -1)
-        log_mel = _decibels(real.square() + imaginary.square(), mel)
+        frames, wavs = wavs.shape[1] // self.hop + 1, zero_behind(wavs, samples)
+        overlapping = frames_in_graph(self._centred(wavs), self.fft, self.hop, frames)
+        log_mel = _decibels(spectra_by_product(overlapping, transform(window)), mel)
         valid = samples // self.hop + 1
         return self._normalised(log_mel, valid), valid / frames
 

@@ -18,17 +18,20 @@ from pydantic import PositiveInt
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.kaldi import (
+from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
-    MELS,
-    PREEMPHASIS,
     SAMPLE_RATE,
-    chunk_size,
+    mirrored,
+    mirrored_frames_in_graph,
     sample_counts,
+    spectra_by_product,
+    spectra_in_parts,
+    transform,
     without_padding,
+    zero_behind,
 )
-from speechbrain_ext.features.whisper import mirrored
+from speechbrain_ext.features.kaldi import MELS, PREEMPHASIS
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -125,15 +128,11 @@ class VoxBlink2Features(nn.Module):
         return x if inside is None else x.where(inside, 0.0)
 
     def _log_mel(self, wavs, n_frames):
-        """Mirrored [B, 512 + T] → [B, F, M], a few frames at a time."""
-        size = max(1, chunk_size(wavs.device) // len(wavs))
+        """Mirrored [B, 512 + T] → [B, F, M]."""
         mel, window = mel_and_window(self.n_mels, wavs.device)
-        parts = []
-        for some in wavs.unfold(-1, FFT, HOP)[:, :n_frames].split(size, 1):
-            squares = torch.view_as_real(torch.fft.rfft(some * window)).square()
-            power = torch.matmul(squares[..., 0] + squares[..., 1], mel)
-            parts.append(power.add_(GUARD).log_())
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return spectra_in_parts(
+            wavs, window, HOP, n_frames, lambda power: _logarithms(power, mel)
+        )
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""
@@ -149,28 +148,26 @@ class GraphVoxBlink2Features(VoxBlink2Features):
     def __init__(self, n_mels=MELS, normalise="peak"):
         super().__init__(n_mels, normalise)
         mel, window = mel_and_window(n_mels, torch.device("cpu"))
-        spectrum = torch.fft.rfft(torch.diag(window.double()))  # [512, 257]
-        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("projection", transform(window), persistent=False)
         self.register_buffer("mel", mel, persistent=False)
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         samples, total = valid_counts(wav_lens, wavs.shape[1]), wavs.shape[1]
-        inside = torch.arange(total, device=wavs.device) < samples.unsqueeze(1)
-        emphasised = self._emphasised(wavs.where(inside, 0.0), samples)
-        starts = torch.arange(total // HOP + 1, device=wavs.device) * HOP
-        places = torch.arange(FFT, device=wavs.device) - MARGIN
-        places = (starts.unsqueeze(1) + places).abs()  # mirrored before the start
-        last = samples.view(-1, 1, 1) - 1
-        places = (last - (last - places).abs()).clamp(min=0)  # and at the end
-        shape = places.shape
-        overlapping = emphasised.gather(1, places.flatten(1)).view(shape)
-        spectrum = torch.matmul(overlapping.double(), self.projection)
-        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
-        log_mel = (torch.matmul(real + imaginary, self.mel) + GUARD).log()
+        emphasised = self._emphasised(zero_behind(wavs, samples), samples)
+        overlapping = mirrored_frames_in_graph(
+            emphasised, samples, FFT, HOP, total // HOP + 1
+        )
+        log_mel = _logarithms(
+            spectra_by_product(overlapping, self.projection), self.mel
+        )
         frames = samples // HOP + 1
         return _centred(log_mel, frames), frames / log_mel.shape[1]
+
+
+def _logarithms(power, mel):
+    """|FFT|² [B, F, bins] → those of the mel bins [B, F, M]."""
+    return torch.matmul(power, mel).add_(GUARD).log_()
 
 
 def _centred(log_mel, frames):

@@ -10,7 +10,8 @@ and a waveform of 16 bits, normalised and stacked, as transformers'
 
 import torch
 
-from speechbrain_ext.features.kaldi import FRAME, HOP, KaldiFbank
+from speechbrain_ext.features.frames import FRAME, HOP
+from speechbrain_ext.features.kaldi import KaldiFbank
 
 MIN_SAMPLES = FRAME + HOP  # two frames
 

@@ -14,13 +14,17 @@ import torch
 from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
-from speechbrain_ext.features.kaldi import (
+from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
-    chunk_size,
+    mirrored,
+    mirrored_frames_in_graph,
     sample_counts,
-    without_padding,
+    spectra_by_product,
+    spectra_in_parts,
+    transform,
+    zero_behind,
 )
 from speechbrain_ext.utils.precision import full_precision, valid_counts
 
@@ -85,18 +89,11 @@ class WhisperFeatures(nn.Module):
             return features, frames / longest
 
     def _log_mel(self, wavs, n_frames):
-        """Mirrored [B, 400 + T] → [B, F, M], a few frames at a time."""
-        size = max(1, chunk_size(wavs.device) // len(wavs))
+        """Mirrored [B, 400 + T] → [B, F, M]."""
         mel, window = whisper_filterbank(self.n_mels, wavs.device)
-        parts = []
-        for start in range(0, n_frames, size):
-            stop = min(start + size, n_frames)
-            part = wavs[:, start * HOP : (stop - 1) * HOP + FRAME]
-            windowed = part.unfold(-1, FRAME, HOP) * window  # [B, f, 400]
-            squares = torch.view_as_real(torch.fft.rfft(windowed)).square()
-            power = torch.matmul(squares[..., 0] + squares[..., 1], mel)
-            parts.append(power.clamp_(min=FLOOR).log10_())
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return spectra_in_parts(
+            wavs, window, HOP, n_frames, lambda power: _logarithms(power, mel)
+        )
 
     def _above_floor(self, log_mel, frames):
         """[B, F, M], valid frames [B] or None: all → features [B, F, M]."""
@@ -108,20 +105,6 @@ class WhisperFeatures(nn.Module):
         loudest = heard.amax((1, 2), keepdim=True)
         features = torch.maximum(log_mel, loudest - RANGE).add_(4.0).div_(4.0)
         return features if frames is None else features.masked_fill(padding, 0.0)
-
-
-def mirrored(wavs, samples, margin):
-    """[B, T] → [B, T + 2 margin]: so many samples mirrored at both ends of each row.
-
-    Row b ends after ``samples`` [B] of it; zeros follow what is mirrored there.
-    """
-    wavs = without_padding(wavs, samples)
-    steps = torch.arange(margin, device=wavs.device)
-    before = wavs[:, 1 : margin + 1].flip(1)
-    ends = samples.unsqueeze(1)
-    after = wavs.gather(1, ends - 2 - steps)
-    wide = torch.cat([before, wavs, torch.zeros_like(before)], dim=1)
-    return wide.scatter(1, margin + ends + steps, after)
 
 
 @functools.lru_cache
@@ -144,6 +127,11 @@ def whisper_filterbank(n_mels, device):
         )
 
 
+def _logarithms(power, mel):
+    """|FFT|² [B, F, bins] → those of the mel bins [B, F, M], not below the floor."""
+    return torch.matmul(power, mel).clamp_(min=FLOOR).log10_()
+
+
 class GraphWhisperFeatures(WhisperFeatures):
     """The same features in steps that one fixed graph can hold.
 
@@ -154,25 +142,17 @@ class GraphWhisperFeatures(WhisperFeatures):
     def __init__(self, n_mels=80):
         super().__init__(n_mels)
         mel, window = whisper_filterbank(n_mels, torch.device("cpu"))
-        spectrum = torch.fft.rfft(torch.diag(window.double()))  # [400, 201]
-        projection = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        self.register_buffer("projection", projection, persistent=False)
+        self.register_buffer("projection", transform(window), persistent=False)
         self.register_buffer("mel", mel, persistent=False)
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         samples, total = valid_counts(wav_lens, wavs.shape[1]), wavs.shape[1]
-        inside = torch.arange(total, device=wavs.device) < samples.unsqueeze(1)
-        starts = torch.arange(total // HOP, device=wavs.device) * HOP
-        places = torch.arange(FRAME, device=wavs.device) - MARGIN
-        places = (starts.unsqueeze(1) + places).abs()  # mirrored before the start
-        last = samples.view(-1, 1, 1) - 1
-        places = (last - (last - places).abs()).clamp(min=0)  # and at the end
-        shape = places.shape
-        overlapping = wavs.where(inside, 0.0).gather(1, places.flatten(1)).view(shape)
-        spectrum = torch.matmul(overlapping.double(), self.projection)
-        real, imaginary = spectrum.float().square().chunk(2, dim=-1)
-        power = torch.matmul(real + imaginary, self.mel)
-        log_mel = power.clamp(min=FLOOR).log10()
+        overlapping = mirrored_frames_in_graph(
+            zero_behind(wavs, samples), samples, FRAME, HOP, total // HOP
+        )
+        log_mel = _logarithms(
+            spectra_by_product(overlapping, self.projection), self.mel
+        )
         frames = samples // HOP
         return self._above_floor(log_mel, frames), frames / log_mel.shape[1]

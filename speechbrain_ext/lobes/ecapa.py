@@ -28,7 +28,7 @@ from speechbrain.lobes.models.ECAPA_TDNN import (
 from torch import nn
 
 from speechbrain_ext.features import KaldiFbank, SpeechBrainFbank
-from speechbrain_ext.features.kaldi import HOP, sample_counts
+from speechbrain_ext.features.frames import HOP, sample_counts
 from speechbrain_ext.lobes.convolution import scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import inference_on_cpu, linear, relu
 from speechbrain_ext.lobes.encoder import PrunableGroup, padding_mask

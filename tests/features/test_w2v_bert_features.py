@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from speechbrain_ext.features.kaldi import filterbank, sample_counts
+from speechbrain_ext.features.frames import sample_counts
+from speechbrain_ext.features.kaldi import filterbank
 from speechbrain_ext.features.w2v_bert import MIN_SAMPLES, W2VBertFeatures
 from speechbrain_ext.utils.errors import InputError
 

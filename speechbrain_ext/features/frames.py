@@ -1,0 +1,135 @@
+"""Frames of a padded batch of waveforms, and their power spectra.
+
+Rows are checked and cut at their own ends. Spectra are made a few frames at a time,
+what fits in the cache; or, where one fixed graph has to hold them, of all frames by a
+matrix P that has window w and transform in it::
+
+    |FFT(w · x)|² = (x Re P)² + (x Im P)²,     P = FFT(diag w), in float64
+"""
+
+import torch
+
+from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import valid_counts
+
+SAMPLE_RATE = 16000
+FRAME = 400
+HOP = 160
+# Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
+# faster than all at once), elsewhere what bounds the memory of long recordings.
+CPU_CHUNK, CHUNK = 384, 65536
+
+
+# -- rows ------------------------------------------------------------------------------
+
+
+def sample_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
+    """Valid samples of each row of a padded batch [B, T]: int64 [B] on its device.
+
+    ``wav_lens`` [B] are relative to T. InputError: wrong shapes, or a row of fewer than
+    ``minimum``.
+    """
+    samples = listed_counts(wavs, wav_lens, minimum, rate)
+    return torch.tensor(samples, device=wavs.device)
+
+
+def listed_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
+    """The same as a list: no small tensors, whose making takes as long as a frame."""
+    if wavs.dim() != 2:
+        raise InputError(f"wavs: shape {tuple(wavs.shape)}, expected [batch, samples]")
+    if wav_lens is not None and wav_lens.shape != wavs.shape[:1]:
+        raise InputError(
+            f"wav_lens: shape {tuple(wav_lens.shape)}, expected [{len(wavs)}]"
+        )
+    total = wavs.shape[1]
+    if wav_lens is None:
+        samples = [total] * len(wavs)
+    else:
+        samples = valid_counts(wav_lens, total).tolist()
+    shortest = min(samples, default=0)
+    if shortest < minimum or max(samples) > total:
+        raise InputError(
+            f"wavs: a row of {shortest} samples ({shortest / rate:.3f} s) in a "
+            f"batch of {total}, expected {minimum} ({1000 * minimum / rate:.0f} ms) "
+            "to all of it"
+        )
+    return samples
+
+
+def without_padding(wavs, samples):
+    """Zeros in the padding, where NaN would pass through a window of zero."""
+    if int(samples.min()) == wavs.shape[1]:
+        return wavs
+    return zero_behind(wavs, samples)
+
+
+def zero_behind(x, count):
+    """Zeros from ``count`` [B] on: [B, T, …] → the same."""
+    places = torch.arange(x.shape[1], device=x.device)
+    valid = places < count.unsqueeze(1)
+    return x.where(valid.view(*valid.shape, *[1] * (x.dim() - 2)), 0.0)
+
+
+def mirrored(wavs, samples, margin):
+    """[B, T] → [B, T + 2 margin]: so many samples mirrored at both ends of each row.
+
+    Row b ends after ``samples`` [B] of it; zeros follow what is mirrored there.
+    """
+    wavs = without_padding(wavs, samples)
+    steps = torch.arange(margin, device=wavs.device)
+    before = wavs[:, 1 : margin + 1].flip(1)
+    ends = samples.unsqueeze(1)
+    after = wavs.gather(1, ends - 2 - steps)
+    wide = torch.cat([before, wavs, torch.zeros_like(before)], dim=1)
+    return wide.scatter(1, margin + ends + steps, after)
+
+
+# -- spectra ---------------------------------------------------------------------------
+
+
+def chunk_size(device):
+    """Frames that are taken at once on a device."""
+    if device.type == "cpu":
+        return CPU_CHUNK * torch.get_num_threads()
+    return CHUNK
+
+
+def spectra_in_parts(wavs, window, hop, n_frames, finish):
+    """[B, T] → [B, F, …], ``finish`` of power spectra [B, f, bins], part by part.
+
+    Frames are as long as ``window`` and begin every ``hop`` samples.
+    """
+    size, parts = max(1, chunk_size(wavs.device) // len(wavs)), []
+    for some in wavs.unfold(-1, len(window), hop)[:, :n_frames].split(size, 1):
+        squares = torch.view_as_real(torch.fft.rfft(some * window)).square()
+        parts.append(finish(squares[..., 0] + squares[..., 1]))
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def transform(window):
+    """P [frame, 2 · bins] in float64: real parts, then imaginary ones."""
+    spectrum = torch.fft.rfft(torch.diag(window.double()))
+    return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+
+def spectra_by_product(frames, projection):
+    """Frames [B, F, frame] and P → power spectra [B, F, bins]."""
+    spectrum = torch.matmul(frames.double(), projection)
+    real, imaginary = spectrum.float().square().chunk(2, dim=-1)
+    return real + imaginary
+
+
+def frames_in_graph(wavs, size, hop, n_frames):
+    """[B, T] → [B, F, size], without a view that a graph cannot hold."""
+    starts = torch.arange(n_frames, device=wavs.device) * hop
+    return wavs[:, starts.unsqueeze(1) + torch.arange(size, device=wavs.device)]
+
+
+def mirrored_frames_in_graph(wavs, samples, size, hop, n_frames):
+    """The same around every ``hop`` samples, each row mirrored at its own ends."""
+    starts = torch.arange(n_frames, device=wavs.device) * hop
+    places = torch.arange(size, device=wavs.device) - size // 2
+    places = (starts.unsqueeze(1) + places).abs()  # mirrored before the start
+    last = samples.view(-1, 1, 1) - 1
+    places = (last - (last - places).abs()).clamp(min=0)  # and at the end
+    return wavs.gather(1, places.flatten(1)).view(places.shape)
