@@ -7,6 +7,7 @@ become dotted names; wrappers of training (``module`` of DistributedDataParallel
 not copied.
 """
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import read_json
 from speechbrain_ext.utils.weights import (
@@ -29,6 +31,8 @@ EXPECTED = "expected a published checkpoint, as model_lmft_0.14.pth"
 ECAPA_FILE = "embedding_model.ckpt"
 # Why a classifier of training is left out
 OF_TRAINING = "classifier of training speakers, whose names the file does not hold"
+# What most READMEs publish
+ON_VOX1 = "EER on Vox1-O / E / H in %: "
 _CODE = re.compile(r"(?:GLOBAL|global|function|class) ([\w.]+\.[\w.]+)")
 _WRAPPERS = ("module", "_orig_mod")
 
@@ -206,6 +210,40 @@ def as_weights(tensors, path):
         weights[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     return weights
+
+
+def size_of(tensors, name, path, axis=0, place=""):
+    """Length of one axis of a tensor.
+
+    ``place`` is what stands before its name in the file. InputError: there is no such
+    tensor, or nothing in it.
+    """
+    shape = tensors[name].shape if name in tensors else ()
+    if len(shape) <= axis or not shape[axis]:
+        raise InputError(f"{path}: weights do not fit: missing or empty {place}{name}")
+    return shape[axis]
+
+
+def named_so(path, pattern, *files):
+    """Whether the name of a file or its folder fits, or one of ``files`` is beside it.
+
+    ``pattern`` is a compiled one, for small letters.
+    """
+    path = Path(os.path.abspath(path))  # where links of the hub's cache lead: no names
+    says = any(pattern.search(name.lower()) for name in (path.name, path.parent.name))
+    return says or any((path.parent / file).is_file() for file in files)
+
+
+def details_of(model, figures, what=""):
+    """Features of a model, and what is published of its like: for training.json.
+
+    ``figures``: number of parameters → text, behind ``what`` it says.
+    """
+    details = {"front_end": model.encoder.arguments["front_end"]}
+    size = count_parameters(model).total
+    if size in figures:
+        details["published_figures"] = what + figures[size]
+    return details
 
 
 class UnderNames:

@@ -28,6 +28,7 @@ from speechbrain_ext.export.published.checkpoint import (
     Converted,
     UnderNames,
     as_weights,
+    size_of,
 )
 from speechbrain_ext.export.published.fairseq_encoder import old_weight_norm
 from speechbrain_ext.lobes.wav2vec2 import HubertEncoder
@@ -130,12 +131,7 @@ class _Encoder:
 
     def size(self, name, axis=0):
         """Of one axis; InputError where the tensor is missing or has none."""
-        shape = self.tensors[name].shape if name in self.tensors else ()
-        if len(shape) <= axis or not shape[axis]:
-            raise InputError(
-                f"{self.path}: weights do not fit: missing or empty {self.prefix}{name}"
-            )
-        return shape[axis]
+        return size_of(self.tensors, name, self.path, axis, self.prefix)
 
     def has(self, beginning):
         """Whether there is a tensor of a module."""

@@ -16,9 +16,9 @@ ecapa_tdnn.last            conv                  conv
 
 from typing import NamedTuple
 
-from speechbrain_ext.export.published.checkpoint import UnderNames
+from speechbrain_ext.export.published.checkpoint import UnderNames, size_of
 from speechbrain_ext.lobes.heads import WeightedSumECAPA
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import naming
 from speechbrain_ext.utils.weights import load_strictly
 
 
@@ -119,10 +119,7 @@ def read_head(tensors, path, encoder, style):
     """
 
     def size(name, axis=0):
-        shape = tensors[name].shape if name in tensors else ()
-        if len(shape) <= axis or not shape[axis]:
-            raise InputError(f"{path}: weights do not fit: missing or empty {name}")
-        return shape[axis]
+        return size_of(tensors, name, path, axis)
 
     width, last = size("layer1.conv.weight"), size("conv.weight")
     with naming(path):

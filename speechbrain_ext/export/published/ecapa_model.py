@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import torch
 
-from speechbrain_ext.export.published.checkpoint import UnderNames, as_weights
+from speechbrain_ext.export.published.checkpoint import UnderNames, as_weights, size_of
 from speechbrain_ext.export.published.ecapa_head import with_counters
 from speechbrain_ext.lobes.ecapa import ECAPA
 from speechbrain_ext.lobes.heads import ECAPAPooling
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import naming
 from speechbrain_ext.utils.weights import load_strictly
 
 
@@ -159,11 +159,7 @@ def build(weights, path, style, front_end, dilations=None, fbank=None):
     """
 
     def size(name, axis=0):
-        name = _name_in_file(name, style)
-        shape = weights[name].shape if name in weights else ()
-        if len(shape) <= axis or not shape[axis]:
-            raise InputError(f"{path}: weights do not fit: missing or empty {name}")
-        return shape[axis]
+        return size_of(weights, _name_in_file(name, style), path, axis)
 
     def has(name):
         return _name_in_file(name, style) in weights

@@ -23,7 +23,7 @@ import re
 
 import torch
 
-from speechbrain_ext.export.published.checkpoint import UnderNames
+from speechbrain_ext.export.published.checkpoint import UnderNames, size_of
 from speechbrain_ext.lobes.wav2vec2 import (
     HubertEncoder,
     UniSpeechSatEncoder,
@@ -190,12 +190,7 @@ def derived_config(tensors, path, prefix=""):
     """
 
     def size(name, axis=0):
-        shape = tensors[name].shape if name in tensors else ()
-        if len(shape) <= axis or not shape[axis]:
-            raise InputError(
-                f"{path}: weights do not fit: missing or empty {prefix}{name}"
-            )
-        return shape[axis]
+        return size_of(tensors, name, path, axis, prefix)
 
     def count(modules):
         found = re.compile(re.escape(modules) + r"(\d+)\.")

@@ -18,6 +18,7 @@ import torch
 
 from speechbrain_ext.export.published.checkpoint import (
     OF_TRAINING,
+    ON_VOX1,
     Converted,
     UnderNames,
     as_weights,
@@ -190,7 +191,7 @@ def convert(checkpoint, encoder_config=None):
         remarks.append(f"{len(constants)} constants of its features are as computed")
     details = {"front_end": options.encoder["front_end"]}
     if figures := _FIGURES.get(path.stem):
-        details["published_figures"] = f"EER on Vox1-O / E / H in %: {figures}"
+        details["published_figures"] = ON_VOX1 + figures
     return Converted(model.eval(), None, left_out, details, remarks)
 
 

@@ -17,6 +17,7 @@ from speechbrain_ext.export.published.checkpoint import (
     OF_TRAINING,
     UnderNames,
     as_weights,
+    size_of,
 )
 from speechbrain_ext.export.published.ecapa_head import with_counters
 from speechbrain_ext.lobes.heads import ASP, TSTP
@@ -158,10 +159,7 @@ def _wespeaker_name(name):
 
 def _size(file, name, axis=0):
     """That of a tensor that has to be there."""
-    shape = file.weights[name].shape if name in file.weights else ()
-    if len(shape) <= axis or not shape[axis]:
-        raise InputError(f"{file.path}: weights do not fit: missing or empty {name}")
-    return shape[axis]
+    return size_of(file.weights, name, file.path, axis)
 
 
 def _blocks(file):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from speechbrain_ext.export.published.checkpoint import Converted
+from speechbrain_ext.export.published.checkpoint import Converted, details_of, named_so
 from speechbrain_ext.export.published.ecapa_model import (
     SPEECHBRAIN,
     build,
@@ -59,9 +59,7 @@ def detect(tensors):
 
 def said_beside(path):
     """Whether names of the file or its folder, or hyperparams.yaml there, say so."""
-    path = Path(path).resolve()
-    says = [_SAYS_SO.search(name.lower()) for name in (path.name, path.parent.name)]
-    return any(says) or (path.parent / HYPERPARAMS).is_file()
+    return named_so(path, _SAYS_SO, HYPERPARAMS)
 
 
 def convert(checkpoint):
@@ -102,10 +100,7 @@ def convert(checkpoint):
         "mean_var_norm_emb.ckpt and classifier.ckpt are not taken: an embedding is "
         "that of encode_batch without normalize",
     ]
-    details = {"front_end": "speechbrain"}
-    size = sum(p.numel() for p in model.parameters())
-    if size in FIGURES:
-        details["published_figures"] = f"EER on Vox1-O in %: {FIGURES[size]}"
+    details = details_of(model, FIGURES, "EER on Vox1-O in %: ")
     return Converted(model, None, {}, details, remarks)
 
 

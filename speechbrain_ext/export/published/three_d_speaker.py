@@ -15,17 +15,18 @@ neither tells, the names of the file, of its folder and of what lies there do.
 """
 
 import re
-from pathlib import Path
 
 from speechbrain_ext.export.published.checkpoint import (
     OF_TRAINING,
     Converted,
     UnderNames,
     as_weights,
+    details_of,
+    named_so,
+    size_of,
 )
 from speechbrain_ext.export.published.ecapa_head import with_counters
 from speechbrain_ext.lobes.campplus import CAMPPlus
-from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import TSTP
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -118,9 +119,7 @@ def detect(tensors):
 
 def said_beside(path):
     """Whether names of the file, its folder or what lies there say that it is one."""
-    folder = Path(path).resolve().parent
-    says = [_SAYS_SO.search(name.lower()) for name in (Path(path).name, folder.name)]
-    return any(says) or (folder / "configuration.json").is_file()
+    return named_so(path, _SAYS_SO, "configuration.json")
 
 
 def is_campplus(tensors):
@@ -248,12 +247,7 @@ class _Sizes:
 
     def __call__(self, name, axis=0):
         """One size of a tensor, above 0."""
-        shape = self.tensors[name].shape if name in self.tensors else ()
-        if len(shape) <= axis or not shape[axis]:
-            raise InputError(
-                f"{self.path}: weights do not fit: missing or empty {name}"
-            )
-        return shape[axis]
+        return size_of(self.tensors, name, self.path, axis)
 
     def count(self, pattern):
         """How many tensors there are of such names."""
@@ -292,12 +286,9 @@ def _loaded(encoder, head, kind, weights, left_out, path, figures):
     }
     load_strictly(named, with_counters(named, weights), str(path))
     front_end = encoder.arguments["front_end"]
-    details, size = {"front_end": front_end}, count_parameters(model).total
-    if size in figures:
-        details["published_figures"] = figures[size]
     bins = encoder.arguments["n_mels"]
     remark = f"its features are {front_end}'s, of {bins} mel bins (--kind)"
-    return Converted(model.eval(), None, left_out, details, [remark])
+    return Converted(model.eval(), None, left_out, details_of(model, figures), [remark])
 
 
 def _as_here(weight, shape):

@@ -6,9 +6,8 @@ apart. github.com/modelscope/3D-Speaker (Chen et al. 2024, arXiv 2403.19971).
 """
 
 import re
-from pathlib import Path
 
-from speechbrain_ext.export.published.checkpoint import Converted
+from speechbrain_ext.export.published.checkpoint import Converted, details_of, named_so
 from speechbrain_ext.export.published.ecapa_model import (
     SPEECHBRAIN,
     build,
@@ -32,9 +31,7 @@ def detect(tensors):
 
 def said_beside(path):
     """Whether names of the file, its folder or what lies there say that it is one."""
-    folder = Path(path).resolve().parent
-    says = [_SAYS_SO.search(name.lower()) for name in (Path(path).name, folder.name)]
-    return any(says) or (folder / "configuration.json").is_file()
+    return named_so(path, _SAYS_SO, "configuration.json")
 
 
 def convert(checkpoint):
@@ -57,4 +54,4 @@ def convert(checkpoint):
     model = build(weights, checkpoint.path, SPEECHBRAIN, "3dspeaker")
     mels = model.encoder.arguments["n_mels"]
     remarks = [f"Kaldi's filterbank of {mels} bins, Povey, ±1"]
-    return Converted(model, None, {}, {"front_end": "3dspeaker"}, remarks)
+    return Converted(model, None, {}, details_of(model, {}), remarks)

@@ -8,7 +8,7 @@ clovaai's: a block sees the sum of all before it, and the embedding has a BatchN
 Waveforms are divided by their deviation.
 """
 
-from speechbrain_ext.export.published.checkpoint import Converted
+from speechbrain_ext.export.published.checkpoint import Converted, details_of
 from speechbrain_ext.export.published.ecapa_model import (
     VOXBLINK2,
     build,
@@ -18,6 +18,7 @@ from speechbrain_ext.export.published.ecapa_model import (
 from speechbrain_ext.export.published.resnet_model import FEATURES, ResNetFile
 from speechbrain_ext.export.published.voxblink2_resnet import FEATURES as CONSTANTS
 from speechbrain_ext.export.published.voxblink2_resnet import (
+    IN_TWO_STAGES,
     LICENCE,
     checked_features,
 )
@@ -66,10 +67,8 @@ def convert(checkpoint):
     remarks = [
         f"mel spectrum of {arguments['n_mels']} bins of a waveform over its deviation"
     ]
-    details = {"front_end": "voxblink2_std"}
+    details = details_of(model, {})
     if arguments["channels"] == _CHANNELS:
-        details["published_figures"] = (
-            "EER on Vox1-O in %, trained on VoxBlink2 / then on VoxCeleb2: " + FIGURES
-        )
+        details["published_figures"] = IN_TWO_STAGES + FIGURES
     left_out = {CONSTANTS: list(constants)} if constants else {}
     return Converted(model, None, left_out, details, remarks)

@@ -10,7 +10,7 @@ are divided by their peak; by their deviation for basic blocks without SimAM.
 
 import torch
 
-from speechbrain_ext.export.published.checkpoint import Converted
+from speechbrain_ext.export.published.checkpoint import Converted, details_of
 from speechbrain_ext.export.published.resnet_model import (
     build,
     has_features,
@@ -33,6 +33,7 @@ FIGURES = {
     57_666_496: "1.132 / 0.457",
     98_937_408: "0.707 / 0.228",
 }
+IN_TWO_STAGES = "EER on Vox1-O in %, trained on VoxBlink2 / then on VoxCeleb2: "
 FEATURES = "constants of the features, which are computed"
 _MEL = "featCal.fbankCal.mel_scale.fb"
 _WINDOW = "featCal.fbankCal.spectrogram.window"
@@ -70,13 +71,7 @@ def convert(checkpoint):
         f"{kind}: as the pooling tells; SimAM has no tensors",
         f"mel spectrum of {n_mels} bins of a waveform over its {by}",
     ]
-    details = {"front_end": model.encoder.arguments["front_end"]}
-    size = sum(p.numel() for p in model.parameters())
-    if size in FIGURES:
-        details["published_figures"] = (
-            "EER on Vox1-O in %, trained on VoxBlink2 / then on VoxCeleb2: "
-            f"{FIGURES[size]}"
-        )
+    details = details_of(model, FIGURES, IN_TWO_STAGES)
     return Converted(model, None, left_out(file, FEATURES), details, remarks)
 
 

@@ -8,6 +8,7 @@ the features are of whole numbers of 16 bits in a Hamming window, and the poolin
 import re
 from pathlib import Path
 
+from speechbrain_ext.export.published.checkpoint import named_so
 from speechbrain_ext.export.published.three_d_speaker import campplus, is_campplus
 
 TITLE = "wespeaker's CAM++: xvector.* and projection.*"
@@ -33,10 +34,9 @@ def detect(tensors):
 
 def said_beside(path):
     """Whether names of the file or its folder, or a config.yaml there, say so."""
-    folder = Path(path).resolve().parent
-    if any(_SAYS_SO.search(name.lower()) for name in (Path(path).name, folder.name)):
+    if named_so(path, _SAYS_SO):
         return True
-    config = folder / "config.yaml"
+    config = Path(path).absolute().parent / "config.yaml"
     try:
         return bool(_CONFIG.search(config.read_text(encoding="utf-8")))
     except (OSError, ValueError):

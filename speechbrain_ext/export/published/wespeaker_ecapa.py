@@ -6,7 +6,12 @@ numbers of 16 bits and the Hamming window, without dither. ``projection``, the
 classifier, is left out.
 """
 
-from speechbrain_ext.export.published.checkpoint import OF_TRAINING, Converted
+from speechbrain_ext.export.published.checkpoint import (
+    OF_TRAINING,
+    ON_VOX1,
+    Converted,
+    details_of,
+)
 from speechbrain_ext.export.published.ecapa_model import (
     WESPEAKER,
     build,
@@ -53,10 +58,7 @@ def convert(checkpoint):
     model = build(weights, checkpoint.path, WESPEAKER, "wespeaker")
     mels = model.encoder.arguments["n_mels"]
     remarks = [f"Kaldi's filterbank of {mels} bins, Hamming, 16 bits"]
-    details = {"front_end": "wespeaker"}
-    size = sum(p.numel() for p in model.parameters())
-    if size in FIGURES:
-        details["published_figures"] = f"EER on Vox1-O / E / H in %: {FIGURES[size]}"
+    details = details_of(model, FIGURES, ON_VOX1)
     classifier = list(others[_CLASSIFIER])
     left_out = {OF_TRAINING: classifier} if classifier else {}
     return Converted(model, None, left_out, details, remarks)

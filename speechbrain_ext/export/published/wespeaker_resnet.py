@@ -9,7 +9,7 @@ Kaldi's, of whole numbers of 16 bits and the Hamming window, without dither. Wit
 embedding layers the embedding is the second one, as its extraction takes.
 """
 
-from speechbrain_ext.export.published.checkpoint import Converted
+from speechbrain_ext.export.published.checkpoint import ON_VOX1, Converted, details_of
 from speechbrain_ext.export.published.resnet_model import (
     build,
     has_features,
@@ -66,8 +66,5 @@ def convert(checkpoint):
     if file.trunk:
         kind = type(model.encoder).__name__
         remarks.append(f"{kind}: as the pooling tells; SimAM has no tensors")
-    details = {"front_end": arguments["front_end"]}
-    size = sum(p.numel() for p in model.parameters())
-    if size in FIGURES:
-        details["published_figures"] = f"EER on Vox1-O / E / H in %: {FIGURES[size]}"
+    details = details_of(model, FIGURES, ON_VOX1)
     return Converted(model, None, left_out(file, ""), details, remarks)
