@@ -18,6 +18,7 @@ from torch import nn
 from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.statistics import side_by_side
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 BOTTLENECK = 128  # of the attention
@@ -60,6 +61,8 @@ class ECAPAPooling(Head):
         BatchNorm on the embedding.
     attention_width : int, optional
         What pruning left of ``attention_channels``.
+    layers : list of int
+        [first, last] of the states that are read, side by side; None: the last one.
 
     Raises
     ------
@@ -77,13 +80,16 @@ class ECAPAPooling(Head):
         flavour: str = "speechbrain",
         embedding_norm: bool = False,
         attention_width: int | None = None,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         check_at_least("embedding_size", embedding_size, 1)
         check_at_least("attention_channels", attention_channels, 1)
         if flavour not in POOLINGS:
             raise InputError(f"flavour={flavour!r}, expected {' or '.join(POOLINGS)}")
-        self.read_states(n_states, [n_states - 1, n_states - 1])
+        input_size *= self.read_states(
+            n_states, [n_states - 1] * 2 if layers is None else layers
+        )
         self.pooling = AttentiveStatisticsPooling(
             input_size,
             attention_width or attention_channels,
@@ -97,8 +103,8 @@ class ECAPAPooling(Head):
         )
 
     def forward(self, states, lens=None):
-        """States [B, T, D], the last of which is read, lens [B] → [B, 1, E]."""
-        (x,) = self.chosen(states)
+        """States [B, T, D], lens [B] → [B, 1, E]."""
+        x = side_by_side(self.chosen(states))
         padding = padding_mask(x.shape[1], lens)
         if inference_on_cpu(x) and not self.training and len(x) > 1:
             # one row stays in the cache, and has no padding to be looked at

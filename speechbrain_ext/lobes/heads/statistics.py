@@ -84,7 +84,7 @@ class TSTP(Head):
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        x = _side_by_side(self.chosen(states))
+        x = side_by_side(self.chosen(states))
         padding = padding_mask(x.shape[1], lens)
         with full_precision(x):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -160,11 +160,11 @@ class ASP(Head):
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
-        x = _side_by_side(self.chosen(states))
+        x = side_by_side(self.chosen(states))
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
         return self.bottleneck(pooled.to(self.bottleneck.weight.dtype)).unsqueeze(1)
 
 
-def _side_by_side(states):
+def side_by_side(states):
     """States [B, T, D] → [B, T, n D]."""
     return states[0] if len(states) == 1 else torch.cat(states, dim=2)
