@@ -1,4 +1,4 @@
-"""Training losses: ArcFace with its classifier, and the distance of hidden states.
+"""Training losses: ArcFace and SphereFace2 with their classifiers, and distillation.
 
 ArcFace, the additive angular margin softmax, scales cosines by s and adds a margin m to
 the angle θ_y of the target class::
@@ -18,6 +18,13 @@ other classes that come nearest closer by an angle m'::
 
 m' grows with the margin, as in wespeaker: its value is meant for m = 0.2, and it is 0
 where m is 0.
+
+SphereFace2 (Wen et al. 2022, arXiv 2108.01513; for speakers Han et al. 2023, arXiv
+2307.08205) asks of every class by itself whether it is the speaker. With
+g(c) = 2 ((c + 1) / 2)^t − 1, the additive margin of its kind C and a learned bias b::
+
+    loss = λ log(1 + exp(−s (g(cos θ_y) − m) − b))
+           + (1 − λ) Σ_{j ≠ y} log(1 + exp(s (g(cos θ_j) + m) + b))
 
 Distillation compares state l of student and teacher, s_l and t_l [B, T, C]::
 
@@ -171,6 +178,82 @@ class ArcFace(nn.Module):
             text += f", inter_topk={self.inter_topk}"
             text += f", inter_topk_margin={self.inter_topk_margin}"
         return text
+
+
+class SphereFace2(ArcFace):
+    """Cosine classifier of one-against-all decisions with a margin on both sides.
+
+    Float32 as :class:`ArcFace`. Settings are those of the public recipes for speakers.
+
+    Arguments
+    ---------
+    embedding_size : int
+        Width E.
+    n_classes : int
+        Number of speakers N.
+    margin : float
+        m, of the similarity g(cos θ). May be set at any time.
+    scale : float
+        s.
+    target_weight : float
+        λ, between 0 and 1, of the target's decision; 1 − λ of each other one.
+    exponent : float
+        t.
+
+    Raises
+    ------
+    InputError
+        A weight beyond 0 to 1.
+
+    Example
+    -------
+    >>> sphereface2 = SphereFace2(8, 10)
+    >>> loss = sphereface2(torch.randn(4, 1, 8), torch.tensor([0, 3, 3, 9]))
+    >>> loss.shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        embedding_size,
+        n_classes,
+        margin: float = 0.2,
+        scale: PositiveFloat = 32.0,
+        target_weight: NonNegativeFloat = 0.7,
+        exponent: PositiveFloat = 3.0,
+    ):
+        super().__init__(embedding_size, n_classes, margin, scale)
+        if target_weight > 1:
+            raise InputError(f"target_weight={target_weight}, expected 0 to 1")
+        self.target_weight = target_weight
+        self.exponent = exponent
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, embeddings, labels):
+        """Mean loss of a batch, a scalar in float32; shapes as of :class:`ArcFace`."""
+        logits = self.logits(embeddings, labels)
+        index = labels.view(-1, 1)
+        signed = logits.scatter(1, index, -logits.gather(1, index))
+        losses = F.softplus(signed)
+        target = losses.gather(1, index).squeeze(1)
+        others = losses.sum(1) - target
+        weight = self.target_weight
+        return (weight * target + (1 - weight) * others).mean()
+
+    def logits(self, embeddings, labels):
+        """s (g(cos θ) ∓ m) + b: float32 [B, N]."""
+        cosine = self.cosines(embeddings)
+        with full_precision(embeddings):
+            half = ((cosine + 1) / 2).clamp(min=0)  # a cosine may round below −1
+            similarity = 2 * half.pow(self.exponent) - 1
+            margin = torch.full_like(similarity, self.margin)
+            margin = margin.scatter(1, labels.view(-1, 1), -self.margin)
+            return self.scale * (similarity + margin) + self.bias.float()
+
+    def extra_repr(self):
+        """Shown by ``print``."""
+        text = f", target_weight={self.target_weight}, exponent={self.exponent}"
+        return super().extra_repr() + text
 
 
 def add_margin(cosine, margin):

@@ -92,7 +92,6 @@ def test_centres_are_handed_on_by_speaker(tmp_path):
     classifier = ArcFace(8, 12, n_centers=3)
     folder = save_pretrained(tmp_path / "final", make_model(), classifier, training())
     kept, _ = keep_classifier(folder)
-    assert kept.n_centers == 3
     assert torch.equal(kept.weight, classifier.weight)
     later = ArcFace(8, 2, n_centers=3)
     load_classifier(folder, later, ["dora", "anna"], 1)

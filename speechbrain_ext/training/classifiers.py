@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from speechbrain_ext.data.labels import Classes
-from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import CLASSIFIER_FILE, TRAINING
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import read_json
@@ -21,7 +22,8 @@ def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
     folder : str or Path
         Written by :func:`~speechbrain_ext.pretrained.save_pretrained`.
     classifier : ArcFace
-        With as many classes as these speakers have.
+        With as many classes as these speakers have. What another loss learned beside
+        its rows is left out; what that of the former stage lacks stays as it is.
     speakers : list of str
         Names of the training speakers, in label order.
     n_speeds : int
@@ -40,13 +42,16 @@ def load_classifier(folder, classifier, speakers, n_speeds, n_perturbed=None):
     wanted = Classes(len(speakers), n_speeds, n_perturbed)
     rows = _class_rows(folder, former, speakers, wanted)
     path = folder / CLASSIFIER_FILE
-    weight = read_weights(path).get("weight", ())
-    expected = _classes(former).count
-    if len(weight) != expected:
-        raise InputError(
-            f"{path}: {len(weight)} classes, expected {expected} as in {TRAINING}"
-        )
-    load_strictly(classifier, {"weight": weight[rows]}, str(path))
+    weights = _read_rows(path, former)
+    own = classifier.state_dict()
+    kept = {name: value for name, value in weights.items() if name in own}
+    beside = [name for name in own if name != "weight"]
+    load_strictly(
+        classifier,
+        kept | {"weight": weights["weight"][rows]},
+        str(path),
+        allow_missing=beside,
+    )
 
 
 def _class_rows(folder, former, speakers, wanted):
@@ -81,8 +86,8 @@ def keep_classifier(folder):
 
     Returns
     -------
-    classifier : ArcFace
-        Or None.
+    classifier : torch.nn.Module
+        Its tensors by their names; or None.
     training : dict
         ``speakers``, ``n_speeds`` and, where not all are speed-perturbed,
         ``n_perturbed``, which its rows stand for; else empty.
@@ -92,12 +97,19 @@ def keep_classifier(folder):
     former = read_training(folder)
     names = ("speakers", "n_speeds", "n_perturbed")
     kept = {name: former[name] for name in names if former.get(name) is not None}
+    return nn.ParameterDict(_read_rows(path, kept)), kept
+
+
+def _read_rows(path, training):
+    """The tensors of a classifier, with as many rows as its training had classes."""
     weights = read_weights(path)
-    shape = next((w.shape for w in weights.values() if w.dim() > 1), (0, 0))
-    n_centers = shape[1] if len(shape) == 3 else 1
-    classifier = ArcFace(shape[-1], _classes(kept).count, n_centers=n_centers)
-    load_strictly(classifier, weights, str(path))
-    return classifier, kept
+    shape = getattr(weights.get("weight"), "shape", ())
+    found, expected = (shape or (0,))[0], _classes(training).count
+    if found != expected:
+        raise InputError(
+            f"{path}: {found} classes, expected {expected} as in {TRAINING}"
+        )
+    return weights
 
 
 def read_training(folder):

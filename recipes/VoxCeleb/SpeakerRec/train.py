@@ -110,7 +110,7 @@ def train(
         Utterances per optimiser step that the settings are meant for; another number
         is warned of.
     precision : str
-        Of the encoder on a GPU. The CPU always computes in fp32.
+        Of the encoder. On a CPU fp32, unless the command line asks for bf16.
     ckpt_interval_minutes : float
         Between checkpoints within an epoch.
     max_grad_norm : float
