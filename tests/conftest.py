@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+# On any machine the tests compute on the CPU; read before torch looks for a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 LOGGERS = ("root", "speechbrain", "speechbrain_ext")
 
 # With NO_SKIPS set, as .ci/run sets it, a skipped test is a failed one: ffmpeg or a

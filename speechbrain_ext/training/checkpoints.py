@@ -217,7 +217,8 @@ class RandomState:
             "numpy": [name, key.tolist(), *rest],
             "torch": torch.get_rng_state(),
             # of this rank's GPU alone: the next run may see others
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            # and of none where it computes nothing: asking would begin to use it
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         }
         torch.save(state, self._mine(path))
 
@@ -234,7 +235,7 @@ class RandomState:
         random.setstate(state["python"])
         np.random.set_state(tuple(state["numpy"]))
         torch.set_rng_state(state["torch"])
-        if state["cuda"] is not None and torch.cuda.is_available():
+        if state["cuda"] is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["cuda"])
 
     def _seed_anew(self):

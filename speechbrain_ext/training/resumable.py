@@ -4,7 +4,8 @@
 
 - gradients clipped module by module, in all parameter groups;
 - gradient accumulation that keeps the tail of an epoch;
-- checkpoints between optimiser steps only, also on SIGTERM and Ctrl-C, so that a
+- checkpoints between optimiser steps only, also on SIGTERM, SIGUSR1 (which a batch
+  system can send minutes before the end) and Ctrl-C, so that a
   resumed run takes the very steps of the unbroken one. To the bit on the CPU, with the
   same kind of CPU, versions of libraries, number of threads and of processes, and batch
   size: else the same crops in the same order, and products rounded otherwise;
@@ -38,6 +39,13 @@ from speechbrain_ext.utils.distributed import (
 from speechbrain_ext.utils.errors import InputError, lost_connection
 
 logger = logging.getLogger(__name__)
+
+# SIGUSR1 is not of every system.
+STOPPING = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
+    if hasattr(signal, name)
+]
 
 
 def log_plan(batches, steps, epochs, wanted=None, warmup=None):
@@ -227,7 +235,7 @@ class ResumableBrain(sb.Brain):
             logger.info("starting anew: no checkpoint found")
 
     def fit(self, epoch_counter, train_set, *args, **kwargs):
-        """As SpeechBrain's; SIGTERM and Ctrl-C save a checkpoint before they stop.
+        """As SpeechBrain's; signals to stop save a checkpoint before they do.
 
         Raises
         ------
@@ -235,8 +243,7 @@ class ResumableBrain(sb.Brain):
             With 128 + the signal's number, when stopped so.
         """
         before = {
-            number: signal.signal(number, self._remember_signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._remember_signal) for number in STOPPING
         }
         self.loader = train_set
         try:

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 # What the command line may set of SpeechBrain's run options.
 RUN_OPTIONS = frozenset(HELP_TEXTS) | {"jit_module_keys", "compile_module_keys"}
+# These wrap whole modules: the weights in checkpoints would have other names, and every
+# new length of a batch would be compiled for.
+WRAPPING = ("jit", "jit_module_keys", "compile", "compile_module_keys")
 PRECISIONS = ("precision", "eval_precision")
 INTERVALS = ("ckpt_interval_steps", "ckpt_interval_minutes")
 
@@ -30,9 +33,12 @@ def read_run_options(path, options):
     Raises
     ------
     InputError
-        A value that SpeechBrain refuses, a device that is not there, half precision on
-        a CPU that has no bf16 products.
+        A value that SpeechBrain refuses, a device that is not there or another
+        process', half precision on a CPU that has no bf16 products.
     """
+    # each process that torchrun starts has a GPU of its own, which SpeechBrain finds
+    if get_local_rank() is not None:
+        options = [option for option in options if option != "--device=cuda"]
     options = [*options, *_defaults_on_cpu(options)]
     run_opts = _parse_run_options(path, options)
     _check_device(run_opts)
@@ -66,6 +72,11 @@ def _check_device(run_opts):
     if run_opts.device and device.type == "cpu":
         _check_precision(run_opts, device)
     local_rank, n_gpus = get_local_rank(), torch.cuda.device_count()
+    if local_rank is not None and device.type == "cuda" and run_opts.device:
+        raise InputError(
+            f"--device={run_opts.device}: under torchrun each process takes the GPU of "
+            "its own number; leave --device out (or --device=cpu)"
+        )
     by_nccl = run_opts.distributed_backend == "nccl"
     if local_rank is not None and by_nccl and local_rank >= n_gpus:
         raise InputError(
@@ -86,7 +97,13 @@ def _check_precision(run_opts, cpu):
 
 
 def settle_run_options(run_opts, hparams, parameters):
-    """Run options in ``hparams``: command line, else file, else function's default."""
+    """Run options in ``hparams``: command line, else file, else function's default.
+
+    InputError: whole modules are to be compiled.
+    """
+    for key in WRAPPING:
+        if run_opts[key] or hparams.get(key):
+            raise InputError(f"{key}: not supported, expected False")
     for key in RUN_OPTIONS & set(parameters):
         hparams.setdefault(key, parameters[key].default)
     for key in PRECISIONS:

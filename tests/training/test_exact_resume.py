@@ -115,6 +115,20 @@ def test_it_says_where_it_goes_on_and_how_to_continue(corpus, tmp_path, caplog, 
     assert "epoch 2, 3 of 7 steps done, 10 optimiser steps" in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has none")
+def test_sigusr1_stops_as_sigterm_does(corpus, tmp_path, capfd):
+    class Warned(StoppedBrain):
+        def on_fit_batch_end(self, *args):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    run = tiny_run(corpus, tmp_path, brain=Warned)
+    with pytest.raises(SystemExit) as stopped:
+        train(*run)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1: epoch 1 after step 1" in capfd.readouterr().err
+    train(*tiny_run(corpus, tmp_path))
+
+
 def test_handlers_are_as_before_afterwards(corpus, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run = tiny_run(corpus, tmp_path, brain=StoppedBrain)

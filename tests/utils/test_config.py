@@ -271,6 +271,19 @@ def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
     assert load_run([str(file), "--device=cpu"], read)[1].distributed_backend == "gloo"
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert "process 2 of this machine has no GPU" in complaint(file)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert load_run([str(file), "--device=cuda"], read)[1].device is None
+    for name in ("cuda:0", "cuda:1"):  # all processes would read it
+        assert "the GPU of its own number" in complaint(file, f"--device={name}")
+
+
+@pytest.mark.parametrize("key", ["compile", "jit"])
+def test_whole_modules_are_not_compiled(file, key):
+    expected = f"{key}: not supported, expected False"
+    assert expected in complaint(file, f"--{key}")
+    with open(file, "a") as more:
+        more.write(f"{key}: True\n")
+    assert expected in complaint(file)
 
 
 def test_one_interval_of_checkpoints_counts(file):
