@@ -73,7 +73,7 @@ class Converted(NamedTuple):
     epoch : int or None
         Where its training was.
     left_out : dict of str to list
-        Reason → names of the tensors that are of no use for an embedding.
+        Reason → names of the tensors that are of no use for an embedding, if any.
     details : dict
         For ``converted_from`` in training.json.
     remarks : list of str

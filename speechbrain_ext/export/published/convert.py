@@ -95,6 +95,7 @@ def convert_released(
     if unused := set(options) - set(inspect.signature(format_.convert).parameters):
         raise InputError(f"{sorted(unused)[0]}: no option of {kind} ({format_.TITLE})")
     model, epoch, left_out, details, remarks = format_.convert(content, **options)
+    left_out = {reason: names for reason, names in left_out.items() if names}
     name = checkpoint if is_hub_id(checkpoint) else content.path.name
     hashes = [sha256(file) for file in content.files]
     conversion = {

@@ -264,7 +264,7 @@ def read_encoder(tensors, path, prefix, family, encoder_config, keys, options):
     """
     family, told = family_of(tensors, family, path)
     kept, unused = without_pretraining(tensors)
-    left_out = {PRETRAINING: [f"{prefix}{name}" for name in unused]} if unused else {}
+    left_out = {PRETRAINING: [f"{prefix}{name}" for name in unused]}
     if encoder_config is None:
         config = derived_config(kept, path, prefix)
     else:

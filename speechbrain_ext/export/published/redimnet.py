@@ -158,9 +158,7 @@ def convert(checkpoint, encoder_config=None):
             f"{path}: wespeaker's copy of ReDimNet (backbone.inputs_weights, Kaldi's "
             "features), expected a file of IDRnD/ReDimNet or PalabraAI/redimnet2"
         )
-    left_out = {}
-    if classifier := [name for name in tensors if name.startswith(_CLASSIFIERS)]:
-        left_out[OF_TRAINING] = classifier
+    classifier = [name for name in tensors if name.startswith(_CLASSIFIERS)]
     config = checkpoint.config
     if encoder_config is not None:
         config = read_json(encoder_config, {}, what="a model_config")
@@ -192,7 +190,7 @@ def convert(checkpoint, encoder_config=None):
     details = {"front_end": options.encoder["front_end"]}
     if figures := _FIGURES.get(path.stem):
         details["published_figures"] = ON_VOX1 + figures
-    return Converted(model.eval(), None, left_out, details, remarks)
+    return Converted(model.eval(), None, {OF_TRAINING: classifier}, details, remarks)
 
 
 def _name_in_file(model, name):

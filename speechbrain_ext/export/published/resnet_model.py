@@ -140,8 +140,7 @@ def build(file, front_end, n_mels=None):
 
 def left_out(file, reason):
     """Reason → names, of what the model has no use for."""
-    names = {OF_TRAINING: file.classifier, reason: list(file.features)}
-    return {why: found for why, found in names.items() if found}
+    return {OF_TRAINING: file.classifier, reason: list(file.features)}
 
 
 def _wespeaker_name(name):

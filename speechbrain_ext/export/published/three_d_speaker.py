@@ -260,8 +260,7 @@ def _own_tensors(checkpoint, known):
     tensors = {n.removeprefix(place): w for n, w in checkpoint.tensors.items()}
     classifier = [name for name in tensors if name.startswith(_CLASSIFIER)]
     own = {name: w for name, w in tensors.items() if name not in classifier}
-    left_out = {OF_TRAINING: classifier} if classifier else {}
-    return as_weights(own, checkpoint.path), left_out, checkpoint.path
+    return as_weights(own, checkpoint.path), {OF_TRAINING: classifier}, checkpoint.path
 
 
 def _loaded(encoder, head, kind, weights, left_out, path, figures):

@@ -84,6 +84,5 @@ def convert(checkpoint, encoder_config=None, encoder=None):
     )
     others = {name: w for name, w in weights.items() if name not in inside}
     head = read_head(others, path, front, UNISPEECH)
-    if classifier:
-        left_out[OF_TRAINING] = classifier
+    left_out[OF_TRAINING] = classifier
     return Converted(SpeakerEncoder(front, head).eval(), None, left_out, {}, remarks)

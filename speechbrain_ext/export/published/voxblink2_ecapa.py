@@ -70,5 +70,5 @@ def convert(checkpoint):
     details = details_of(model, {})
     if arguments["channels"] == _CHANNELS:
         details["published_figures"] = IN_TWO_STAGES + FIGURES
-    left_out = {CONSTANTS: list(constants)} if constants else {}
+    left_out = {CONSTANTS: list(constants)}
     return Converted(model, None, left_out, details, remarks)

@@ -59,6 +59,5 @@ def convert(checkpoint):
     mels = model.encoder.arguments["n_mels"]
     remarks = [f"Kaldi's filterbank of {mels} bins, Hamming, 16 bits"]
     details = details_of(model, FIGURES, ON_VOX1)
-    classifier = list(others[_CLASSIFIER])
-    left_out = {OF_TRAINING: classifier} if classifier else {}
+    left_out = {OF_TRAINING: list(others[_CLASSIFIER])}
     return Converted(model, None, left_out, details, remarks)

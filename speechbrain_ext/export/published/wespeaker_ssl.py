@@ -111,8 +111,7 @@ def convert(checkpoint, encoder_config=None, encoder=None, input_scale=None):
         head = _mhfa(others, path, front)
     if not front.standardise:
         remarks.append(f"waveforms of ±1 are multiplied by {scale:g} (--input_scale)")
-    if classifier:
-        left_out[OF_TRAINING] = classifier
+    left_out[OF_TRAINING] = classifier
     details = {"input_scale": scale}
     model = SpeakerEncoder(front, head).eval()
     return Converted(model, None, left_out, details, remarks)

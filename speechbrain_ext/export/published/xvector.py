@@ -103,7 +103,7 @@ def convert(checkpoint, last_state=None):
     return Converted(
         SpeakerEncoder(encoder, head).eval(),
         None,
-        {OF_TRAINING: left_out} if left_out else {},
+        {OF_TRAINING: left_out},
         {"last_state": last_state},
         [],
     )
