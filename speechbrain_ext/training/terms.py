@@ -393,7 +393,8 @@ class Budget(Term):
 
     def setup(self, speaker_encoder, data):
         """Put gates into the encoder."""
-        encoder = self.add_gates(speaker_encoder.encoder)
+        encoder = speaker_encoder.encoder
+        self.add_gates(encoder)
         self.budget = budget = self.make_budget(encoder)
         self.counts = {
             "parameters": parameter_costs(encoder),
