@@ -1,13 +1,23 @@
 """Hybrid pruning as a user runs it: a model is pruned while it learns its speakers."""
 
 import json
+import signal
 
 import pytest
 import torch
-from recipe_scripts import SMALL, data_words, run, write_recipe_corpus
+from recipe_scripts import (
+    SMALL,
+    data_words,
+    run,
+    run_on_two,
+    run_until,
+    write_recipe_corpus,
+)
 from tiny_encoder import waveform_config
-from tiny_training import tiny_config
+from tiny_training import start, tiny_config
 
+from speechbrain_ext.__main__ import main
+from speechbrain_ext.lobes.campplus import CAMPPlus
 from speechbrain_ext.lobes.ecapa import ECAPA
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import MHFA, TSTP, AdapterMFA, ECAPAPooling
@@ -18,10 +28,12 @@ from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.lobes.whisper import WhisperEncoder
 from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.pretrained import load_pretrained, save_pretrained
-from speechbrain_ext.profiling import profile_folder
+from speechbrain_ext.profiling import count_macs
 from speechbrain_ext.training.brain import read_steps
 
 W2V_BERT, WAVLM = "hybrid_w2v_bert_lora", "hybrid_wavlm_mhfa"
+PRODUCTS = ("final/speaker_encoder.safetensors", "final/classifier.safetensors")
+PRODUCTS += ("pruning.json", "steps.csv")
 STEPS = 7  # of an epoch
 SPARSITY = 0.4
 
@@ -106,6 +118,14 @@ def check(words, tmp_path, name="train"):
     assert code == 0, lines
 
 
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    """The folder that an unbroken run of w2v-BERT leaves."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    check(hybrid_words(corpus, "w2v_bert", folder / "out"), folder)
+    return folder / "out"
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_encoder_ends_with_the_size_asked_for(corpus, tmp_path, name):
     out = tmp_path / "out"
@@ -136,6 +156,102 @@ def test_every_kind_of_encoder_ends_with_the_size_asked_for(corpus, tmp_path, na
     for figure in ("sparsity: ", "lambda1: ", "parameters: ", "macs: "):
         assert all(figure in line for line in lines)
     log = (out / "log.txt").read_text()
-    macs = profile_folder(out / "final", 1.0)["macs"]
     assert f"left: {left} of {full} parameters, " in log
-    assert macs > 0
+
+
+def test_killed_in_mid_epoch_it_ends_as_if_unbroken(corpus, unbroken, tmp_path):
+    """With λ, the ramp and the gates as they were."""
+    out, stderr = tmp_path / "out", tmp_path / "stderr"
+    words = hybrid_words(corpus, "w2v_bert", out, "--ckpt_interval_steps=2")
+    for place, ending in (((1, 4), signal.SIGTERM), ((2, 6), signal.SIGKILL)):
+        process = start(run_until, "train", place, ending, *words, stderr=stderr)
+        process.join(100)
+        code = 143 if ending is signal.SIGTERM else -signal.SIGKILL
+        assert process.exitcode == code, stderr.read_text()
+    check(words, tmp_path)
+    for name in PRODUCTS:
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes(), name
+
+
+def test_two_processes_end_with_one_model_of_the_size(corpus, tmp_path):
+    out = tmp_path / "out"
+    more = "--batch_size=2", "--device=cpu", "--gates.whole=[heads, ffn1, ffn2]"
+    words = hybrid_words(corpus, "w2v_bert", out, *more)
+    codes, errors = run_on_two("train", words, tmp_path)
+    assert codes == [0, 0], errors
+    left = json.loads((out / "pruning.json").read_text())["parameters"]
+    assert count_parameters(load_pretrained(out / "final").encoder).total == left
+    assert read_steps(out / "steps.csv")["step"] == list(range(1, 2 * STEPS + 1))
+
+
+def test_a_point_of_no_sparsity_and_the_table_of_a_sweep(
+    corpus, unbroken, tmp_path, capsys
+):
+    dense = tmp_path / "dense"
+    check(hybrid_words(corpus, "w2v_bert", dense, "--sparsity=0"), tmp_path)
+    sizes = [
+        count_parameters(load_pretrained(folder).encoder).total
+        for folder in (corpus / "w2v_bert", dense / "final", unbroken / "final")
+    ]
+    assert sizes[0] == sizes[1] > sizes[2]
+    results = []
+    for name, folder in (("dense", dense), ("pruned", unbroken)):
+        results.append(tmp_path / f"verified {name}")
+        words = [
+            *("hparams/verify.yaml", f"--pretrained_folder={folder}/final"),
+            *(*data_words(corpus)[1:3], f"--output_folder={results[-1]}"),
+            *("--num_workers=0", "--noprogressbar", "--n_resamples=4"),
+        ]
+        check(words, tmp_path, "verify")
+    output = tmp_path / "sweep"
+    main(["sizes", *map(str, results), "--output", str(output)])
+    found = json.loads((output / "sizes.json").read_text())
+    assert found["system"] == "cosine"
+    assert [row["encoder"] for row in found["models"]] == sizes[:0:-1]
+    models = [load_pretrained(folder / "final") for folder in (unbroken, dense)]
+    assert [row["macs"] for row in found["models"]] == [count_macs(m) for m in models]
+    for row, folder in zip(found["models"], results[::-1]):
+        figures = json.loads((folder / "results.json").read_text())
+        expected = figures["lists"][0]["systems"][0]["eer_percent"]
+        assert row["eer"]["trials"]["percent"] == expected
+        low, high = row["eer"]["trials"]["interval_95"]
+        assert 0 <= low <= high <= 100
+    table = capsys.readouterr().out
+    assert len(table.splitlines()) == 4
+    assert table.strip() in (output / "sizes.md").read_text()
+    assert (output / "sizes.png").read_bytes().startswith(b"\x89PNG")
+    for words, expected in (
+        ([str(tmp_path / "none")], f"{tmp_path}/none/results.json: "),
+        ([str(results[0]), "--system=llr"], "system 'llr', expected one of cosine"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["sizes", *words, "--output", str(output)])
+        assert stopped.value.code == 1
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("--sparsity=1.2", "Budget: sparsity 1.2, expected 0 to 0."),
+        (
+            "--budget.ramp=log",
+            "ramp: 'log', expected 'linear', 'cosine', ",
+        ),
+        ("--gates.kinds=[ears]", "add_gates: unknown kind 'ears'"),
+        ("--pretrained_folder={c}/camplus", "CAMPPlus has no units left to prune"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_training(corpus, tmp_path, more, expected):
+    if "camplus" in more and not (corpus / "camplus").exists():
+        model = of_features(CAMPPlus(), TSTP)
+        training = {"speakers": [f"id{s:02d}" for s in range(6)], "n_speeds": 3}
+        save_pretrained(corpus / "camplus", model, ArcFace(16, 18), training)
+    words = hybrid_words(corpus, "w2v_bert", tmp_path / "out", more.format(c=corpus))
+    if "camplus" in more:
+        words.append("--gates.kinds=null")
+    code, lines = run("train", words, tmp_path / "stderr")
+    assert code == 1, lines
+    assert lines[-1].startswith("error: ")
+    assert expected in lines[-1]
+    assert not list((tmp_path / "out").glob("save/*"))
