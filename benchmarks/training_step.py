@@ -294,7 +294,7 @@ class GatedStep(OurStep):
     def own(self, encoder):
         if self.gates:
             add_gates(encoder, whole=self.whole, log_alpha=ALWAYS_OPEN)
-            self.budget = Budget(encoder, sparsity=0.5)
+            self.budget = Budget(encoder, sparsity=0.3)
         return encoder
 
     def close_some(self):
