@@ -1,4 +1,4 @@
-"""Distillation-pruning runs of a second, beside the stages of ``tiny_training``."""
+"""Runs of a second that distil or prune, beside the stages of ``tiny_training``."""
 
 import os
 from functools import partial
@@ -14,10 +14,11 @@ from speechbrain_ext.data.manifest import write_manifest
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.schedules import Constant
 from speechbrain_ext.training.brain import SpeakerBrain, read_steps
 from speechbrain_ext.training.data import TrainingData
-from speechbrain_ext.training.terms import Budget, Distillation
+from speechbrain_ext.training.terms import Budget, Classification, Distillation
 
 STEPS = 7  # of an epoch of the tiny corpus
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0)
@@ -46,8 +47,11 @@ def distill_run(
     epochs=2,
     workers=0,
     dropout=0.1,
+    hybrid=False,
     sparsity=0.5,
     warmup_steps=8,
+    ramp="linear",
+    clamp=False,
     validate=True,
     steps_between_checkpoints=0,
     crops=(0.4, 0.6),
@@ -56,17 +60,19 @@ def distill_run(
 ):
     """A Brain and its loader; ``sparsity`` None: distillation alone.
 
+    ``hybrid``: no teacher, the student learns its speakers.
+
     28 recordings of 4 speakers train, 14 of 2 others validate.
     """
     rank = int(os.environ.get("RANK", 0))
-    teacher, student = tiny_model(dropout), tiny_model(dropout)
-    student.train()
+    student = tiny_model(dropout).train()
     rates = {
         n: hparams.pop(n, v) for n, v in (("gate_lr", 0.1), ("multiplier_lr", 0.2))
     }
-    terms = [Distillation(teacher)]
+    terms = [Classification(ArcFace) if hybrid else Distillation(tiny_model(dropout))]
     if sparsity is not None:
-        budget = partial(pruning.Budget, sparsity=sparsity, warmup_steps=warmup_steps)
+        options = {"warmup_steps": warmup_steps, "ramp": ramp, "clamp": clamp}
+        budget = partial(pruning.Budget, sparsity=sparsity, **options)
         terms.append(Budget(budget, **rates))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

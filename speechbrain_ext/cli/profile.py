@@ -1,4 +1,4 @@
-"""``profile`` and ``stages``: what a model costs, and where its time goes."""
+"""``profile``, ``stages``, ``sizes``: what a model costs, and what it is good for."""
 
 import json
 
@@ -9,7 +9,7 @@ LAYERS_SECONDS = [3.0, 10.0, 30.0]
 
 
 def add_profile(commands):
-    """Add ``profile`` and ``stages``, which is ``profile --layers``."""
+    """Add ``profile``; ``stages``, which is ``profile --layers``; ``sizes``."""
     about = "parameters and multiply-adds of a model, without its weights"
     profile = commands.add_parser("profile", help=about, description=about)
     about = "where a model's time goes, beside what its arithmetic would take"
@@ -19,6 +19,26 @@ def add_profile(commands):
     for parser in (profile, stages):
         _add_options(parser)
         parser.set_defaults(run=run_profile)
+    about = "error rate against size of verified models, as a table and a picture"
+    sizes = commands.add_parser("sizes", help=about, description=about)
+    sizes.set_defaults(run=run_sizes)
+    sizes.add_argument(
+        "results", nargs="+", help="output folders of verify.py; each names its model"
+    )
+    sizes.add_argument(
+        "--system", help="cosine, as_norm, llr (default: the last that all have)"
+    )
+    sizes.add_argument(
+        "--output", required=True, help="folder for sizes.md, sizes.json, sizes.png"
+    )
+
+
+def run_sizes(arguments):
+    """Print the table; write it, and the picture."""
+    from speechbrain_ext.evaluation.sizes import error_by_size, write_error_by_size
+
+    found = error_by_size(arguments.results, arguments.system)
+    print(write_error_by_size(arguments.output, found))
 
 
 def _add_options(parser):

@@ -1,15 +1,17 @@
 """The size that gates are driven to, as a penalty.
 
     s = 1 − E[cost] / cost of the full model
-    t(step) = s₀ + (t − s₀) · min(1, step / warm-up)
+    t(step) = s₀ + (t − s₀) · r(p),  p = min(1, step / warm-up)
     penalty = λ₁ (s − t) + λ₂ (s − t)²
 
 Wang et al. 2020 (arXiv 1910.04732, section 3.2); λ₁ and λ₂ start at 0 and ascend while
 everything else descends. s₀ is the true sparsity of the initial gates, so that there is
-no pressure before the first step.
+no pressure before the first step. r is one of RAMPS, from 0 to exactly 1: linear as
+there, the others as in the public code of hybrid pruning (arXiv 2508.16232).
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat
@@ -17,6 +19,22 @@ from torch import nn
 
 from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
 from speechbrain_ext.utils.errors import InputError, check_at_least
+
+SLOPE = 10  # of the sigmoid
+
+
+def _sigmoid_ramp(p):
+    """σ(10 (p − ½)), stretched: the public one jumps by 0.0067 at both ends."""
+    return 0.5 + math.tanh(SLOPE * (p - 0.5) / 2) / (2 * math.tanh(SLOPE / 4))
+
+
+# Name → r: share p of the warm-up → share of the way from s₀ to the target.
+RAMPS = {
+    "linear": lambda p: p,
+    "cosine": lambda p: (1 - math.cos(math.pi * p)) / 2,
+    "exponential": lambda p: p**2,  # its public name
+    "sigmoid": _sigmoid_ramp,
+}
 
 
 class Penalty(NamedTuple):
@@ -55,7 +73,7 @@ def remaining_parameters(model):
 
 
 class Budget(nn.Module):
-    """Lagrangian penalty towards a size, with a linear warm-up of the target.
+    """Lagrangian penalty towards a size, with a warm-up of the target.
 
     Its parameters ``lambda1`` and ``lambda2`` are to be maximised:
     ``AdamW([..., {"params": budget.parameters(), "maximize": True}])``. They and s₀ are
@@ -75,11 +93,20 @@ class Budget(nn.Module):
         Training steps in which the target moves from s₀ to its end.
     seconds : float
         Length of the utterance for ``macs``.
+    ramp : str
+        How the target gets there, by p, the share of the warm-up that is done:
+        "linear" p; "cosine" (1 − cos πp) / 2; "exponential" p²; "sigmoid"
+        ½ + tanh(5 (p − ½)) / (2 tanh 2.5), which is σ(10 (p − ½)) stretched to 0 … 1.
+    clamp : bool
+        Keep λ₁ at 0 or above, as the public code of hybrid pruning does: while s < t
+        only λ₂ presses. False leaves it the sign of an equality's multiplier, as in
+        Wang et al., and the sparsity keeps closer to a target that rises.
 
     Raises
     ------
     InputError
-        No gates, none or several targets, or a target that no gates can reach.
+        No gates, none or several targets, a target that no gates can reach, or an
+        unknown ramp.
 
     Example
     -------
@@ -100,9 +127,13 @@ class Budget(nn.Module):
         macs: int | None = None,
         warmup_steps: NonNegativeInt = 10_000,
         seconds: PositiveFloat = 1.0,
+        ramp: Literal["linear", "cosine", "exponential", "sigmoid"] = "linear",
+        clamp: bool = False,
     ):
         super().__init__()
         check_at_least("Budget: warmup_steps", warmup_steps, 0)
+        if ramp not in RAMPS:
+            raise InputError(f"Budget: ramp {ramp!r}, expected one of {list(RAMPS)}")
         targets = {"sparsity": sparsity, "parameters": parameters, "macs": macs}
         chosen = {k: value for k, value in targets.items() if value is not None}
         if len(chosen) != 1:
@@ -121,6 +152,7 @@ class Budget(nn.Module):
         self.target = 1 - self.target_cost / full
         self._check_reachable(name, value)
         self.warmup_steps = warmup_steps
+        self.ramp, self.clamp = RAMPS[ramp], clamp
         self.lambda1 = nn.Parameter(torch.zeros(()))
         self.lambda2 = nn.Parameter(torch.zeros(()))
         self.register_buffer("initial_sparsity", self.sparsity().detach())
@@ -144,9 +176,12 @@ class Budget(nn.Module):
         Penalty
             ``loss`` float32, to be added to the training loss.
         """
+        if self.clamp:
+            with torch.no_grad():
+                self.lambda1.clamp_(min=0)
         done = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        start = self.initial_sparsity
-        target = start + (self.target - start) * done
+        start = self.initial_sparsity  # both ends of the ramp are exact
+        target = start.lerp(torch.full_like(start, self.target), self.ramp(done))
         sparsity = self.sparsity()
         excess = (sparsity - target).float()
         loss = self.lambda1 * excess + self.lambda2 * excess.square()

@@ -12,7 +12,9 @@ A module with gates is defined so that its pruned form computes the same:
 
 - z multiplies what enters the module's last linear map, so pruning folds it into the
   columns of that weight. Only there: before a LayerNorm or an activation it would not
-  fold, and a gate near 0 would still let the LayerNorm's bias through.
+  fold, and a gate near 0 would still let the LayerNorm's bias through. A training step
+  folds it, too, where the weight is smaller than what enters: W (z ∘ h) = (W diag z) h,
+  without a second copy of h for the backward pass.
 - A LayerNorm across units takes mean and variance over the units with z > 0 alone, all
   with weight 1, as the pruned LayerNorm will. Weights z would make a smooth function
   of z that no plain LayerNorm equals while gates are soft. What is not smooth here is
@@ -21,8 +23,8 @@ A module with gates is defined so that its pruned form computes the same:
   In training this holds sample by sample.
 
 Gates are hooks. Each call of the module that holds them draws once; a hook before its
-last linear map multiplies the units, one behind it the output, one behind a LayerNorm
-across units puts the masked one in its place. So no forward knows of them.
+last linear map multiplies units, whole and bias, one behind a LayerNorm across units
+puts the masked one in its place. So no forward knows of them.
 """
 
 import math
@@ -109,18 +111,47 @@ class GateValues(NamedTuple):
     whole: torch.Tensor | None = None
 
 
+class _MaskedLayerNorm(torch.autograd.Function):
+    """LayerNorm by weights w of the channels, which sum to 1; keeps x alone.
+
+    x̂ = (x − Σ w x) r,  r = (Σ w (x − Σ w x)² + ε)^−½,  y = γ x̂ + β
+    ∂x = r (g − w Σ g − w x̂ Σ g x̂),  g = γ ∂y
+    """
+
+    @staticmethod
+    def forward(ctx, x, w, gamma, beta, eps):
+        """[..., n], [n] three times → [..., n] of x's type."""
+        wide = x.to(w.dtype)
+        mean = (wide * w).sum(-1, keepdim=True)
+        normal = wide - mean
+        rate = torch.rsqrt((normal.square() * w).sum(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, w, gamma, mean, rate)
+        return torch.addcmul(beta, normal.mul_(rate), gamma).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Of y → of x, γ and β."""
+        x, w, gamma, mean, rate = ctx.saved_tensors
+        gradient = gradient.to(w.dtype)
+        normal = (x.to(w.dtype) - mean).mul_(rate)
+        g = gradient * gamma
+        of_x = g - w * (
+            g.sum(-1, keepdim=True) + normal * (g * normal).sum(-1, keepdim=True)
+        )
+        rows = tuple(range(x.dim() - 1))
+        of_gamma = (gradient * normal).sum(rows).to(gamma.dtype)
+        of_beta = gradient.sum(rows).to(gamma.dtype)
+        return of_x.mul_(rate).to(x.dtype), None, of_gamma, of_beta, None
+
+
 def masked_layer_norm(x, kept, norm):
     """``norm`` of x [..., n], with mean and variance over ``kept``, bool [n].
 
     What is not kept comes out finite and means nothing. Computed in float32 at least.
     """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    weights = kept.to(wide.dtype)
+    weights = kept.to(torch.promote_types(x.dtype, torch.float32))
     weights = weights / weights.sum().clamp(min=1)
-    centred = wide - (wide * weights).sum(-1, keepdim=True)
-    variance = (centred.square() * weights).sum(-1, keepdim=True)
-    normal = centred * torch.rsqrt(variance + norm.eps)
-    return (normal * norm.weight + norm.bias).to(x.dtype)
+    return _MaskedLayerNorm.apply(x, weights, norm.weight, norm.bias, norm.eps)
 
 
 class GroupGate(nn.Module):
@@ -169,10 +200,11 @@ class GroupGate(nn.Module):
         holder.gate = self
         drawn_at = model.get_submodule(group.drawn_at or group.name)
         drawn_at.register_forward_pre_hook(self._draw)
-        for name in (*group.inner_weights, group.output_weight):
-            last = model.get_submodule(name.rpartition(".")[0])
-            last.register_forward_pre_hook(self._gate_units)
-        last.register_forward_hook(self._gate_output)
+        inner = [(name, self._gate_inner) for name in group.inner_weights]
+        for name, gate in (*inner, (group.output_weight, self._gate_last)):
+            linear = model.get_submodule(name.rpartition(".")[0])
+            linear.register_forward_pre_hook(gate)
+            linear.register_forward_hook(self._give_back, always_call=True)
         for name in group.norms:
             model.get_submodule(name).register_forward_hook(self._mask_norm)
         return self
@@ -184,6 +216,7 @@ class GroupGate(nn.Module):
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for key in [k for k, hook in hooks.items() if self._owns(hook)]:
                     del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
 
     def _owns(self, hook):
         return getattr(hook, "__self__", None) is self
@@ -191,20 +224,46 @@ class GroupGate(nn.Module):
     def _draw(self, module, inputs):
         self.drawn = self()
 
-    def _gate_units(self, module, inputs):
-        x, units = inputs[0], self.drawn.units
-        if units is None:
-            return None
-        factors, times = units.to(x.dtype), x.shape[self.unit_dim] // len(units)
-        spread = torch.Tensor.repeat if self.in_blocks else torch.repeat_interleave
-        factors = spread(factors, times)
-        if self.unit_dim != -1:
-            factors = factors.view(-1, *[1] * (x.dim() - 1 - self.unit_dim))
-        return (x * factors, *inputs[1:])
+    def _gate_inner(self, module, inputs):
+        return self._gated(module, inputs, self.drawn.units)
 
-    def _gate_output(self, module, inputs, output):
-        whole = self.drawn.whole
-        return None if whole is None else output * whole.to(output.dtype)
+    def _gate_last(self, module, inputs):
+        factors, _, whole = self.drawn
+        if whole is not None:
+            whole = whole.to(module.weight.dtype)
+            factors = whole if factors is None else factors.to(whole.dtype) * whole
+            if getattr(module, "bias", None) is not None:
+                module.__dict__["bias"] = module.bias * whole
+        return self._gated(module, inputs, factors)
+
+    def _gated(self, module, inputs, factors):
+        """Factors of the units into the weight or, if that is smaller, the input.
+
+        Under autocast into the weight, whose half-precision copy is kept anyway.
+        """
+        x, weight = inputs[0], module.weight
+        if factors is None:
+            return None
+        if x.dtype == weight.dtype and x.numel() < weight.numel():
+            return (x * self._along(factors, x, self.unit_dim), *inputs[1:])
+        # in front of the parameter, which stays what state dict and optimiser know
+        module.__dict__["weight"] = weight * self._along(factors, weight, 1)
+        return None
+
+    def _along(self, factors, tensor, dim):
+        """[n] as it multiplies the units along a dimension; a scalar as it is."""
+        factors = factors.to(tensor.dtype)
+        if not factors.dim():
+            return factors
+        times = tensor.shape[dim] // len(factors)
+        spread = torch.Tensor.repeat if self.in_blocks else torch.repeat_interleave
+        after = tensor.dim() - 1 - dim % tensor.dim()
+        return spread(factors, times).view(-1, *[1] * after)
+
+    def _give_back(self, module, inputs, output):
+        """The parameters are the module's again, also after an error."""
+        for name in ("weight", "bias"):
+            module.__dict__.pop(name, None)
 
     def _mask_norm(self, module, inputs, output):
         kept = self.drawn.kept

@@ -88,7 +88,10 @@ def gated_groups(model):
 
 def _check_options(model, groups, kinds, whole, floors):
     if not groups:
-        raise InputError("add_gates: this model has no units left to prune")
+        raise InputError(
+            f"add_gates: {type(model).__name__} has no units left to prune, expected "
+            "a model that declares some"
+        )
     if gated_groups(model):
         raise InputError("add_gates: this model has gates already")
     if any(getattr(module, "frozen", False) for module in model.modules()):

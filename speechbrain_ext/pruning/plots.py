@@ -62,22 +62,35 @@ def sparsity_table(structure):
     return removed, kept, kinds
 
 
-def plot_progress(path, steps, sparsity, target, loss):
-    """PNG of sparsity, its target, and the training loss over steps, [N] each.
+def plot_progress(path, steps):
+    """PNG of how training went: sparsity, target and loss; below them λ₁ and λ₂.
 
-    InputError: no step, or series of other lengths.
+    Arguments
+    ---------
+    path : Path
+    steps : dict
+        Name → values [N]: ``step``, ``sparsity``, ``target``, ``lambda1``, ``lambda2``,
+        ``loss`` and what it has of the ``lagrangian``, which is drawn without it.
+
+    Raises
+    ------
+    InputError
+        No step.
     """
-    lengths = [len(series) for series in (steps, sparsity, target, loss)]
-    if len(set(lengths)) > 1 or not lengths[0]:
-        raise InputError(
-            f"{path}: series of {lengths} points, expected as many of each"
-        )
-    figure, axes = new_figure(6.4, 4.0)
-    axes.plot(steps, 100 * np.asarray(sparsity), label="sparsity")
-    axes.plot(steps, 100 * np.asarray(target), "--", label="target")
-    axes.set(xlabel="training step", ylabel="sparsity (%)")
-    others = axes.twinx()
-    others.plot(steps, loss, color="tab:grey", linewidth=0.8, label="loss")
+    if not len(steps["step"]):
+        raise InputError(f"{path}: no steps to draw, expected at least one")
+    figure, axes = new_figure(6.4, 5.4, rows=2)
+    sizes, multipliers = axes
+    sizes.plot(steps["step"], 100 * np.asarray(steps["sparsity"]), label="sparsity")
+    sizes.plot(steps["step"], 100 * np.asarray(steps["target"]), "--", label="target")
+    sizes.set_ylabel("sparsity (%)")
+    others = sizes.twinx()
+    loss = np.subtract(steps["loss"], steps["lagrangian"])  # it follows its multipliers
+    others.plot(steps["step"], loss, color="tab:grey", linewidth=0.8, label="loss")
     others.set_ylabel("loss")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    for number, name in enumerate(("λ₁", "λ₂"), 1):
+        values = steps[f"lambda{number}"]
+        multipliers.plot(steps["step"], values, color=f"C{number + 1}", label=name)
+    multipliers.set(xlabel="training step", ylabel="multipliers")
+    figure.legend(loc="outside upper center", ncols=5, fontsize=9, frameon=False)
     save_figure(figure, path)

@@ -180,15 +180,15 @@ def _percent(rate):
     return f"{100 * rate:.2f} %"
 
 
-def new_figure(width, height):
-    """A figure of ``width`` × ``height`` inches and its axes."""
+def new_figure(width, height, rows=1):
+    """A figure of ``width`` × ``height`` inches and its axes, one of each row."""
     # The canvas is named, so neither a display nor pyplot's global state is touched.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(rows, sharex=True)
 
 
 def png_bytes(figure):

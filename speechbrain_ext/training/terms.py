@@ -23,6 +23,7 @@ from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.losses import distillation_loss
 from speechbrain_ext.pruning import add_gates, harden, prune
+from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
 from speechbrain_ext.pruning.plots import plot_progress, write_structure
 from speechbrain_ext.training.brain import read_steps
 from speechbrain_ext.training.classifiers import load_classifier
@@ -352,8 +353,9 @@ class Distillation(Term):
 class Budget(Term):
     """λ₁ (s − t) + λ₂ (s − t)²: gates are driven to a size while the encoder learns.
 
-    Weights and log α descend, λ₁ and λ₂ ascend, each with a learning rate of its own.
-    At the end the encoder is pruned to its target.
+    Weights and log α descend, λ₁ and λ₂ ascend, each with a learning rate of its own
+    and, but for the weights, without weight decay. At the end the encoder is pruned to
+    its target.
 
     Arguments
     ---------
@@ -391,8 +393,13 @@ class Budget(Term):
 
     def setup(self, speaker_encoder, data):
         """Put gates into the encoder."""
-        self.add_gates(speaker_encoder.encoder)
-        self.budget = budget = self.make_budget(speaker_encoder.encoder)
+        encoder = speaker_encoder.encoder
+        self.add_gates(encoder)
+        self.budget = budget = self.make_budget(encoder)
+        self.counts = {
+            "parameters": parameter_costs(encoder),
+            "macs": mac_costs(encoder),
+        }
         self.values = {}
         logger.info(
             "to leave: %d of %d %s, sparsity %.4f after %d steps",
@@ -405,13 +412,18 @@ class Budget(Term):
         return {"budget": self.budget}
 
     def groups(self, modules):
-        """Gates; and the multipliers, which ascend."""
+        """Gates; and the multipliers, which ascend. Weight decay would open gates."""
         named = modules["speaker_encoder"].named_parameters()
         gates = [p for name, p in named if name.endswith("log_alpha")]
         multipliers = list(modules["budget"].parameters())
         return [
-            {"params": gates, "lr": self.gate_lr},
-            {"params": multipliers, "lr": self.multiplier_lr, "maximize": True},
+            {"params": gates, "lr": self.gate_lr, "weight_decay": 0.0},
+            {
+                "params": multipliers,
+                "lr": self.multiplier_lr,
+                "weight_decay": 0.0,
+                "maximize": True,
+            },
         ]
 
     def loss(self, outputs, modules, step):
@@ -428,8 +440,8 @@ class Budget(Term):
         return penalty.loss
 
     def columns(self):
-        """Sparsity, its target and the multipliers."""
-        return self.values
+        """Sparsity, its target, the multipliers, and the Lagrangian."""
+        return {**self.values, "lagrangian": self.penalty}
 
     def check_finite(self, check):
         """The Lagrangian with what it is made of."""
@@ -437,24 +449,24 @@ class Budget(Term):
         check(f"Lagrangian ({values})", self.penalty)
 
     def epoch_stats(self, modules):
-        """Where the pruning is."""
-        return self.values
+        """Where the pruning is; what would be left now, and its MACs of 1 s."""
+        return self.values | {k: c.remaining() for k, c in self.counts.items()}
 
     def finish(self, speaker_encoder, modules):
         """Take the units of closed gates out."""
         harden(self.budget, self.multiple)
+        left = {k: (c.remaining(), c.full) for k, c in self.counts.items()}
+        logger.info(
+            "left: %d of %d parameters, %d of %d multiply-adds of 1 s",
+            *(*left["parameters"], *left["macs"]),
+        )
         speaker_encoder.encoder = prune(speaker_encoder.encoder)
         return speaker_encoder
 
     def report(self, folder, model):
-        """Structure, and loss and sparsity by step."""
+        """Structure; and sparsity, multipliers and loss by step."""
         write_structure(folder, model.encoder)
-        steps = read_steps(folder / "steps.csv")
-        loss = steps["loss"]
-        if "l1" in steps:  # without the Lagrangian, which follows its multipliers
-            loss = [l1 - cosine for l1, cosine in zip(steps["l1"], steps["cosine"])]
-        series = (steps[name] for name in ("step", "sparsity", "target"))
-        plot_progress(folder / "steps.png", *series, loss)
+        plot_progress(folder / "steps.png", read_steps(folder / "steps.csv"))
 
 
 def first_of_each(labels, count):

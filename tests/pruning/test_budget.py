@@ -1,5 +1,7 @@
 """Counts against the real thing, the penalty against its formula."""
 
+import math
+
 import pytest
 import torch
 from random_gates import (
@@ -214,6 +216,46 @@ def test_penalty_is_its_formula():
         assert found.loss.dtype == torch.float32
 
 
+CLOSED_FORMS = {
+    "linear": lambda p: p,
+    "cosine": lambda p: 0.5 * (1 + math.cos(math.pi * (1 - p))),
+    "exponential": lambda p: p * p,
+    "sigmoid": lambda p: (
+        (logistic(10 * (p - 0.5)) - logistic(-5)) / (logistic(5) - logistic(-5))
+    ),
+}
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("ramp", CLOSED_FORMS)
+def test_the_target_rises_along_its_ramp_and_ends_exactly(ramp):
+    budget = Budget(gated_encoder(), sparsity=0.8, warmup_steps=100, ramp=ramp)
+    start, before = float(budget.initial_sparsity), 0.0
+    for step in range(101):
+        done = CLOSED_FORMS[ramp](step / 100)
+        found = float(budget(step).target)
+        assert found == pytest.approx(start + (0.8 - start) * done, abs=1e-12)
+        assert found >= before
+        before = found
+    assert float(budget(0).target) == start
+    assert all(float(budget(n).target) == budget.target for n in (100, 101, 10**6))
+
+
+def test_a_clamped_multiplier_stays_at_zero_or_above():
+    for clamp, expected in ((True, 0.0), (False, -0.5)):
+        budget = Budget(gated_encoder(), sparsity=0.5, clamp=clamp)
+        for value_before in (-0.5, 0.25):
+            budget.lambda1.data.fill_(value_before)
+            excess = budget(0).sparsity - budget(0).target
+            budget(10**6).loss.backward()
+            assert value(budget.lambda1) == max(value_before, expected)
+        assert budget.lambda1.grad != 0  # it may rise again
+        assert float(excess) == 0
+
+
 def test_no_pressure_before_the_first_step():
     """The initial gates' own sparsity is where the target starts."""
     encoder = add_gates(tiny_encoder(), log_alpha=1.0)
@@ -340,6 +382,8 @@ def test_floors_above_the_target():
 
 
 def test_no_gates_and_no_multiply_adds():
+    with pytest.raises(InputError, match=r"ramp 'log', expected one of \['linear'"):
+        Budget(add_gates(tiny_encoder()), sparsity=0.5, ramp="log")
     with pytest.raises(InputError, match="no gates; call add_gates"):
         Budget(tiny_encoder(), sparsity=0.5)
     with pytest.raises(InputError, match=r"SpeakerEncoder: .* give the encoder"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from random_gates import set_gates
 from scipy.integrate import quad
-from tiny_encoder import noise, randomise
+from tiny_encoder import SavedForBackward, noise, randomise
 
 from speechbrain_ext.lobes.conformer import (
     ConvolutionModule,
@@ -299,6 +299,39 @@ def test_gradients_equal_differences(kind):
 
     inputs = [p.detach().clone().requires_grad_(True) for p in parameters]
     assert torch.autograd.gradcheck(run, inputs, atol=1e-6)
+
+
+def test_the_weight_or_the_input_takes_the_gates_whichever_is_smaller():
+    """All frames at once are more than the weight, one alone is less: equal outputs."""
+    module, _ = gated_module("ffn1", whole=True)
+    module.gate.whole.log_alpha.data.fill_(0.4)
+    module.eval()
+    x, last = noise(4, 40, 24).double(), module.output_dense
+    seen = []
+    last.register_forward_pre_hook(lambda m, _: seen.append("weight" in vars(m)))
+    together = module(x)
+    apart = torch.stack(
+        [torch.stack([module(x[b, t]) for t in range(40)]) for b in range(4)]
+    )
+    assert seen == [True] + 160 * [False]
+    torch.testing.assert_close(together, apart, atol=1e-12, rtol=0)
+    with pytest.raises(RuntimeError):
+        last(noise(999, 3).double())  # the wrong width
+    assert last.weight is dict(last.named_parameters())["weight"]
+    assert not {"weight", "bias"} & set(vars(last))
+
+
+def test_training_keeps_no_second_copy_of_what_is_gated():
+    x = noise(64, 50, 24).double()
+    kept = []
+    for detached in (False, True):
+        module, group = gated_module("ffn1", whole=True)
+        if detached:
+            module.gate.detach(module, group)
+        with SavedForBackward() as saved:
+            module.train()(x)
+        kept.append(saved.bytes)
+    assert kept[0] - kept[1] < x.nbytes / 20
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -50,10 +50,15 @@ def middle(path):
 
 
 def test_progress(tmp_path):
-    steps = np.arange(50)
-    plot_progress(tmp_path / "a.png", steps, steps / 60, steps / 49, 5 - steps / 20)
+    """The loss is drawn without the Lagrangian, whose multipliers move it."""
+    n = np.arange(50)
+    steps = {"step": n, "sparsity": n / 60, "target": n / 49, "loss": 5 - n / 32}
+    steps |= {"lambda1": -n / 50, "lambda2": n / 100, "lagrangian": 0 * n}
+    plot_progress(tmp_path / "a.png", steps)
     assert imread(tmp_path / "a.png").shape[0] > 300
-    with pytest.raises(InputError, match=r"series of \[2, 2, 1, 2\] points"):
-        plot_progress(tmp_path / "b.png", [0, 1], [0, 1], [0], [0, 1])
-    with pytest.raises(InputError, match="series of"):
-        plot_progress(tmp_path / "b.png", [], [], [], [])
+    moved = {**steps, "loss": steps["loss"] + n, "lagrangian": n}
+    plot_progress(tmp_path / "b.png", moved)
+    pictures = [(tmp_path / name).read_bytes() for name in ("a.png", "b.png")]
+    assert pictures[0] == pictures[1]
+    with pytest.raises(InputError, match=r"c\.png: no steps to draw"):
+        plot_progress(tmp_path / "c.png", {name: [] for name in steps})

@@ -17,6 +17,7 @@ WITH_VOXBLINK2 = {
     "stage2_voxblink2": "stage2_joint",
 }
 DISTILLING = ("prune1_distill", "prune2_distill")
+HYBRID = ("hybrid_w2v_bert_lora", "hybrid_wavlm_mhfa")
 TABLE1 = tuple(
     f"table1/{path.stem}" for path in sorted((HPARAMS / "table1").glob("*.yaml"))
 )
@@ -33,7 +34,7 @@ SMALLER = {
 }
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
 SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
-TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1, *FBANK)
+TRAINING = (*PUBLISHED, *DISTILLING, *HYBRID, *SMALL, *TABLE1, *FBANK)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 FILES = {
     **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},

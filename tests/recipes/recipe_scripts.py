@@ -34,6 +34,20 @@ def run_script(name, *words):
     module.main()
 
 
+def run_until(name, place, ending, *words):
+    """Run, but a signal comes in the middle of (epoch, step)."""
+    module = script(name)
+
+    class Stopped(module.SpeakerBrain):
+        def compute_objectives(self, *arguments):
+            if place == (self.hparams.epoch_counter.current, self.step):
+                os.kill(os.getpid(), ending)
+            return super().compute_objectives(*arguments)
+
+    module.SpeakerBrain = Stopped
+    run_script(name, *words)
+
+
 def run(name, words, stderr, seconds=100):
     """A script in a process of its own → (exit code, lines on stderr)."""
     process = start(run_script, name, *words, stderr=stderr)

@@ -14,6 +14,7 @@ from recipe_scripts import (
     run,
     run_on_two,
     run_script,
+    run_until,
     script,
     write_recipe_corpus,
 )
@@ -183,26 +184,14 @@ def test_distilled_further_trained_on_and_verified(corpus, unbroken, tmp_path):
 # ---- stops ---------------------------------------------------------------------------
 
 
-def _run_until(place, ending, *words):
-    """Run, but a signal comes in the middle of (epoch, step)."""
-    module = script("distill_prune")
-
-    class Stopped(module.SpeakerBrain):
-        def compute_objectives(self, *arguments):
-            if place == (self.hparams.epoch_counter.current, self.step):
-                os.kill(os.getpid(), ending)
-            return super().compute_objectives(*arguments)
-
-    module.SpeakerBrain = Stopped
-    run_script("distill_prune", *words)
-
-
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_broken_off_and_continued(corpus, unbroken, tmp_path, ending):
     out, stderr = tmp_path / "out", tmp_path / "stderr"
     words = prune1_words(corpus, out, "--ckpt_interval_steps=3")
     for place in ((1, 5), (2, 2), (3, 7)):
-        process = start(_run_until, place, ending, *words, stderr=stderr)
+        process = start(
+            *(run_until, "distill_prune", place, ending, *words), stderr=stderr
+        )
         process.join(100)
         code = 143 if ending is signal.SIGTERM else -signal.SIGKILL
         assert process.exitcode == code, stderr.read_text()

@@ -1,6 +1,8 @@
 """Distillation and pruning, step by step: formulas, bad values, and what is left."""
 
+import gc
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from tiny_distillation import STEPS, distill_run, steps_of, tiny_model
 from tiny_training import assert_same, train
 
-from speechbrain_ext.lobes.encoder import count_parameters
+from speechbrain_ext.lobes.encoder import Encoder, count_parameters
 from speechbrain_ext.pruning import remaining_parameters
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.training.brain import SpeakerBrain
@@ -252,6 +254,28 @@ def test_an_optimiser_that_can_only_minimise_is_refused(corpus, tmp_path):
     brain, loader = distill_run(corpus, tmp_path / "a", opt_class=Plain)
     with pytest.raises(InputError, match=r"opt_class: Plain can only minimise"):
         train(brain, loader)
+
+
+def test_hybrid_pruning_has_one_encoder_and_decays_weights_alone(corpus, tmp_path):
+    def encoders():
+        gc.collect()
+        return {id(o) for o in gc.get_objects() if isinstance(o, Encoder)}
+
+    before = encoders()
+    adamw = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.02)
+    options = {"hybrid": True, "epochs": 1, "opt_class": adamw}
+    brain, loader = distill_run(corpus, tmp_path, **options)
+    train(brain, loader)
+    assert encoders() - before == {id(brain.embedder().encoder)}
+    decays = [group["weight_decay"] for group in brain.optimizer.param_groups]
+    assert decays == [0.02, 0.0, 0.0]
+    steps = steps_of(tmp_path)
+    excess = steps.sparsity - steps.target
+    expected = steps.lambda1 * excess + steps.lambda2 * excess**2
+    np.testing.assert_allclose(steps.lagrangian, expected, atol=1e-6, rtol=1e-4)
+    line = (tmp_path / "train_log.txt").read_text()
+    left = remaining_parameters(brain.embedder().encoder)
+    assert f"parameters: {left}," in line.replace(" - ", ", ")
 
 
 # ---- what must stop a run ------------------------------------------------------------

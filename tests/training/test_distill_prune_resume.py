@@ -1,4 +1,5 @@
-"""Distillation and pruning stopped at any moment, and on several processes."""
+"""Distillation and pruning, with a teacher or a task, stopped at any moment, and on
+several processes."""
 
 import os
 import signal
@@ -63,6 +64,22 @@ def test_stopped_in_any_place_it_ends_as_if_unbroken(corpus, tmp_path, factor):
         assert_same(resumed, unbroken)
         assert read_table(folder) == table
     assert seen == {(e, step) for e in (1, 2) for step in range(1, STEPS + 1)}
+
+
+@pytest.mark.parametrize("ramp", ["cosine", "sigmoid"])
+def test_hybrid_pruning_stopped_again_and_again(corpus, tmp_path, ramp):
+    """λ, the ramp, gates and classifier go on from every single step."""
+    options = {"hybrid": True, "ramp": ramp, "clamp": ramp == "cosine", "factor": 2}
+    unbroken = train(*distill_run(corpus, tmp_path / "unbroken", **options))
+    steps = steps_of(tmp_path / "unbroken")
+    assert len(set(steps.target.tolist())) == len(steps.target) == 8
+    assert (steps.lambda1.min() < 0) == (ramp != "cosine")
+    run = partial(distill_run, corpus, tmp_path / "pieces", **options)
+    resumed, places = train_in_pieces(run, 1)
+    if places[-1] == (2, STEPS):
+        resumed["random"] = unbroken["random"]
+    assert_same(resumed, unbroken)
+    assert read_table(tmp_path / "pieces") == read_table(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"sparsity": None}])
