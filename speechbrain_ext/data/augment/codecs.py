@@ -83,14 +83,13 @@ class Codec:
                 f"codecs: {unknown[0] if unknown else 'none'}, expected some of "
                 f"{', '.join(CODECS)}"
             )
-        there = [name for name, kind in CODECS.items() if _is_there(av, kind)]
-        missing = [name for name in self.codecs if name not in there]
+        lacking = {name: _lacking(av, kind) for name, kind in CODECS.items()}
+        missing = next((name for name in self.codecs if lacking[name]), None)
         if missing:
-            kind = CODECS[missing[0]]
+            there = [name for name in CODECS if not lacking[name]]
             raise InputError(
-                f"codecs: {missing[0]}: PyAV {av.__version__} lacks "
-                f"{kind.encoder} or {kind.decoder}, expected some of those that it "
-                f"has: {', '.join(there)}"
+                f"codecs: {missing}: PyAV {av.__version__} lacks {lacking[missing]}, "
+                f"expected some of those that it has: {', '.join(there)}"
             )
         self.kbps = {
             name: _checked_rates(name, given.get(name, CODECS[name].kbps))
@@ -124,13 +123,14 @@ class Codec:
         return heard.astype(np.float32) * np.float32(peak)
 
 
-def _is_there(av, kind):
-    try:
-        av.codec.Codec(kind.encoder, "w")
-        av.codec.Codec(kind.decoder, "r")
-    except (av.error.FFmpegError, ValueError):
-        return False
-    return True
+def _lacking(av, kind):
+    """ffmpeg's name of a side of a codec that PyAV does not have, or None."""
+    for name, mode in ((kind.encoder, "w"), (kind.decoder, "r")):
+        try:
+            av.codec.Codec(name, mode)
+        except (av.error.FFmpegError, ValueError):
+            return name
+    return None
 
 
 def _measured_delay(av, name, kbps):

@@ -149,9 +149,10 @@ def prepare_asvspoof(
 ):
     """Prepare ASVspoof 5, 2019 LA, 2021 LA or 2021 DF, or a corpus of the same shape.
 
-    A second call with the same arguments returns at once, unless a protocol, a
-    recording or a written file has changed. Under DDP call it through SpeechBrain's
-    ``run_on_main``.
+    Of each recording the header is read, in 0.2 ms of a core: some minutes for the
+    million files of ASVspoof 5. A second call with the same arguments returns at once,
+    unless a protocol, a recording or a written file has changed. Under DDP call it
+    through SpeechBrain's ``run_on_main``.
 
     Arguments
     ---------
