@@ -228,7 +228,8 @@ def prepare(options, find, num_workers=16, source=None):
     check_at_least("num_workers", num_workers, 1)
     lists = [*options.trial_lists, *options.train_lists, *options.enrol_maps]
     marker = Marker.of(options.save_folder, asdict(options), lists)
-    states = partial(_states, marker.folder, num_workers)
+    manifests = [marker.folder / name for name in (TRAIN, VALID, TEST)]
+    states = partial(states_of_manifests, manifests, num_workers)
     counts = marker.load(states)
     skipped = counts is not None
     if not skipped:
@@ -356,13 +357,13 @@ def _in_words(folders):
     return ", ".join(map(str, folders))
 
 
-def _states(folder, num_workers):
+def states_of_manifests(paths, num_workers):
     """Of all recordings in prepared manifests, a text; None where one is not there.
 
-    They may be packed into shards, and gone.
+    They may be packed into shards, and gone. A manifest may be missing.
     """
     files = {}
-    for path in (folder / name for name in (TRAIN, VALID, TEST)):
+    for path in paths:
         for row in read_manifest(path).paths.tolist() if path.is_file() else ():
             files |= dict.fromkeys(part.file for part in parts_of(row))
     states = states_of([[file] for file in sorted(files)], num_workers)

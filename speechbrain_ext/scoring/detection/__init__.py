@@ -1,0 +1,1 @@
+"""Spoofing detection: genuine speech or not, by one score of each recording."""
