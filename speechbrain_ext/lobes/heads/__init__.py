@@ -1,4 +1,4 @@
-"""Heads: all hidden states of an encoder → one embedding, or decision, per utterance."""
+"""Heads: all hidden states of an encoder → one embedding or decision per utterance."""
 
 from speechbrain_ext.lobes.heads.detection import Detection
 from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling

@@ -90,7 +90,7 @@ class Detection(Head):
             return self.output(self.norm(embedding.float()).relu()).unsqueeze(1)
 
     def log_likelihood_ratio(self, logits):
-        """Logits [..., 2], array or tensor → natural-log ratio [...]; high: bona fide."""
+        """Logits [..., 2], array or tensor → llr [...], natural log."""
         prior = self.log_prior.double().tolist()
         spoof, bonafide = (logits[..., c] - prior[c] for c in range(len(CLASSES)))
         return bonafide - spoof
