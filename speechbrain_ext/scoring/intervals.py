@@ -19,6 +19,7 @@ lists, since every resample chooses its own best threshold.
 """
 
 import numpy as np
+from scipy.special import logit
 
 from speechbrain_ext.scoring.metrics import (
     bits,
@@ -30,13 +31,22 @@ from speechbrain_ext.scoring.metrics import (
 )
 from speechbrain_ext.utils.errors import InputError
 
+PRIORS = (0.01, 0.05)
 FEWEST_SPEAKERS = 3  # of two, every resample that has both classes is the sample itself
 
 
 def bootstrap_intervals(
-    scores, labels, enrol_speakers, test_speakers, n_resamples=200, seed=0, level=0.95
+    scores,
+    labels,
+    enrol_speakers,
+    test_speakers=None,
+    n_resamples=200,
+    seed=0,
+    level=0.95,
+    priors=PRIORS,
+    actual_priors=(),
 ):
-    """Intervals of EER, minDCF and Cllr.
+    """Intervals of EER, minDCF, Cllr and, where it is asked for, actDCF.
 
     A resample without any target or non-target trial has no error rate and is drawn
     again; that matters only for a handful of speakers, whose intervals are too narrow
@@ -45,22 +55,27 @@ def bootstrap_intervals(
     Arguments
     ---------
     scores : array_like
-        float [T]; Cllr takes them as natural-log likelihood ratios.
+        float [T]; Cllr and actDCF take them as natural-log likelihood ratios.
     labels : array_like
         0 or 1 [T], 1 = same speaker.
     enrol_speakers, test_speakers : array_like
         int [T], any number per speaker, equal on both sides where the label is 1.
+        Without the latter a score is of one recording, not of a pair, and counts as
+        often as its speaker is drawn, whatever the label.
     n_resamples : int
         How many times speakers are drawn.
     seed : int
         The same input and seed give the same intervals.
     level : float
         Share of the resamples within an interval, in (0, 1).
+    priors, actual_priors : tuple of float
+        Of a target, at unit costs: those of minDCF, and those of actDCF.
 
     Returns
     -------
     dict
-        ``eer``, ``min_dcf_0.01``, ``min_dcf_0.05``, ``cllr`` → (low, high), floats.
+        ``eer``, ``cllr``, ``min_dcf_0.01`` and ``actual_dcf_0.01`` (of each prior) →
+        (low, high), floats.
 
     Raises
     ------
@@ -73,7 +88,9 @@ def bootstrap_intervals(
         raise InputError(f"n_resamples is {n_resamples}, expected at least 2")
     if not 0 < level < 1:
         raise InputError(f"level is {level}, expected between 0 and 1")
-    metrics = WeightedMetrics(scores, labels, enrol_speakers, test_speakers)
+    metrics = WeightedMetrics(
+        scores, labels, enrol_speakers, test_speakers, priors, actual_priors
+    )
     if metrics.n_speakers < FEWEST_SPEAKERS:
         raise InputError(
             f"{metrics.n_speakers} speakers, expected at least {FEWEST_SPEAKERS} to "
@@ -155,12 +172,21 @@ def rate_intervals(
 class WeightedMetrics:
     """The metrics of a trial list whose speakers count several times or not at all."""
 
-    def __init__(self, scores, labels, enrol_speakers, test_speakers):
+    def __init__(
+        self,
+        scores,
+        labels,
+        enrol_speakers,
+        test_speakers=None,
+        priors=PRIORS,
+        actual_priors=(),
+    ):
         scores, labels = checked_scores(scores, labels)
-        enrol, test = _speakers(labels, enrol_speakers, test_speakers)
-        known, both = np.unique(np.concatenate((enrol, test)), return_inverse=True)
+        self.priors = priors
+        sides = _speakers(labels, enrol_speakers, test_speakers)
+        known, codes = np.unique(np.concatenate(sides), return_inverse=True)
         self.n_speakers = len(known)
-        enrol, test = both[: len(scores)], both[len(scores) :]
+        sides = codes.reshape(len(sides), len(scores))
         order, below = sort_by_score(scores)
         targets = order[labels[order]]  # rows of the target trials, ascending scores
         others = order[~labels[order]]
@@ -170,8 +196,13 @@ class WeightedMetrics:
         self._targets_below = targets_below[corners]
         self._others_below = others_below[corners]
         self._thresholds = np.append(scores[order[below[:-1]]], np.inf)[corners]
-        self._target_speaker = enrol[targets]
-        self._other_speakers = enrol[others], test[others]
+        self._target_speaker = sides[0, targets]
+        self._other_speakers = sides[:, others]
+        # prior → how many targets and how many others lie below its threshold
+        self._decided = {
+            prior: [int(np.sum(scores[r] < -logit(prior))) for r in (targets, others)]
+            for prior in actual_priors
+        }
         scores = scores.astype(np.float64)
         self._target_bits, self._other_bits = (
             bits(-scores[targets]),
@@ -183,22 +214,25 @@ class WeightedMetrics:
 
         None where that leaves no target or no non-target trial.
         """
-        first, second = self._other_speakers
-        targets, others = counts[self._target_speaker], counts[first] * counts[second]
-        targets_below = _running_sum(targets)[self._targets_below]
-        others_below = _running_sum(others)[self._others_below]
-        n_target, n_nontarget = int(targets_below[-1]), int(others_below[-1])
+        targets = _running_sum(counts[self._target_speaker])
+        others = _running_sum(np.prod(counts[self._other_speakers], axis=0))
+        n_target, n_nontarget = int(targets[-1]), int(others[-1])
         if not n_target or not n_nontarget:
             return None
-        rates = rates_of_counts(self._thresholds, targets_below, others_below)
-        target = targets @ self._target_bits / n_target
-        nontarget = others @ self._other_bits / n_nontarget
-        return {
-            "eer": crossing(rates).eer,
-            "min_dcf_0.01": lowest_cost(rates, 0.01).dcf,
-            "min_dcf_0.05": lowest_cost(rates, 0.05).dcf,
-            "cllr": float(target + nontarget) / 2,
-        }
+        rates = rates_of_counts(
+            self._thresholds, targets[self._targets_below], others[self._others_below]
+        )
+        target = np.diff(targets) @ self._target_bits / n_target
+        nontarget = np.diff(others) @ self._other_bits / n_nontarget
+        found = {"eer": crossing(rates).eer, "cllr": float(target + nontarget) / 2}
+        for prior in self.priors:
+            found[f"min_dcf_{prior}"] = lowest_cost(rates, prior).dcf
+        for prior, (n_missed, n_rejected) in self._decided.items():
+            fnr = targets[n_missed] / n_target
+            fpr = 1 - others[n_rejected] / n_nontarget
+            cost = (prior * fnr + (1 - prior) * fpr) / min(prior, 1 - prior)
+            found[f"actual_dcf_{prior}"] = float(cost)
+        return found
 
 
 def _running_sum(weights):
@@ -219,14 +253,18 @@ def _corners(targets_below, others_below):
     return np.flatnonzero(np.concatenate(([True], turns, [True])))
 
 
-def _speakers(labels, enrol, test):
-    enrol, test = np.asarray(enrol), np.asarray(test)
-    for side, name in ((enrol, "enrolment"), (test, "test")):
+def _speakers(labels, enrol, test=None):
+    """Speakers of both sides, or of the only one, as arrays."""
+    sides = tuple(np.asarray(side) for side in (enrol, test) if side is not None)
+    for side, name in zip(sides, ("enrolment", "test")):
         if side.shape != labels.shape or side.dtype.kind not in "iu":
             raise InputError(
                 f"{name} speakers of shape {list(side.shape)} and type {side.dtype}, "
                 f"expected [{len(labels)}] integers"
             )
+    if len(sides) == 1:
+        return sides
+    enrol, test = sides
     wrong = np.flatnonzero((enrol == test) != labels)
     if len(wrong):
         row = wrong[0]
@@ -235,4 +273,4 @@ def _speakers(labels, enrol, test):
             f"and {test[row]} ({len(wrong)} such), expected equal speakers where the "
             "label is 1 and only there"
         )
-    return enrol, test
+    return sides

@@ -90,9 +90,11 @@ def rates_of_counts(thresholds, targets_below, nontargets_below):
 def sort_by_score(scores):
     """Order of the scores int [T], ascending, and how many lie under each threshold.
 
-    The latter int [K + 1]: trials under each of the K distinct scores, and T.
+    The latter int [K + 1]: trials under each of the K distinct scores, and T. What is
+    sorted already, as the parts of a sorted list are, is not sorted again.
     """
-    order = np.argsort(scores)
+    ascending = bool(np.all(scores[1:] >= scores[:-1]))
+    order = np.arange(len(scores)) if ascending else np.argsort(scores)
     scores = scores[order]
     first = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1])))
     return order, np.concatenate((first, [len(scores)]))

@@ -11,8 +11,9 @@ swapped, under the same label. So swapped pairs are accepted, a line that comes 
 is refused unless allowed, and one pair under two labels is always refused.
 
 Columns are separated by any white space, and blank lines may only end a file, so item t
-stands in line t + 1. pyarrow reads a file whose separators are single spaces; any other
-file is split line by line, which takes three times as long and names a wrong line.
+stands in line t + 1. pyarrow reads a file whose separators are single spaces, or single
+tabs; any other is split line by line, which takes three times as long and names a wrong
+line.
 """
 
 import itertools
@@ -188,18 +189,19 @@ def rows_of(trials, known_ids, source, side=None):
     return rows
 
 
-def read_columns(path, expected, width, number=None):
+def read_columns(path, expected, width, number=None, header=False):
     """Read a text file of ``width`` columns separated by white space.
 
     Column ``number`` holds finite numbers and becomes float64 [T]; a column of words
     becomes a list of the different ones and int32 [T], which counts in them.
-    ``expected`` says in messages what a line looks like: ``'label enrol test'``.
+    ``expected`` says in messages what a line looks like: ``'label enrol test'``;
+    ``header`` passes over the first line.
 
     InputError names the file and, where there is one, the line: a missing or empty
     file, no UTF-8, another number of columns, a blank line within, no finite number.
     """
-    columns = _read_with_arrow(path, width, number)
-    return columns or _read_by_line(path, expected, width, number)
+    columns = _read_with_arrow(path, width, number, header)
+    return columns or _read_by_line(path, expected, width, number, header)
 
 
 def read_rows(path, expected, least, most=None):
@@ -309,19 +311,22 @@ def _number(word):
         return np.nan
 
 
-def _read_with_arrow(path, width, number):
+def _read_with_arrow(path, width, number, header):
     """The columns, or None of a file that is not regular or not right."""
     names = [str(column) for column in range(width)]
     types = dict.fromkeys(names, pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))
     columns = [_Words() for _ in names]
     if number is not None:
         types[names[number]], columns[number] = pyarrow.float64(), _Numbers()
-    parsing = csv.ParseOptions(
-        delimiter=" ", quote_char=False, ignore_empty_lines=False
-    )
     converting = csv.ConvertOptions(column_types=types, null_values=[])
     try:
         with open(path, "rb") as file:
+            delimiter = "\t" if b"\t" in file.readline() else " "
+            parsing = csv.ParseOptions(
+                delimiter=delimiter, quote_char=False, ignore_empty_lines=False
+            )
+            if not header:
+                file.seek(0)
             while block := file.read(BLOCK) + file.readline():
                 reading = csv.ReadOptions(
                     column_names=names, block_size=len(block) + 1, use_threads=False
@@ -338,14 +343,19 @@ def _read_with_arrow(path, width, number):
     return [column.finish() for column in columns] if regular else None
 
 
-def _read_by_line(path, expected, width, number):
+def _read_by_line(path, expected, width, number, header):
     columns = [_Numbers() if c == number else _Words() for c in range(width)]
     rows, line = read_rows(path, expected, width, width), 1
+    if header:
+        next(rows)
+        line += 1
     while block := list(itertools.islice(rows, LINES)):
         with naming(path):
             for words, column in zip(zip(*block), columns, strict=True):
                 column.add(words, line)
         line += len(block)
+    if line == 1 + header:
+        raise InputError(f"{path}: empty but for line 1, expected lines {expected}")
     return [column.finish() for column in columns]
 
 

@@ -1,7 +1,8 @@
 """Keys and scores of spoofing detection, in the formats of the ASVspoof challenges.
 
-A key file says of each recording who speaks and whether it is genuine. Published
-protocols have no header; how many columns they have tells which one it is::
+A key file says of each recording whether it is genuine, and may say who speaks, by
+which attack it was made and through which codec it went. Published protocols have no
+header; how many columns they have tells which one it is::
 
      5   2019 LA                LA_0039 LA_E_2834763 - A11 spoof
      6   5, first phase         T_4850 T_0000000000 F - A05 spoof
@@ -9,23 +10,45 @@ protocols have no header; how many columns they have tells which one it is::
     10   5                      E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -
     13   2021 DF                LA_0023 DF_E_2000011 nocodec asvspoof A14 spoof notrim …
 
+The evaluation package of ASVspoof 5 reads key files with a header that names columns,
+``filename`` and ``cm-label`` among them, and scores with the header ``filename
+cm-score``, both separated by tabs. Scores of 2019 (``FILE ATTACK KEY SCORE``) and 2021
+(``FILE SCORE``) have no header. A higher score is that of genuine speech.
+
 (Wang et al., "ASVspoof 5: crowdsourced speech data, deepfakes, and adversarial attacks
 at scale", ASVspoof workshop 2024; Wang et al., Computer Speech & Language 64, 2020;
 Yamagishi et al., ASVspoof workshop 2021).
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from speechbrain_ext.scoring.trials import read_columns, read_rows
+from speechbrain_ext.scoring.trials import read_columns, read_rows, utterance_id
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.files import write_atomically
 
 BONAFIDE, SPOOF = "bonafide", "spoof"
 NONE = "-"  # attack and codec of a recording that has none
 _ALSO_NONE = (NONE, "none", "nocodec", BONAFIDE)
+SCORE_HEADER, KEY_HEADER = ("filename", "cm-score"), ("filename", "cm-label")
+# What columns of a key file with a header are called → the attribute of Keys.
+_HEADERS = {
+    "filename": "names",
+    "trial_anon": "names",
+    "cm-label": "key",
+    "spk": "speakers",
+    "spk_anon": "speakers",
+    "tar_spk_anon": "speakers",
+    "attack": "attacks",
+    "attack_anon": "attacks",
+    "codec": "codecs",
+}
+_SCORES = {2: "'FILE SCORE'", 4: "'FILE ATTACK KEY SCORE'"}  # by width, score last
+_LINES_AT_ONCE = 4096
 
 
 class _Layout(NamedTuple):
@@ -96,6 +119,23 @@ class Keys:
     def __len__(self):
         return len(self.names)
 
+    def part(self, column, word):
+        """Those of which a column, Words [N], holds ``word`` → Keys."""
+        if word not in column.words:
+            raise InputError(
+                f"{self.path}: subset {word!r}, expected one of "
+                f"{', '.join(sorted(column.words))}"
+            )
+        rows = np.flatnonzero(column.codes == column.words.index(word))
+        columns = (self.speakers, self.attacks, self.codecs)
+        return Keys(
+            self.path,
+            [self.names[row] for row in rows.tolist()],
+            self.is_bonafide[rows],
+            self.lines[rows],
+            *(column and column.select(rows) for column in columns),
+        )
+
 
 def width_of(path):
     """How many columns the first line of a file has; InputError as read_protocol."""
@@ -133,42 +173,80 @@ def read_protocol(path, subset=None):
         )
     layout = LAYOUTS[width]
     columns = [Words(*c) for c in read_columns(path, layout.expected, width)]
-    keys = columns[layout.key]
+    subsets = None if layout.subset is None else columns[layout.subset]
+    found = _keys(
+        path,
+        columns[1],
+        columns[layout.key],
+        columns[0],
+        columns[layout.attack],
+        None if layout.codec is None else columns[layout.codec],
+    )
+    return found if subset is None or subsets is None else found.part(subsets, subset)
+
+
+def read_keys(path, subset=None):
+    """Read a key file with a header, or a protocol as :func:`read_protocol` does.
+
+    A header names columns, separated by tabs or spaces: ``filename`` (or
+    ``trial_anon``) and ``cm-label``, and where there are ``spk``, ``attack`` (or
+    ``attack_anon``) and ``codec``. Arguments, result and errors are those of
+    :func:`read_protocol`.
+    """
+    header = _first_line(path)
+    if not {"filename", "trial_anon"} & set(header):
+        return read_protocol(path, subset)
+    if "cm-label" not in header:
+        raise InputError(
+            f"{path}: line 1: no column 'cm-label' in {' '.join(header)!r}, expected "
+            f"{' '.join(KEY_HEADER)!r}"
+        )
+    expected = repr(" ".join(header))
+    columns = read_columns(path, expected, len(header), header=True)
+    by_name = {
+        _HEADERS[name]: Words(*column)
+        for name, column in zip(header, columns)
+        if name in _HEADERS
+    }
+    return _keys(path, by_name.pop("names"), by_name.pop("key"), **by_name, first=2)
+
+
+def _keys(path, names, keys, speakers=None, attacks=None, codecs=None, first=1):
+    """Keys of columns of words, the first of them in line ``first``."""
     known = [word in (BONAFIDE, SPOOF) for word in keys.words]
     if not all(known):
         row = int(np.argmin(np.array(known)[keys.codes]))
         raise InputError(
-            f"{path}: line {row + 1}: key {keys.words[keys.codes[row]]!r}, expected "
-            f"{BONAFIDE} or {SPOOF} in column {layout.key + 1}"
+            f"{path}: line {row + first}: key {keys.words[keys.codes[row]]!r}, "
+            f"expected {BONAFIDE} or {SPOOF}"
         )
-    check_once(path, columns[1])
-    codec = None if layout.codec is None else _named(columns[layout.codec])
-    found = Keys(
+    return Keys(
         Path(path),
-        columns[1].tolist(),
+        _unique(path, names, first),
         np.array([word == BONAFIDE for word in keys.words])[keys.codes],
-        np.arange(1, len(keys.codes) + 1),
-        columns[0],
-        _named(columns[layout.attack]),
-        codec,
+        np.arange(first, len(keys.codes) + first),
+        speakers,
+        *(column and _named(column) for column in (attacks, codecs)),
     )
-    if subset is None or layout.subset is None:
-        return found
-    return _subset(found, columns[layout.subset], subset)
 
 
-def check_once(path, names, first_line=1):
-    """InputError that names the line of a recording that a file lists twice."""
+def _unique(path, names, first):
+    """Names of recordings [N]; InputError names the line of one that comes again."""
+    if any("." in word for word in names.words):
+        words = list(map(utterance_id, names.words))
+        number = {word: row for row, word in enumerate(dict.fromkeys(words))}
+        codes = np.array([number[word] for word in words], dtype=np.int32)
+        names = Words(list(number), codes[names.codes])
     if len(names.words) < len(names.codes):
-        seen = np.zeros(len(names.words), dtype=bool)
-        for row, code in enumerate(names.codes.tolist()):
-            if seen[code]:
-                before = int(np.argmax(names.codes == code))
-                raise InputError(
-                    f"{path}: line {row + first_line}: {names.words[code]!r} again, "
-                    f"expected each recording once (also in line {before + first_line})"
-                )
-            seen[code] = True
+        _, rows = np.unique(names.codes, return_index=True)
+        again = np.setdiff1d(np.arange(len(names.codes)), rows)
+        before = int(np.argmax(names.codes == names.codes[again[0]]))
+        raise InputError(
+            f"{path}: line {again[0] + first}: "
+            f"{names.words[names.codes[again[0]]]!r} again, expected each recording "
+            f"once (also in line {before + first}; {len(again)} such lines)"
+        )
+    return names.tolist()
 
 
 def _named(column):
@@ -181,18 +259,109 @@ def _named(column):
     return Words(words, np.array(codes, dtype=np.int32)[column.codes])
 
 
-def _subset(keys, column, subset):
-    if subset not in column.words:
+def _first_line(path):
+    return next(read_rows(path, f"{' '.join(KEY_HEADER)!r} or a protocol", 1))
+
+
+def write_keys(path, keys):
+    """Write Keys as the evaluation package of ASVspoof 5 reads them, atomically."""
+    labels = np.where(keys.is_bonafide, BONAFIDE, SPOOF).tolist()
+    _write(path, KEY_HEADER, "%s\t%s\n", keys.names, labels)
+
+
+def write_scores(path, names, scores):
+    """Write ``filename cm-score`` lines, with tabs and a header, atomically.
+
+    Of names [N] and scores float [N], with as many digits as bring back the same float.
+    InputError: scores of another shape, or not finite.
+    """
+    scores = _checked(path, names, scores)
+    digits = 9 if scores.dtype == np.float32 else 17
+    _write(path, SCORE_HEADER, f"%s\t%.{digits}g\n", names, scores.tolist())
+
+
+def _write(path, header, line, *columns):
+    rows = zip(*columns, strict=True)
+    with write_atomically(path) as file:
+        file.write("\t".join(header) + "\n")
+        while part := list(itertools.islice(rows, _LINES_AT_ONCE)):
+            file.writelines(map(line.__mod__, part))
+
+
+def _checked(path, names, scores):
+    """Scores as floats [N], or InputError that names the recording."""
+    scores = np.asarray(scores)
+    if scores.dtype.kind not in "fiu" or scores.shape != (len(names),):
         raise InputError(
-            f"{keys.path}: subset {subset!r}, expected one of "
-            f"{', '.join(sorted(column.words))}"
+            f"{path}: scores of type {scores.dtype} and shape {list(scores.shape)}, "
+            f"expected real numbers [{len(names)}], one of each recording"
         )
-    rows = np.flatnonzero(column.codes == column.words.index(subset))
-    names = keys.names
-    return Keys(
-        keys.path,
-        [names[row] for row in rows.tolist()],
-        keys.is_bonafide[rows],
-        keys.lines[rows],
-        *(c and c.select(rows) for c in (keys.speakers, keys.attacks, keys.codecs)),
-    )
+    finite = np.isfinite(scores)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise InputError(
+            f"{path}: score {scores[row]} of {names[row]} ({int((~finite).sum())} "
+            "such), expected finite numbers"
+        )
+    return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
+
+
+def read_scores(path):
+    """Read a score file → names, list of str [N], and scores, float64 [N].
+
+    With the header ``filename cm-score``, or as those of ASVspoof 2019 and 2021.
+    InputError names file and line: missing or empty file, another number of columns, a
+    score that is no finite number, a recording that comes twice.
+    """
+    first = _first_line(path)
+    header = first[-1] == SCORE_HEADER[1] or first[0] == SCORE_HEADER[0]
+    if len(first) not in _SCORES or (header and tuple(first) != SCORE_HEADER):
+        raise InputError(
+            f"{path}: line 1: {' '.join(first)!r}, expected "
+            f"{' '.join(SCORE_HEADER)!r}, or {' or '.join(_SCORES.values())}"
+        )
+    width = len(first)
+    columns = read_columns(path, _SCORES[width], width, width - 1, header)
+    return _unique(path, Words(*columns[0]), 1 + header), columns[-1]
+
+
+def scores_of(keys, names, scores, source="scores"):
+    """Scores in the order of Keys, float [N].
+
+    Arguments
+    ---------
+    keys : Keys
+        N recordings.
+    names : list of str
+        [N], those that were scored, in any order.
+    scores : array_like
+        float [N].
+    source : str or Path
+        Where the scores are from, for messages.
+
+    Raises
+    ------
+    InputError
+        A recording that is not among the keys, or has no score, or two; a score that
+        is not finite: names the first, and says how many.
+    """
+    scores = _checked(source, names, scores)
+    if names == keys.names:
+        return scores
+    row_of = dict(zip(names, range(len(names))))
+    if len(row_of) < len(names):
+        again = next(name for row, name in enumerate(names) if row_of[name] != row)
+        raise InputError(f"{source}: {again} has two scores, expected one")
+    absent = [name for name in keys.names if name not in row_of]
+    if absent:
+        raise InputError(
+            f"{source}: no score of {absent[0]} ({len(absent)} of {len(keys)} are "
+            f"missing), expected one of each recording in {keys.path}"
+        )
+    if len(names) > len(keys):
+        more = sorted(row_of.keys() - set(keys.names))
+        raise InputError(
+            f"{source}: {more[0]} is not in {keys.path} ({len(more)} such), expected "
+            "scores of its recordings alone"
+        )
+    return scores[[row_of[name] for name in keys.names]]
