@@ -8,10 +8,12 @@ import importlib
 
 _MODULES = {
     "Comparison": "inference.verifier",
+    "Detected": "inference.detector",
     "Identification": "inference.identification",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
     "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
+    "SpoofingDetector": "inference.detector",
     "Thresholds": "inference.thresholds",
     "Voices": "inference.voices",
     "convert_released": "export.published.convert",

@@ -247,7 +247,9 @@ def comparison_report(
         "score": getattr(result, result.score),
         "score_kind": result.score,
         "threshold": result.threshold,
-        "threshold_from": _origin(verifier, result, threshold, false_accept_rate),
+        "threshold_from": threshold_origin(
+            verifier, result.score, threshold, false_accept_rate, result.prior
+        ),
         "false_accept_rate": result.false_accept_rate,
         "miss_rate": result.miss_rate,
         "scores": {kind: getattr(result, kind) for kind in kinds},
@@ -266,8 +268,8 @@ def files_of(side):
     return [] if hasattr(side, "embedding") else [str(file) for file in side]
 
 
-def _origin(verifier, result, threshold, false_accept_rate):
-    """Where the threshold comes from, in words."""
+def threshold_origin(model, kind, threshold, false_accept_rate, prior):
+    """Where the threshold of a kind of score comes from, in words."""
     if threshold is not None:
         return "given"
     if false_accept_rate is not None:
@@ -275,10 +277,10 @@ def _origin(verifier, result, threshold, false_accept_rate):
             "the model's held-out trials, at a false accept rate of "
             f"{false_accept_rate:g} or less"
         )
-    if result.score in verifier.thresholds:
+    if kind in model.thresholds:
         return "the model's held-out trials, where both errors were equally frequent"
-    if result.score == "llr":
-        return f"Bayes' rule for a prior of {result.prior:g}"
+    if kind == "llr":
+        return f"Bayes' rule for a prior of {prior:g}"
     return "a guess that nobody measured: the model has no thresholds"
 
 

@@ -22,17 +22,16 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.evaluation.detection import bonafide_of
 from speechbrain_ext.inference.extraction import extract_embeddings
-from speechbrain_ext.lobes.heads.detection import BONAFIDE, CLASSES
+from speechbrain_ext.lobes.heads.detection import CLASSES
 from speechbrain_ext.lobes.heads.detection import Detection as DetectionHead
-from speechbrain_ext.scoring.metrics import equal_error_rate, min_dcf
+from speechbrain_ext.scoring.detection import min_dcf_of
+from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.training.terms import Term
 from speechbrain_ext.utils.errors import InputError, naming
 
 logger = logging.getLogger(__name__)
-
-KEY = "key"  # column of the manifests
-COSTS = {"p_target": 0.95, "c_miss": 1, "c_fa": 10}
 
 
 class Detection(Term):
@@ -184,38 +183,13 @@ class DetectionErrors:
             progress=progress,
         )
         llr = model.head.log_likelihood_ratio(logits.astype(np.float64))
-        dcf = min_dcf(llr, self.is_bonafide, **COSTS).dcf
+        dcf = min_dcf_of(llr, self.is_bonafide)
         eer = equal_error_rate(llr, self.is_bonafide).eer
         return {"minDCF": float(dcf), "EER": float(100 * eer)}
 
     def standard_error(self, cost):
         """0: the lowest cost counts."""
         return 0.0
-
-
-def bonafide_of(manifest):
-    """Which recordings of a manifest are bona fide → bool [N].
-
-    InputError: no column ``key``; another key; recordings of one class alone.
-    """
-    if KEY not in manifest.extra:
-        raise InputError(f"no column {KEY!r}, expected {' or '.join(CLASSES)} in it")
-    keys = np.asarray(manifest.extra[KEY])
-    known = np.isin(keys, CLASSES)
-    if not known.all():
-        row = int(np.argmin(known))
-        raise InputError(
-            f"{KEY} {keys[row]!r} of {manifest.ids[row]}, expected "
-            f"{' or '.join(CLASSES)}"
-        )
-    is_bonafide = keys == BONAFIDE
-    n_bonafide = int(is_bonafide.sum())
-    if n_bonafide in (0, len(keys)):
-        raise InputError(
-            f"{n_bonafide} bona fide recordings and {len(keys) - n_bonafide} spoofs, "
-            "expected at least one of each"
-        )
-    return is_bonafide
 
 
 def _drawn(is_bonafide, count, seed):

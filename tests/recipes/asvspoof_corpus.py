@@ -1,4 +1,4 @@
-"""A tiny corpus laid out like ASVspoof 5: tones in noise, and the same held at steps."""
+"""A tiny corpus in the layout of ASVspoof 5: tones in noise, and held at steps."""
 
 import numpy as np
 import soundfile
