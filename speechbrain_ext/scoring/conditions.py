@@ -16,7 +16,7 @@ there are p N misses of N targets and p M false alarms of M non-targets: both co
 import numpy as np
 
 from speechbrain_ext.scoring.metrics import equal_error_rate
-from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.scoring.plots import draw_heat_map, save_figure
 from speechbrain_ext.utils.errors import InputError
 
 ALL, SEVERAL, UNKNOWN = "all", "several", "unknown"
@@ -88,29 +88,11 @@ def by_condition(trials, scores, conditions, kind="condition"):
 def plot_conditions(path, table):
     """Draw a table of :func:`by_condition` as a heat map, a PNG."""
     kind = table["kind"]
-    shown = np.array(table["eer_percent"], dtype=float)  # None → NaN: left white
-    height, width = shown.shape
-    figure, axes = new_figure(2.6 + 0.62 * width, 1.6 + 0.36 * height)
-    top = max(np.nanmax(shown, initial=0.0), 1e-3)
-    image = axes.imshow(shown, cmap="YlOrRd", vmin=0, vmax=top, aspect="auto")
-    for (row, column), rate in np.ndenumerate(shown):
-        if np.isnan(rate):
-            continue
-        enough = table["enough"][row][column]
-        axes.text(
-            *(column, row, f"{rate:.1f}" if enough else f"({rate:.1f})"),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if rate > 0.6 * top else "black",
-        )
-    axes.set_xticks(range(width), table["test"], rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(height), table["enrol"], fontsize=8)
-    axes.axhline(height - 1.5, color="black", linewidth=0.8)
-    axes.axvline(width - 1.5, color="black", linewidth=0.8)
+    figure, axes = draw_heat_map(
+        *(table[key] for key in ("eer_percent", "enough", "enrol", "test")), "EER (%)"
+    )
     axes.set_xlabel(f"{kind} of the test; in brackets: under {ERRORS_WANTED} errors")
     axes.set_ylabel(f"{kind} of the enrolment")
-    figure.colorbar(image, label="EER (%)")
     save_figure(figure, path)
 
 

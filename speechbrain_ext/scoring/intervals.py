@@ -214,19 +214,21 @@ class WeightedMetrics:
 
         None where that leaves no target or no non-target trial.
         """
-        targets = _running_sum(counts[self._target_speaker])
-        others = _running_sum(np.prod(counts[self._other_speakers], axis=0))
+        of_target = counts[self._target_speaker]
+        of_other = np.prod(counts[self._other_speakers], axis=0)
+        targets, others = _running_sum(of_target), _running_sum(of_other)
         n_target, n_nontarget = int(targets[-1]), int(others[-1])
         if not n_target or not n_nontarget:
             return None
         rates = rates_of_counts(
             self._thresholds, targets[self._targets_below], others[self._others_below]
         )
-        target = np.diff(targets) @ self._target_bits / n_target
-        nontarget = np.diff(others) @ self._other_bits / n_nontarget
-        found = {"eer": crossing(rates).eer, "cllr": float(target + nontarget) / 2}
+        found = {"eer": crossing(rates).eer}
         for prior in self.priors:
             found[f"min_dcf_{prior}"] = lowest_cost(rates, prior).dcf
+        target = of_target @ self._target_bits / n_target
+        nontarget = of_other @ self._other_bits / n_nontarget
+        found["cllr"] = float(target + nontarget) / 2
         for prior, (n_missed, n_rejected) in self._decided.items():
             fnr = targets[n_missed] / n_target
             fpr = 1 - others[n_rejected] / n_nontarget

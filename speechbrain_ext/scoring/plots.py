@@ -45,12 +45,12 @@ MARKED_PRIORS = (0.01, 0.05, 0.5)
 HIGHEST_COST = 1.4  # drawn
 
 
-def plot_det(path, curves, p_target=0.01):
+def plot_det(path, curves, p_target=0.01, cost=None):
     """Draw DET curves with their EER and minimum-cost points, a PNG.
 
     ``curves`` is name → (scores [T], labels [T]); ``p_target`` the prior of the cost
-    whose best operating point is marked. InputError: no curve, or one without error
-    rates (named).
+    whose best operating point is marked, ``cost`` what the legend says of it.
+    InputError: no curve, or one without error rates (named).
     """
     if not curves:
         raise InputError(f"{path}: no curves to draw, expected at least one")
@@ -60,16 +60,20 @@ def plot_det(path, curves, p_target=0.01):
         _draw_curve(axes, name, curve)
     _det_axes(axes, points.values())
     axes.plot([], [], "ko", markersize=6, label="equal error rate")
-    axes.plot([], [], "k^", markersize=7, label=f"minDCF, target prior {p_target:g}")
+    cost = cost or f"target prior {p_target:g}"
+    axes.plot([], [], "k^", markersize=7, label=f"minDCF, {cost}")
     # Below the axes: within, it would hide whichever curve passes there.
     figure.legend(loc="outside lower center", fontsize=9, frameon=False)
     save_figure(figure, path)
 
 
-def plot_histogram(path, scores, labels, threshold=None):
+def plot_histogram(
+    path, scores, labels, threshold=None, names=("different speaker", "same speaker")
+):
     """PNG of the densities of target and non-target scores [T], and a threshold.
 
-    None takes the threshold of the EER. InputError as
+    None takes the threshold of the EER; ``names`` are those of the two, non-targets
+    first. InputError as
     :func:`~speechbrain_ext.scoring.metrics.error_rates`; a threshold that is not
     finite.
     """
@@ -82,8 +86,8 @@ def plot_histogram(path, scores, labels, threshold=None):
     figure, axes = new_figure(6.4, 4.2)
     edges = _bin_edges(scores)
     for part, name, colour in (
-        (scores[~same], "different speaker", "tab:orange"),
-        (scores[same], "same speaker", "tab:blue"),
+        (scores[~same], names[0], "tab:orange"),
+        (scores[same], names[1], "tab:blue"),
     ):
         style = {"bins": edges, "density": True, "color": colour}
         part = np.clip(part, edges[0], edges[-1])  # the end bins hold what lies beyond
@@ -203,6 +207,37 @@ def save_figure(figure, path):
     drawn = png_bytes(figure)
     with write_atomically(path, "wb") as file:
         file.write(drawn)
+
+
+def draw_heat_map(values, enough, rows, columns, unit):
+    """A figure and its axes: ``values`` [R, C], None or NaN white, named and coloured.
+
+    ``rows`` and ``columns`` are names, the last of which stands apart, ``enough`` bool
+    [R, C]: others are in brackets; ``unit`` names the colours.
+    """
+    shown = np.array(values, dtype=float)  # None → NaN: left white
+    height, width = shown.shape
+    figure, axes = new_figure(2.6 + 0.62 * width, 1.6 + 0.36 * height)
+    top = max(np.nanmax(shown, initial=0.0), 1e-3)
+    image = axes.imshow(shown, cmap="YlOrRd", vmin=0, vmax=top, aspect="auto")
+    digits = 1 if top > 2 else 2
+    for (row, column), value in np.ndenumerate(shown):
+        if np.isnan(value):
+            continue
+        text = f"{value:.{digits}f}"
+        axes.text(
+            *(column, row, text if enough[row][column] else f"({text})"),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if value > 0.6 * top else "black",
+        )
+    axes.set_xticks(range(width), columns, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(height), rows, fontsize=8)
+    axes.axhline(height - 1.5, color="black", linewidth=0.8)
+    axes.axvline(width - 1.5, color="black", linewidth=0.8)
+    figure.colorbar(image, label=unit)
+    return figure, axes
 
 
 def plot_calibration(path, systems):

@@ -119,16 +119,26 @@ def worst_trials(trials, scores, n=N_WORST):
     ``targets`` and ``nontargets`` → lists of dictionaries ``line``, ``enrol``,
     ``test``, ``score``, the worst first; of equal scores, the first in the list.
     """
-    worst = {}
-    for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1)):
-        rows = np.flatnonzero(trials.labels == label)
-        goodness = sign * scores[rows]
-        if len(rows) > n:  # of a long list only the worst few are sorted
-            among = goodness <= np.partition(goodness, n - 1)[n - 1]
-            rows, goodness = rows[among], goodness[among]
-        rows = rows[np.argsort(goodness, kind="stable")[:n]]
-        worst[name] = [_trial_as_dict(trials, scores, row) for row in rows.tolist()]
-    return worst
+    return {
+        name: [
+            _trial_as_dict(trials, scores, row)
+            for row in lowest_rows(sign * scores, trials.labels == label, n)
+        ]
+        for name, label, sign in (("targets", 1, 1), ("nontargets", 0, -1))
+    }
+
+
+def lowest_rows(scores, among, n=N_WORST):
+    """Rows of the ``n`` lowest of those scores [T] that a mask bool [T] picks: list.
+
+    The lowest first; of equal scores, the first in the list.
+    """
+    rows = np.flatnonzero(among)
+    scores = scores[rows]
+    if len(rows) > n:  # of a long list only the lowest few are sorted
+        kept = scores <= np.partition(scores, n - 1)[n - 1]
+        rows, scores = rows[kept], scores[kept]
+    return rows[np.argsort(scores, kind="stable")[:n]].tolist()
 
 
 def draw_pictures(folder, name, trials, systems):
@@ -178,7 +188,7 @@ def write_report(folder, results, about):
             title = f"{_name_of(result)}, {result['systems'][-1]['title']}"
             parts.append(conditions_as_markdown(result["genres"], title))
     parts += map(_worst_as_markdown, results)
-    write_json(folder / "results.json", _without_nan({**about, "lists": results}))
+    write_json(folder / "results.json", without_nan({**about, "lists": results}))
     with write_atomically(folder / "results.md") as file:
         file.write("\n\n".join(parts) + "\n")
     return table
@@ -190,7 +200,7 @@ def as_markdown(results):
     head = ["list", "system", "AS-norm", "QMF", "EER % (95 %)"]
     head += [f"minDCF({p}) (95 %)" for p in points]
     head += [f"actDCF({p})" for p in points] + ["Cllr (95 %)", "minCllr"]
-    return _markdown_table(
+    return markdown_table(
         head,
         (
             [_name_of(result), *_figure_cells(row, points)]
@@ -216,7 +226,7 @@ def conditions_as_markdown(table, title):
         _condition_cell(*(table[f"{which}_{kind}"][key] for key in keys))
         for which in ("same", "other")
     )
-    cells = _markdown_table([r"enrolment \ test", *table["test"]], rows)
+    cells = markdown_table([r"enrolment \ test", *table["test"]], rows)
     return (
         f"EER % (targets) by {kind} of {title}:\n\n{cells}\n\n"
         f"Enrolment and test of the same {kind} {same}, another {other}. Each cell has "
@@ -239,11 +249,12 @@ def _worst_as_markdown(result):
         for key, what in (("targets", "target"), ("nontargets", "non-target"))
         for t in row["worst"][key]
     )
-    table = _markdown_table(["", "line", "enrol", "test", "score"], cells)
+    table = markdown_table(["", "line", "enrol", "test", "score"], cells)
     return f"Worst trials of {_name_of(result)}, {row['title']}:\n\n{table}"
 
 
-def _markdown_table(head, rows):
+def markdown_table(head, rows):
+    """A table as Markdown has it, of a line of texts and further such lines."""
     lines = [head, ["---"] * len(head), *rows]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -261,29 +272,30 @@ def _figure_cells(row, points):
     percent = [100 * bound for bound in intervals.get("eer", ())]
     yes_or_no = {True: "yes", False: "no", None: "–"}
     cells = [row["title"], *(yes_or_no[row[key]] for key in ("as_norm", "qmf"))]
-    cells.append(_with_interval(row["eer_percent"], percent, 2))
+    cells.append(with_interval(row["eer_percent"], percent, 2))
     for p in points:
         interval = intervals.get(f"min_dcf_{p}", ())
-        cells.append(_with_interval(row["min_dcf"][p], interval, 3))
+        cells.append(with_interval(row["min_dcf"][p], interval, 3))
     actual = row.get("actual_dcf", {})
     cells += [f"{actual[p]:.3f}" if p in actual else "–" for p in points]
-    cells.append(_with_interval(row["cllr"], intervals.get("cllr", ()), 3))
+    cells.append(with_interval(row["cllr"], intervals.get("cllr", ()), 3))
     return [*cells, f"{row['min_cllr']:.3f}"]
 
 
-def _with_interval(value, interval, digits):
+def with_interval(value, interval, digits):
+    """A figure and, in brackets, its (low, high); an empty interval is left out."""
     if not interval:
         return f"{value:.{digits}f}"
     low, high = interval
     return f"{value:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def _without_nan(value):
+def without_nan(value):
     """The same for JSON: None in place of floats that are not finite."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -42,8 +42,11 @@ from speechbrain_ext.scoring.detection.files import (
     BONAFIDE,
     NONE,
     SPOOF,
+    Words,
+    keys_from,
     read_protocol,
     width_of,
+    words_of,
 )
 from speechbrain_ext.scoring.trials import RECORDINGS, utterance_id
 from speechbrain_ext.utils.errors import InputError, check_at_least, check_folder
@@ -52,6 +55,7 @@ from speechbrain_ext.utils.jobs import Marker
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "eval")
+COLUMNS = ("key", "attack", "codec")  # beside those of every manifest
 # Whose files are also named trial_metadata.txt: speaker verification, replayed speech.
 _OTHER_TASKS = {"asv", "pa"}
 
@@ -434,3 +438,21 @@ def _log_counts(edition, counts):
             *(seen[BONAFIDE], seen[SPOOF], seen["hours"]),
             *(len(set(seen[name]) - {NONE}) for name in ("attacks", "codecs")),
         )
+
+
+def keys_of(path, manifest):
+    """Keys of a detection manifest, which was read from ``path``.
+
+    InputError: a manifest without the columns ``key``, ``attack`` and ``codec``, or
+    with another key than ``bonafide`` and ``spoof``.
+    """
+    missing = [name for name in COLUMNS if name not in manifest.extra]
+    if missing:
+        raise InputError(
+            f"{path}: no column {missing[0]!r}, expected ID,duration,wav,spk_id,"
+            f"{','.join(COLUMNS)} as prepare_asvspoof writes them"
+        )
+    columns = (words_of(manifest.extra[name]) for name in COLUMNS)
+    keys, attacks, codecs = columns
+    names = Words(manifest.ids.tolist(), np.arange(len(manifest)))
+    return keys_from(path, names, keys, words_of(manifest.speakers), attacks, codecs, 2)

@@ -26,7 +26,6 @@ through it, as the challenge does.
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow
 
 from speechbrain_ext.scoring.conditions import ERRORS_WANTED
 from speechbrain_ext.scoring.detection.files import (
@@ -39,6 +38,7 @@ from speechbrain_ext.scoring.detection.files import (
     read_protocol,
     read_scores,
     scores_of,
+    words_of,
     write_keys,
     write_scores,
 )
@@ -242,10 +242,7 @@ class _Table:
 
 def _words(name, column, size):
     """Words of a column [N], whatever it is given as."""
-    if not isinstance(column, Words):
-        texts = np.asarray(column).tolist()
-        encoded = pyarrow.array(texts, pyarrow.string()).dictionary_encode()
-        column = Words(encoded.dictionary.to_pylist(), encoded.indices.to_numpy())
+    column = column if isinstance(column, Words) else words_of(column)
     if len(column.codes) != size:
         raise InputError(
             f"{len(column.codes)} {name}, expected one of each score: {size}"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow
 
 from speechbrain_ext.scoring.trials import read_columns, read_rows, utterance_id
 from speechbrain_ext.utils.errors import InputError
@@ -88,6 +89,13 @@ class Words(NamedTuple):
     def select(self, rows):
         """Some of them, by a mask [N] bool or row numbers."""
         return Words(self.words, self.codes[rows])
+
+
+def words_of(texts):
+    """Words of a column of texts [N], array_like."""
+    texts = np.asarray(texts).tolist()
+    encoded = pyarrow.array(texts, pyarrow.string()).dictionary_encode()
+    return Words(encoded.dictionary.to_pylist(), encoded.indices.to_numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +182,7 @@ def read_protocol(path, subset=None):
     layout = LAYOUTS[width]
     columns = [Words(*c) for c in read_columns(path, layout.expected, width)]
     subsets = None if layout.subset is None else columns[layout.subset]
-    found = _keys(
+    found = keys_from(
         path,
         columns[1],
         columns[layout.key],
@@ -208,11 +216,14 @@ def read_keys(path, subset=None):
         for name, column in zip(header, columns)
         if name in _HEADERS
     }
-    return _keys(path, by_name.pop("names"), by_name.pop("key"), **by_name, first=2)
+    return keys_from(path, by_name.pop("names"), by_name.pop("key"), **by_name, first=2)
 
 
-def _keys(path, names, keys, speakers=None, attacks=None, codecs=None, first=1):
-    """Keys of columns of words, the first of them in line ``first``."""
+def keys_from(path, names, keys, speakers=None, attacks=None, codecs=None, first=1):
+    """Keys of columns, Words [N], the first of them in line ``first`` of a file.
+
+    InputError: a key other than ``bonafide`` and ``spoof``, a name that comes twice.
+    """
     known = [word in (BONAFIDE, SPOOF) for word in keys.words]
     if not all(known):
         row = int(np.argmin(np.array(known)[keys.codes]))
