@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from speechbrain_ext.data.manifest import read_manifest
-from speechbrain_ext.evaluation.detection import bonafide_of
+from speechbrain_ext.evaluation.detection import read_list
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.lobes.heads.detection import CLASSES
 from speechbrain_ext.lobes.heads.detection import Detection as DetectionHead
 from speechbrain_ext.scoring.detection import min_dcf_of
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.training.terms import Term
-from speechbrain_ext.utils.errors import InputError, naming
+from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -119,21 +118,16 @@ class DetectionErrors:
     Arguments
     ---------
     manifest : Manifest
-        With a column ``key``.
+    is_bonafide : np.ndarray
+        bool [N].
     batch_seconds : float
         Padded seconds of audio in one batch.
-
-    Raises
-    ------
-    InputError
-        Recordings of one class alone, or of an unknown one.
     """
 
     measure = "minDCF"
 
-    def __init__(self, manifest, batch_seconds=300):
-        self.manifest = manifest
-        self.is_bonafide = bonafide_of(manifest)
+    def __init__(self, manifest, is_bonafide, batch_seconds=300):
+        self.manifest, self.is_bonafide = manifest, is_bonafide
         self.batch_seconds = batch_seconds
 
     @classmethod
@@ -155,22 +149,25 @@ class DetectionErrors:
             So many, drawn once from each class by its share; None: all.
         seed : int
             Of the drawing.
+
+        Raises
+        ------
+        InputError
+            Recordings of one class alone, or of an unknown one.
         """
         if prepared.dev is None:
             logger.info("no development recordings: the last epoch counts as the best")
             return None
-        manifest = read_manifest(prepared.dev)
-        with naming(prepared.dev):
-            is_bonafide = bonafide_of(manifest)
-            if n_recordings is not None and n_recordings < len(manifest):
-                rows = _drawn(is_bonafide, n_recordings, seed)
-                manifest = manifest.select(rows)
-            validation = cls(manifest, batch_seconds)
+        manifest, keys = read_list(prepared.dev)
+        is_bonafide = keys.is_bonafide
+        if n_recordings is not None and n_recordings < len(manifest):
+            rows = _drawn(is_bonafide, n_recordings, seed)
+            manifest, is_bonafide = manifest.select(rows), is_bonafide[rows]
         logger.info(
             "validation on %d bona fide recordings and %d spoofs",
-            *(validation.is_bonafide.sum(), (~validation.is_bonafide).sum()),
+            *(is_bonafide.sum(), (~is_bonafide).sum()),
         )
-        return validation
+        return cls(manifest, is_bonafide, batch_seconds)
 
     def __call__(self, model, device, precision=None, progress=True):
         """``minDCF`` with the costs of ASVspoof 5, ``EER`` in percent."""

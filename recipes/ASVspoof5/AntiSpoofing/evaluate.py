@@ -8,10 +8,12 @@ What is wrong is found before anything is scored, where that can be. Written to
 ``output_folder``: logits_dev.npz and logits_eval.npz; scores_dev.tsv, scores_eval.tsv
 and keys_dev.tsv, keys_eval.tsv, as the evaluation package of ASVspoof 5 reads them;
 calibration.json and thresholds.json, both of dev, for the detector's folder;
-results.json and results.md, whose table also goes to the standard output. Stopped, the
-same command continues; several GPUs: ``torchrun --nproc_per_node=8 evaluate.py …``.
+results.json, results.md and results.csv with figures by attack and by codec, and their
+pictures; the table also goes to the standard output. Stopped, the same command
+continues; several GPUs: ``torchrun --nproc_per_node=8 evaluate.py …``.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.evaluation.detection import manifests_of, score_and_report
+from speechbrain_ext.evaluation.detection import lists_of, score_and_report
 from speechbrain_ext.evaluation.verification import Embedder
 from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
@@ -80,14 +82,14 @@ def evaluate(
         max_seconds=max_seconds,
         num_workers=num_workers,
     )
-    manifests = manifests_of(main_process_first(prepare))
+    lists = lists_of(main_process_first(prepare))
     logits = {
-        split: embed(manifest, folder / f"logits_{split}.npz")
-        for split, manifest in manifests.items()
+        split: embed(one.manifest, folder / f"logits_{split}.npz")
+        for split, one in lists.items()
     }
     if if_main_process():
         score_and_report(
-            *(folder, manifests, logits, embed.model.head, calibrator, n_resamples),
+            *(folder, lists, logits, embed.model.head, calibrator, n_resamples),
             pretrained_folder,
         )
     leave_group()
@@ -99,6 +101,8 @@ def main():
     hparams_file, run_opts, overrides, hparams = load_run(sys.argv[1:], evaluate)
     sb.utils.distributed.ddp_init_group(run_opts)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    # The log takes everything: hundreds of lines about fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     with torch.inference_mode():
         evaluate(run_opts, **hparams)
 
