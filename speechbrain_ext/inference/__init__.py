@@ -9,8 +9,9 @@ import importlib
 _MODULES = {
     "Comparison": "inference.verifier",
     "Detected": "inference.detector",
-    "Identification": "inference.identification",
+    "Identification": "inference.voices.identification",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "OnnxSpoofingDetector": "inference.onnx_runner",
     "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
     "SpoofingDetector": "inference.detector",
