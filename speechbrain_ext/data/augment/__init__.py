@@ -1,4 +1,4 @@
-"""Noise, rooms, channels and speed."""
+"""Noise, rooms, channels, codecs, RawBoost and speed."""
 
 from speechbrain_ext.data.augment.augmenter import (
     Augmenter,
@@ -6,5 +6,7 @@ from speechbrain_ext.data.augment.augmenter import (
     Musan,
     RoomResponses,
 )
+from speechbrain_ext.data.augment.codecs import Codec
+from speechbrain_ext.data.augment.rawboost import RawBoost
 
-__all__ = ["Augmenter", "Channel", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Channel", "Codec", "Musan", "RawBoost", "RoomResponses"]
