@@ -203,9 +203,8 @@ def test_export_refuses_what_is_of_a_verifier(results, tmp_path):
 def test_a_second_evaluation_scores_nothing_twice(results, corpus):
     folder = results / "evaluate"
     before = (folder / "scores_eval.tsv").read_bytes()
-    times = {
-        n: (folder / f"logits_{n}.npz").stat().st_mtime_ns for n in ("dev", "eval")
-    }
+    files = [folder / f"logits_{split}.npz" for split in ("dev", "eval")]
+    times = [file.stat().st_mtime_ns for file in files]
     words = evaluation(corpus, folder, results / "small/final")
     code, lines = run("evaluate", words, results / "stderr")
     assert code == 0, lines
