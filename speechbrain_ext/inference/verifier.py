@@ -274,7 +274,9 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
         channels = channel, channel if test_channel is None else test_channel
         sides = [
-            side if isinstance(side, SpeakerModel) else sources_of(side, name)
+            side
+            if isinstance(side, SpeakerModel)
+            else [source.kept() for source in sources_of(side, name)]
             for side, name in ((enrol, "enrol"), (test, "test"))
         ]
         voices = [
@@ -283,13 +285,11 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         ]
         detected = [None, None]
         if detector is not None:
-            rate = spoof_accept_rate
+            options = None, spoof_accept_rate, 0.5, speech_detection
             detected = [
                 None
                 if isinstance(side, SpeakerModel)
-                else detector.detect_files(
-                    *(side, None, rate, 0.5, speech_detection, of_side)
-                )
+                else detector.detect_files(side, *options, of_side)
                 for side, of_side in zip(sides, channels)
             ]
         heard = None not in voices

@@ -283,6 +283,26 @@ def test_a_comparison_gives_both_scores(verifier, detector, files):
     assert enrolled.accepted is False
 
 
+def test_a_stream_is_read_once_for_both(verifier, detector, files):
+    class Stream:
+        """Without a way back."""
+
+        def __init__(self, path):
+            with open(path, "rb") as file:
+                self.content = file.read()
+
+        def read(self):
+            content, self.content = self.content, b""
+            return content
+
+    found, expected = (
+        verifier.compare(files[0], test, threshold=0, detector=detector)
+        for test in (Stream(files[1]), files[1])
+    )
+    assert found.cosine == pytest.approx(expected.cosine)
+    assert found.test_detected == expected.test_detected
+
+
 def test_reports_are_plain_values(detector, files):
     report = detection_report(detector, files, false_accept_rate=0.1)
     assert json.loads(json.dumps(report)) == report

@@ -138,6 +138,7 @@ def test_the_best_epoch_is_that_of_the_lowest_cost(results):
     training = json.loads((results / "small/final/training.json").read_text())
     best = max(n for n, cost in enumerate(costs, 1) if cost == min(costs))
     assert training["epoch"] == best
+    assert training["validation_min_dcf"] == pytest.approx(min(costs), rel=0.01)
     prior = load_pretrained(results / "small/final").head.log_prior.exp()
     assert prior.tolist() == pytest.approx([0.5, 0.5])  # drawn in turns
 
