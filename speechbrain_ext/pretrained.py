@@ -57,10 +57,10 @@ INFERENCE = {
 }
 
 TEMPLATE = """\
-# A speaker encoder for SpeechBrain, written by speechbrain_ext.
+# A model for SpeechBrain, written by speechbrain_ext.
 # Needs the package speechbrain_ext of {repository}. Everything else is in this folder.
-#     from speechbrain_ext.inference import SpeakerVerifier
-#     verifier = SpeakerVerifier.from_hparams(source="this folder")
+#     from speechbrain_ext.inference import {used_by}
+#     model = {used_by}.from_hparams(source="this folder")
 
 pretrained_path: .
 sample_rate: {sample_rate} # Hz; recordings of other rates are converted
@@ -106,9 +106,9 @@ pretrainer: !new:speechbrain_ext.inference.interfaces.FolderPretrainer
 INTERFACE = """\
 \"\"\"For SpeechBrain's ``foreign_class``: the class that this model is made for.\"\"\"
 
-from speechbrain_ext.inference.interfaces import SpeakerVerifier
+from speechbrain_ext.inference.interfaces import {used_by}
 
-__all__ = ["SpeakerVerifier"]
+__all__ = ["{used_by}"]
 """
 
 
@@ -185,13 +185,15 @@ def write_model(folder, speaker_encoder, weights, inference):
     save_weights(weights, folder / MODEL_FILE)
     if isinstance(arguments.get("source"), dict):
         write_json(folder / ENCODER_CONFIG, arguments["source"])
-    (folder / INTERFACE_FILE).write_text(INTERFACE, encoding="utf-8")
+    interface = INTERFACE.format(used_by=head.used_by)
+    (folder / INTERFACE_FILE).write_text(interface, encoding="utf-8")
     treated = {**INFERENCE, **inference}
     longest = (encoder.max_samples or float("inf")) / encoder.sample_rate
     for key in ("window_seconds", "hop_seconds"):
         treated[key] = min(treated[key], longest)
     text = TEMPLATE.format(
         repository=repository(),
+        used_by=head.used_by,
         sample_rate=encoder.sample_rate,
         encoder=_constructor(encoder, arguments),
         head=_constructor(head, _arguments(head)),
@@ -208,15 +210,19 @@ def _arguments(module):
             f"{name}: no record of its arguments, expected a subclass of Encoder or "
             "Head in speechbrain_ext.lobes.encoder"
         )
+    arguments = {}
     for argument, value in module.arguments.items():
+        if isinstance(value, torch.nn.Module):  # a head inside of another
+            arguments[argument] = value
+            continue
         try:
-            json.dumps(value)
+            arguments[argument] = json.loads(json.dumps(value))
         except TypeError as error:
             raise InputError(
                 f"{name}: argument {argument} is a {type(value).__name__}, expected a "
                 "value that JSON holds"
             ) from error
-    return json.loads(json.dumps(module.arguments))
+    return arguments
 
 
 def _constructor(module, arguments):
@@ -224,8 +230,11 @@ def _constructor(module, arguments):
     options = {"sort_keys": False, "default_flow_style": True, "width": 80}
     lines = [f"!new:{_dotted(type(module))}"]
     for name, value in arguments.items():
-        text = yaml.safe_dump({name: value}, allow_unicode=True, **options)
-        text = text.strip()[1:-1]  # "{name: value}"
+        if isinstance(value, torch.nn.Module):
+            text = f"{name}: {_constructor(value, _arguments(value)).strip()}"
+        else:
+            text = yaml.safe_dump({name: value}, allow_unicode=True, **options)
+            text = text.strip()[1:-1]  # "{name: value}"
         lines.append(textwrap.indent(text, "    "))
     return "\n".join(lines) + "\n"
 

@@ -22,7 +22,8 @@ def _add_export(commands):
     )
     parser.add_argument(
         "--results",
-        help="output folder of verify.py: figures, cohort, calibration, thresholds",
+        help="output folder of verify.py, of a spoofing detector of evaluate.py: "
+        "figures, cohort, calibration, thresholds",
     )
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--name", help="owner/name on the hub, for the card")
@@ -200,15 +201,19 @@ def _add_onnx(commands):
 def run_onnx(arguments):
     """Export, print the report as JSON."""
     from speechbrain_ext.export.onnx.export import export_onnx, require_extra
+    from speechbrain_ext.inference.detector import complete_detector
     from speechbrain_ext.pretrained import INFERENCE, load_hyperparams
 
     require_extra()  # before the model takes its time to load
-    hparams = load_hyperparams(arguments.source)
+    hparams, calibrator = load_hyperparams(arguments.source), None
+    if hparams["speaker_encoder"].head.used_by == "SpoofingDetector":
+        calibrator = complete_detector(arguments.source, hparams).calibrator
     report = export_onnx(
         hparams["speaker_encoder"],
         arguments.output,
         int8=arguments.int8,
         check_files=arguments.recordings,
         inference={key: hparams[key] for key in INFERENCE if key in hparams},
+        calibrator=calibrator,
     )
     print(json.dumps(report, indent=1))

@@ -162,7 +162,8 @@ class Embedder:
 
     Windows are those of the folder unless they are given, and so is what counts as
     speech, with ``speech_detection``: then the file has seconds of speech, which
-    quality measures take in place of durations. ``options`` go to
+    quality measures take in place of durations. ``used_by`` is the class of
+    ``speechbrain_ext.inference`` whose folder it must be. ``options`` go to
     :func:`~speechbrain_ext.inference.extraction.extract_embeddings`.
     """
 
@@ -174,11 +175,12 @@ class Embedder:
         hop_seconds=None,
         eval_precision="fp32",
         speech_detection=False,
+        used_by="SpeakerVerifier",
         **options,
     ):
         keep_freed_memory()
         self.folder = folder
-        hparams, chunking = load_encoder(folder)
+        hparams, chunking = load_encoder(folder, used_by=used_by)
         device = run_opts.device or infer_device()
         self.model = hparams["speaker_encoder"].to(device)
         self.size, self.detects = self.model.embedding_size, speech_detection

@@ -14,6 +14,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
+from speechbrain_ext.export import detection
 from speechbrain_ext.inference.thresholds import RULE_OF_30, Thresholds
 from speechbrain_ext.pruning.plots import sparsity_table
 from speechbrain_ext.scoring.report import LEGEND, as_markdown
@@ -24,13 +25,16 @@ from speechbrain_ext.utils.errors import (
     repository,
 )
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE = TEMPLATES / "model_card.md"
 SECTIONS = (
     *("title", "summary", "installation", "usage", "speechbrain", "results"),
     *("thresholds", "sizes", "training", "files", "licence"),
 )
 LIBRARY = "speechbrain"
 TAGS = ["speechbrain", "speaker-verification", "speaker-recognition", "embeddings"]
+DETECTOR = "SpoofingDetector"
+DETECTOR_TAGS = ["speechbrain", "anti-spoofing", "deepfake-detection", "asvspoof"]
 REQUIRED = ("license", "library_name", "tags")
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}|multilingual")
@@ -90,6 +94,10 @@ class CardFacts:
         Its family, by :func:`encoder_title`.
     sample_rate : int
         Hz.
+    used_by : str
+        The class of ``speechbrain_ext.inference`` that loads it.
+    costs : dict or None
+        Of a detector's figures, as results.json has them.
     """
 
     name: str
@@ -107,6 +115,13 @@ class CardFacts:
     structure: dict | None = None
     encoder: str = "w2v-BERT"
     sample_rate: int = 16000
+    used_by: str = "SpeakerVerifier"
+    costs: dict | None = None
+
+    @property
+    def detects(self):
+        """Whether it is a spoofing detector."""
+        return self.used_by == DETECTOR
 
 
 def encoder_title(encoder):
@@ -136,10 +151,11 @@ def make_card(facts, template=None):
         is none; a licence or language that the hub would not take.
     """
     data, values = _front_matter(facts), _values(facts)
+    own = TEMPLATES / "detector_card.md" if facts.detects else TEMPLATE
     if template is None:
-        card = ModelCard.from_template(data, template_path=TEMPLATE, **values)
+        card = ModelCard.from_template(data, template_path=own, **values)
         return f"{str(card).strip()}\n"
-    page = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
+    page = jinja2.Template(own.read_text(encoding="utf-8"))
     context = page.new_context(values)
     sections = {name: "".join(page.blocks[name](context)) for name in SECTIONS}
     path = Path(template)
@@ -188,23 +204,38 @@ def with_thresholds(text, thresholds, source):
 
 def _values(facts):
     """What the template shows, besides the facts themselves."""
-    rows = max((len(result["systems"]) for result in facts.lists), default=0)
     return {
         "facts": facts,
         "repository": repository(),
         "wheel": WHEEL,
         "total": facts.sizes["encoder"] + facts.sizes["head"],
-        "table": as_markdown(facts.lists) if facts.lists else "",
-        "legend": LEGEND,
-        # scores that the folder gives, where there are figures of others
-        "unshared": [KINDS[k] for k in facts.scores]
-        if rows > len(facts.scores)
-        else [],
+        **_results(facts),
         **_OF_THRESHOLDS,
         "training": list(_training(facts)),
         "origin": facts.training.get("converted_from") or {},
         "units": _units(facts.structure) if facts.structure else [],
         "files": FILES,
+    }
+
+
+def _results(facts):
+    """Table and legend of the figures, and which scores the folder gives."""
+    if not facts.lists:
+        return {"table": "", "legend": "", "unshared": []}
+    if facts.detects:
+        table, legend = (
+            detection.table_of(facts.lists),
+            detection.legend_of(facts.costs),
+        )
+        return {"table": table, "legend": legend, "unshared": []}
+    rows = max(len(result["systems"]) for result in facts.lists)
+    return {
+        "table": as_markdown(facts.lists),
+        "legend": LEGEND,
+        # scores that the folder gives, where there are figures of others
+        "unshared": [KINDS[k] for k in facts.scores]
+        if rows > len(facts.scores)
+        else [],
     }
 
 
@@ -220,6 +251,7 @@ def _training(facts):
             "validation_eer_percent",
             "EER on trials of speakers held out for validation: {:.2f} %",
         ),
+        ("validation_min_dcf", "minDCF there: {:.4f}"),
     ):
         if facts.training.get(key):
             yield words.format(facts.training[key])
@@ -272,13 +304,18 @@ def _front_matter(facts):
         figures = {
             "metrics": ["eer", "min_dcf", "cllr"],
             "model_name": facts.name.rpartition("/")[2],
-            "eval_results": list(_figures(facts.lists)),
+            "eval_results": list(
+                detection.figures_of(facts.lists)
+                if facts.detects
+                else _figures(facts.lists)
+            ),
         }
     return ModelCardData(
         language=list(facts.languages) or None,
         license=facts.licence,
         library_name=LIBRARY,
-        tags=TAGS + ["pruned"] * (facts.structure is not None),
+        tags=(DETECTOR_TAGS if facts.detects else TAGS)
+        + ["pruned"] * (facts.structure is not None),
         **figures,
     )
 

@@ -1,7 +1,7 @@
 """The end state of a recipe as a folder to share, with all that verification needs.
 
     pretrained folder (train.py, distill_prune.py, convert)  ┐
-    results folder (verify.py)                               ┴→ the folder, its card
+    results folder (verify.py, evaluate.py)                  ┴→ the folder, its card
 
 Written are the model, training.json and README.md; from results, calibration.json,
 cohort.npz and thresholds.json; structure.png of a pruned model. Names
@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 from speechbrain_ext import __version__
-from speechbrain_ext.export.card import FILES, CardFacts, encoder_title, make_card
+from speechbrain_ext.export.card import (
+    DETECTOR,
+    FILES,
+    CardFacts,
+    encoder_title,
+    make_card,
+)
+from speechbrain_ext.export.detection import LLR, read_detection_results
 from speechbrain_ext.export.thresholds import (
     Measured,
     from_calibration,
@@ -67,6 +74,7 @@ _TRAINING = {
     "n_speakers?": int,
     "epoch?": (int, None),
     "validation_eer_percent?": (float, None),
+    "validation_min_dcf?": (float, None),
     "converted_from?": {"file?": str, "licence?": str},
     "name?": str,
 }
@@ -216,7 +224,10 @@ def export_model(
     half=False,
     card_template=None,
 ):
-    """Write a folder that ``SpeakerVerifier.from_hparams`` loads, with its card.
+    """Write a folder that ``from_hparams`` loads, with its card.
+
+    Of a speaker encoder for ``SpeakerVerifier``, of a detector for
+    ``SpoofingDetector``.
 
     Arguments
     ---------
@@ -225,8 +236,8 @@ def export_model(
     output : str or Path
         The folder; replaced where it is an export with nothing of the user's in it.
     results : str or Path, optional
-        Output folder of verify.py for this model: figures, cohort, calibration,
-        thresholds.
+        Output folder of verify.py for this model, of a detector of evaluate.py:
+        figures, cohort, calibration, thresholds.
     name : str, optional
         ``owner/name`` on the hub; None takes the folder's name.
     licence, languages, training_data
@@ -259,15 +270,23 @@ def export_model(
     if trials is not None and not thresholds_from:
         raise InputError(f"--trials {trials}: expected --thresholds_from with it")
     source = _read_source(pretrained_folder, with_classifier)
-    verified = read_results(results) if results is not None else None
+    detects = source.model.head.used_by == DETECTOR
+    if detects and thresholds_from:
+        raise InputError(
+            f"--thresholds_from {thresholds_from[0]}: {pretrained_folder} is of a "
+            "spoofing detector, expected --results of evaluate.py for its thresholds"
+        )
+    read = read_detection_results if detects else read_results
+    verified = read(results) if results is not None else None
     backend = verified.backend if verified else Backend()
     if verified:
         verified.check_model(weights_file(source.folder))
+    if verified and not detects:
         backend.check_width(source.model.embedding_size, source.folder)
     if backend.cohort is not None and not with_cohort:
         backend = Backend()  # a calibrator of normalised scores serves no others
     measured = _measured(verified, source, thresholds_from, trials)
-    scores = _scores(backend)
+    scores = [LLR] if detects else _scores(backend)
     facts = CardFacts(
         name=name or output.name,
         sizes=_sizes(source.model),
@@ -283,6 +302,8 @@ def export_model(
         structure=_pruned_structure(source.model),
         encoder=encoder_title(source.model.encoder),
         sample_rate=getattr(source.model.encoder, "sample_rate", RATE),
+        used_by=source.model.head.used_by,
+        costs=verified.about.get("costs") if verified else None,
     )
     make_card(facts, card_template)  # what is wrong with it, before anything is written
     with write_folder_atomically(output) as folder, _as_if_in(output, folder):
@@ -298,8 +319,12 @@ def _measured(verified, source, thresholds_from, trials):
     if thresholds_from:
         tested = verified.list_names if verified else ()
         return from_files(thresholds_from, trials, tested)
+    detects = source.model.head.used_by == DETECTOR
     if verified is None:
-        return Measured({}, "no results of verify.py were given")
+        script = "evaluate.py" if detects else "verify.py"
+        return Measured({}, f"no results of {script} were given")
+    if detects:
+        return verified.measured()
     return from_calibration(verified, source.training.get("speakers") or ())
 
 

@@ -8,10 +8,13 @@ import importlib
 
 _MODULES = {
     "Comparison": "inference.verifier",
-    "Identification": "inference.identification",
+    "Detected": "inference.detector",
+    "Identification": "inference.voices.identification",
     "OnnxSpeakerEncoder": "inference.onnx_runner",
+    "OnnxSpoofingDetector": "inference.onnx_runner",
     "Segment": "inference.sources",
     "SpeakerVerifier": "inference.verifier",
+    "SpoofingDetector": "inference.detector",
     "Thresholds": "inference.thresholds",
     "Voices": "inference.voices",
     "convert_released": "export.published.convert",

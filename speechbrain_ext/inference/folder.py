@@ -148,7 +148,7 @@ def load_model(folder, overrides=None):
 def complete_model(folder, hparams):
     """What :func:`load_hyperparams` gave of a folder, and its other files → Model."""
     folder = Path(folder)
-    chunking = _checked_encoder(folder, hparams)
+    chunking = checked_encoder(folder, hparams)
     top_n = hparams.get("as_norm_top_n", INFERENCE["as_norm_top_n"])
     with naming(folder / HYPERPARAMS):
         check_top_n(top_n, "as_norm_top_n", "null")
@@ -156,24 +156,30 @@ def complete_model(folder, hparams):
     width = hparams["speaker_encoder"].embedding_size
     backend = _load_backend(folder, width, top_n)
     path = folder / THRESHOLDS_FILE
-    thresholds = load_thresholds(path) if _is_there(path) else {}
+    thresholds = load_thresholds(path) if is_there(path) else {}
     return Model(hparams, chunking, backend, thresholds, speech)
 
 
-def load_encoder(folder, overrides=None):
+def load_encoder(folder, overrides=None, used_by="SpeakerVerifier"):
     """As :func:`load_model`, without what scores: (hparams, ChunkingConfig)."""
     hparams = load_hyperparams(folder, overrides)
-    return hparams, _checked_encoder(Path(folder), hparams)
+    return hparams, checked_encoder(Path(folder), hparams, used_by)
 
 
-def _checked_encoder(folder, hparams):
-    """The ChunkingConfig of a folder, its model checked."""
+def checked_encoder(folder, hparams, used_by="SpeakerVerifier"):
+    """The ChunkingConfig of a folder, its model checked: one that ``used_by`` loads."""
     with naming(folder / HYPERPARAMS):
         model = hparams["speaker_encoder"]
         if not isinstance(model, SpeakerEncoder):
             raise InputError(
                 f"speaker_encoder is a {type(model).__name__}, expected a "
                 "SpeakerEncoder"
+            )
+        kind = getattr(model.head, "used_by", "SpeakerVerifier")
+        if kind != used_by:
+            raise InputError(
+                f"the head is {type(model.head).__name__}, of a model for {kind}, "
+                f"expected one for {used_by}"
             )
         if (rate := hparams.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
             raise InputError(f"sample_rate is {rate}, expected {SAMPLE_RATE}")
@@ -188,11 +194,11 @@ def _load_backend(folder, width, top_n):
     """
     cohort = calibrator = None
     path = folder / CALIBRATION_FILE
-    if _is_there(path):
+    if is_there(path):
         calibrator = QualityCalibrator.load(path)
         with naming(path):
             top_n = _top_n_of(calibrator.names[0], top_n)
-    if _is_there(folder / COHORT_FILE):
+    if is_there(folder / COHORT_FILE):
         cohort = load_cohort(folder / COHORT_FILE)
         if calibrator is None and top_n is not None and top_n > len(cohort.speakers):
             logger.info(
@@ -215,7 +221,7 @@ def _load_backend(folder, width, top_n):
     return backend
 
 
-def _is_there(path):
+def is_there(path):
     """Whether a folder has this file; a link to nothing is no file that was left out.
 
     The hub's cache is made of links: without this, half a download would be a model

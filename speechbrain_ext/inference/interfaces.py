@@ -15,7 +15,7 @@ import torch
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
 
-from speechbrain_ext.inference import verifier
+from speechbrain_ext.inference import detector, verifier
 from speechbrain_ext.inference.folder import complete_model, find_folder
 from speechbrain_ext.pretrained import check_config, load_model_weights
 
@@ -107,4 +107,13 @@ class SpeakerVerifier(verifier.SpeakerVerifier):
     def __init__(self, modules, hparams, run_opts=None, freeze_params=True):
         folder = hparams["pretrainer"].folder
         model = complete_model(folder, hparams)
+        super().__init__(model, folder, run_opts, freeze_params)
+
+
+class SpoofingDetector(detector.SpoofingDetector):
+    """As the class before, for the folder of a detector."""
+
+    def __init__(self, modules, hparams, run_opts=None, freeze_params=True):
+        folder = hparams["pretrainer"].folder
+        model = detector.complete_detector(folder, hparams)
         super().__init__(model, folder, run_opts, freeze_params)

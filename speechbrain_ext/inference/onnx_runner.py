@@ -87,6 +87,8 @@ class OnnxSpeakerEncoder:
         All that the file says of itself.
     """
 
+    output = "embeddings"  # what the file gives; None: whatever it is
+
     def __init__(
         self,
         path,
@@ -97,6 +99,9 @@ class OnnxSpeakerEncoder:
         self._options = {"threads": threads, "providers": list(providers)}
         self.session = _session(path, **self._options)
         self.metadata = self.session.get_modelmeta().custom_metadata_map
+        output = self.metadata.get("output", "embeddings")
+        if self.output not in (None, output):
+            raise InputError(f"{path}: gives {output}, expected {self.output}")
         try:
             self.sample_rate, self.min_samples, self.embedding_size = (
                 int(self.metadata[name])
@@ -220,11 +225,22 @@ class OnnxSpeakerEncoder:
     def _windows(self, wav, name):
         """What is embedded of a recording: one window, or several of equal length."""
         if self.speech_detection:
-            segments = self.speech(wav)
-            wav = np.concatenate([wav[:0], *(wav[a:b] for a, b in segments)])
-            seconds, least = len(wav) / self.sample_rate, self.settings["min_seconds"]
-            if not len(wav) or seconds < least:
-                raise NoSpeechError(f"{name}: {lack_of_speech(seconds, least)}")
+            segments = self._found_speech(wav, name)
+            wav = np.concatenate([wav[a:b] for a, b in segments])
+        windows = [wav[a:b] for a, b in self._cut(wav)]
+        return self._with_sound(windows, name)
+
+    def _found_speech(self, wav, name):
+        """Segments [S, 2] of speech, enough of it."""
+        segments = self.speech(wav)
+        spoken = int((segments[:, 1] - segments[:, 0]).sum())
+        seconds, least = spoken / self.sample_rate, self.settings["min_seconds"]
+        if not spoken or seconds < least:
+            raise NoSpeechError(f"{name}: {lack_of_speech(seconds, least)}")
+        return segments
+
+    def _cut(self, wav):
+        """Start and stop of one window, or of several of equal length."""
         most = len(wav) if self.max_samples is None else self.max_samples
         most = min(most, len(wav))
         window, hop = (
@@ -232,7 +248,9 @@ class OnnxSpeakerEncoder:
             for key in ("window_seconds", "hop_seconds")
         )
         starts = [*range(0, len(wav) - window, max(hop, 1)), len(wav) - window]
-        windows = [wav[start : start + window] for start in starts]
+        return [(start, start + window) for start in starts]
+
+    def _with_sound(self, windows, name):
         windows = [window for window in windows if window.min() < window.max()]
         if not windows:
             raise InputError(f"{name}: silent, expected speech")
@@ -286,6 +304,41 @@ class OnnxSpeakerEncoder:
     def _rule(self):
         names = tuple(DEFAULTS)[3:]
         return {name: self.settings[name] for name in names}
+
+
+class OnnxSpoofingDetector(OnnxSpeakerEncoder):
+    """Waveforms → log-likelihood ratios of bona fide speech, by a detector's file.
+
+    Arguments and attributes are those of :class:`OnnxSpeakerEncoder`. Recordings are
+    heard whole, as in training; with speech detection those without speech are refused,
+    and windows of long ones without it left out.
+    """
+
+    output = "logits"
+
+    def score(self, wavs, batch_size=8):
+        """Natural-log likelihood ratios, float64 [B], or one of a single [T].
+
+        Arguments and errors are those of :meth:`OnnxSpeakerEncoder.embed`.
+        """
+        return self._ratio(self.embed(wavs, batch_size))
+
+    def score_files(self, paths, batch_size=8):
+        """Of sound files (wav, flac, ogg, mp3) at ``sample_rate`` → float64 [N]."""
+        return self._ratio(self.embed_files(paths, batch_size))
+
+    def _ratio(self, logits):
+        """Logits [..., (spoof, bona fide)] → a (z_b − z_s) + b."""
+        scale, offset = (float(self.metadata[f"llr_{n}"]) for n in ("scale", "offset"))
+        logits = logits.astype(np.float64)
+        return scale * (logits[..., 1] - logits[..., 0]) + offset
+
+    def _windows(self, wav, name):
+        cuts = self._cut(wav)
+        if self.speech_detection:
+            first, last = self._found_speech(wav, name).T
+            cuts = [(a, b) for a, b in cuts if ((first < b) & (last > a)).any()]
+        return self._with_sound([wav[a:b] for a, b in cuts], name)
 
 
 def speech_segments(

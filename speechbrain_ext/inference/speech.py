@@ -267,6 +267,47 @@ class SpeechDetector(torch.nn.Module):
         return speech_segments(probabilities[:n_windows], samples, **rule)
 
 
+class SpeechGate(SpeechDetector):
+    """Lets recordings with speech pass whole, and no others.
+
+    For a model that hears spoofs in the pauses, too, and was trained with them.
+
+    Arguments
+    ---------
+    config : SpeechConfig or None
+    least : float
+        Seconds of speech that a recording needs.
+    """
+
+    def __init__(self, config=None, least=0.0):
+        super().__init__(config)
+        self.least = least
+
+    def trimmed(self, wavs):
+        """B waveforms [T] → the same; of those with too little speech, only that."""
+        enough = max(round(self.least * SAMPLE_RATE), 1)
+        return [
+            wav if len(spoken) >= enough else spoken
+            for wav, spoken in zip(wavs, super().trimmed(wavs))
+        ]
+
+    def windows_of_speech(self, row, recording, chunking):
+        """The windows of a long file in which somebody speaks, and their seconds.
+
+        Arguments and errors are those of :class:`SpeechDetector`.
+        """
+        segments = self._of_file(recording)
+        spoken = int((segments[:, 1] - segments[:, 0]).sum())
+        check_speech(recording.path, spoken / SAMPLE_RATE, self.least)
+        samples = int(recording.seconds * SAMPLE_RATE)
+        chunks = [
+            Chunk(row, 0, -1, (stop - start) / SAMPLE_RATE, [[start, stop]])
+            for start, stop in windows_of(samples, chunking, SAMPLE_RATE)
+            if ((segments[:, 0] < stop) & (segments[:, 1] > start)).any()
+        ]
+        return chunks, samples / SAMPLE_RATE
+
+
 def speech_of(wav, segments):
     """What lies in the segments [S, 2] of a waveform [T], array or tensor → [T']."""
     parts = [wav[start:stop] for start, stop in segments] or [wav[:0]]

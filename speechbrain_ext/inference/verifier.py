@@ -16,7 +16,6 @@ of recordings (:mod:`speechbrain_ext.inference.speech`): a model scores noise an
 silence as if they were voices, and two of a kind as one voice.
 """
 
-import functools
 import logging
 import math
 from typing import NamedTuple
@@ -25,23 +24,17 @@ import numpy as np
 import torch
 from speechbrain.inference.speaker import SpeakerRecognition
 
-from speechbrain_ext.inference.audio_input import check_batch, load_recording
-from speechbrain_ext.inference.channels import checked_channel
 from speechbrain_ext.inference.decisions import (
     Comparison,
     Decider,
     comparison_of,
     log_odds,
 )
-from speechbrain_ext.inference.engine import encode
-from speechbrain_ext.inference.extraction import embed_files
-from speechbrain_ext.inference.folder import checked_run_opts, find_folder, load_model
-from speechbrain_ext.inference.sources import batch_of, sources_of
-from speechbrain_ext.inference.speech import SpeechDetector
+from speechbrain_ext.inference.folder import load_model
+from speechbrain_ext.inference.loaded import LoadedModel
+from speechbrain_ext.inference.sources import sources_of
 from speechbrain_ext.scoring.backend import TrialSide
-from speechbrain_ext.utils.allocator import keep_freed_memory
-from speechbrain_ext.utils.errors import InputError, NoSpeechError
-from speechbrain_ext.utils.precision import autocast_type, has_float64
+from speechbrain_ext.utils.errors import NoSpeechError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +48,7 @@ class SpeakerModel(NamedTuple):
     seconds: float
 
 
-class SpeakerVerifier(SpeakerRecognition):
+class SpeakerVerifier(LoadedModel, SpeakerRecognition):
     """SpeechBrain's SpeakerRecognition with what the model's folder knows.
 
     Its process keeps freed memory from here on
@@ -87,74 +80,15 @@ class SpeakerVerifier(SpeakerRecognition):
         Scores that it can make: ``cosine``, then ``as_norm`` and ``llr``.
     """
 
-    MODULES_NEEDED = ["speaker_encoder"]
+    read_folder = staticmethod(load_model)
 
     def __init__(self, model, source, run_opts=None, freeze_params=True):
-        keep_freed_memory()
-        modules = {"speaker_encoder": model.hparams["speaker_encoder"]}
-        run_opts = checked_run_opts(run_opts)
-        super().__init__(modules, model.hparams, run_opts, freeze_params)
-        self._half = autocast_type(self.precision)
-        self.source, self.chunking = str(source), model.chunking
-        self.speech = model.speech
-        self.backend, self.thresholds = model.backend, model.thresholds
+        super().__init__(model, source, run_opts, freeze_params)
+        self.backend = model.backend
         self.kinds = ["cosine"]
         self.kinds += ["as_norm"] * (self.backend.cohort is not None)
         self.kinds += ["llr"] * (self.backend.calibrator is not None)
         self._decider = Decider(self.kinds, self.thresholds, self.source)
-
-    @classmethod
-    def from_hparams(
-        cls,
-        source,
-        savedir=None,
-        run_opts=None,
-        overrides=None,
-        fetch_config=None,
-        freeze_params=True,
-    ):
-        """Load a model, strictly.
-
-        ``hyperparams.yaml`` is code: load folders of people you trust.
-
-        Arguments
-        ---------
-        source : str or Path
-            A model's folder, which is read where it lies, without any network; or a
-            hub id, ``owner/name``.
-        savedir : str or Path or None
-            Folder for files from the hub; None leaves them in the hub's cache.
-        run_opts : dict or RunOptions or None
-            As for the class: ``{"device": "cuda:0"}``.
-        overrides : dict or None
-            Values for keys of ``hyperparams.yaml``: ``{"window_seconds": 30}``.
-        fetch_config : speechbrain.utils.fetching.FetchConfig or None
-            ``revision``, ``token``, ``huggingface_cache_dir``, ``allow_network`` of a
-            hub id.
-        freeze_params : bool
-            No gradients.
-
-        Returns
-        -------
-        SpeakerVerifier
-
-        Raises
-        ------
-        InputError
-            Names the file that is missing, damaged, or does not fit.
-        """
-        folder = find_folder(source, savedir, fetch_config)
-        return cls(load_model(folder, overrides), source, run_opts, freeze_params)
-
-    @property
-    def embedding_size(self):
-        """Width E of the embeddings."""
-        return self.mods.speaker_encoder.embedding_size
-
-    @functools.cached_property
-    def detector(self):
-        """The SpeechDetector, on the model's device."""
-        return SpeechDetector(self.speech).to(self.device)
 
     def forward(self, wavs, wav_lens=None):
         """wavs [B, T] → embeddings [B, 1, E]."""
@@ -183,14 +117,7 @@ class SpeakerVerifier(SpeakerRecognition):
         InputError
             Wrong shape or type; a row that is too short, silent, or not finite.
         """
-        wavs = batch_of(wavs).to(self.device)
-        wav_lens = torch.ones(len(wavs)) if wav_lens is None else wav_lens
-        wav_lens = torch.as_tensor(wav_lens)
-        if not has_float64(wavs.device):
-            wav_lens = wav_lens.float()
-        wav_lens = wav_lens.to(self.device)
-        check_batch(wavs, wav_lens)
-        embeddings = self._encode(wavs, wav_lens)
+        embeddings = self._encode_batch(wavs, wav_lens)
         if normalize:
             embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
         return embeddings
@@ -248,16 +175,13 @@ class SpeakerVerifier(SpeakerRecognition):
             range. With speech detection NoSpeechError, a kind of it, of one without
             speech, or with too little.
         """
-        if on_error not in ("raise", "collect"):
-            raise InputError(f"on_error {on_error!r}, expected raise or collect")
-        chunking = self.chunking.changed(window_seconds, hop_seconds)
-        chunking = chunking.checked(self.mods.speaker_encoder.encoder)
-        options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
-        collect = on_error == "collect"
-        options |= {"collect": collect}
-        result = self._embed(paths, chunking, speech_detection, channel, **options)
+        result = self._embed_files(
+            *(paths, batch_size, on_error, max_batch_seconds),
+            *(window_seconds, hop_seconds, speech_detection, channel),
+        )
         embeddings = torch.from_numpy(result.vectors)
-        return (embeddings, result.failures) if collect else embeddings
+        collects = on_error == "collect"
+        return (embeddings, result.failures) if collects else embeddings
 
     def enrol(self, files, speech_detection=None, channel="mean"):
         """A speaker from one or several recordings: the mean of their embeddings.
@@ -294,23 +218,6 @@ class SpeakerVerifier(SpeakerRecognition):
         mean = found.vectors.mean(axis=0, dtype=np.float64)
         return SpeakerModel(mean.astype(np.float32), float(found.seconds.sum()))
 
-    def load_audio(self, path, channel="mean"):
-        """One recording as the model wants it → float32 [T] at 16 kHz.
-
-        Arguments
-        ---------
-        path, channel
-            As for :meth:`encode_files`; files are local ones.
-
-        Raises
-        ------
-        InputError
-            As :meth:`encode_files`.
-        """
-        return load_recording(
-            *(sources_of(path), self.chunking.min_seconds, checked_channel(channel))
-        ).to(self.device)
-
     def compare(
         self,
         enrol,
@@ -322,6 +229,8 @@ class SpeakerVerifier(SpeakerRecognition):
         speech_detection=None,
         channel="mean",
         test_channel=None,
+        detector=None,
+        spoof_accept_rate=None,
     ):
         """Everything that the model can say about two voices.
 
@@ -343,12 +252,17 @@ class SpeakerVerifier(SpeakerRecognition):
             As for :meth:`enrol`.
         test_channel : str or int or None
             The channel of ``test``, where it is another.
+        detector : SpoofingDetector or None
+            Also says of each recording whether it is bona fide speech.
+        spoof_accept_rate : float or None
+            Wanted share of spoofs that it lets in, by its own held-out recordings.
 
         Returns
         -------
         Comparison
             Where a side has no speech, scores, probability and decision are None, and
-            there is a warning.
+            there is a warning. With a detector it also has what that says of every
+            recording; ``accepted`` is of both.
 
         Raises
         ------
@@ -358,16 +272,30 @@ class SpeakerVerifier(SpeakerRecognition):
         log_odds(prior)
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
-        if test_channel is None:
-            test_channel = channel
-        voices = [
-            self._voice(enrol, "enrol", speech_detection, channel),
-            self._voice(test, "test", speech_detection, test_channel),
+        channels = channel, channel if test_channel is None else test_channel
+        sides = [
+            side
+            if isinstance(side, SpeakerModel)
+            else [source.kept() for source in sources_of(side, name)]
+            for side, name in ((enrol, "enrol"), (test, "test"))
         ]
+        voices = [
+            self._voice(side, speech_detection, of_side)
+            for side, of_side in zip(sides, channels)
+        ]
+        detected = [None, None]
+        if detector is not None:
+            options = None, spoof_accept_rate, 0.5, speech_detection
+            detected = [
+                None
+                if isinstance(side, SpeakerModel)
+                else detector.detect_files(side, *options, of_side)
+                for side, of_side in zip(sides, channels)
+            ]
         heard = None not in voices
         scores = self._scores(*voices) if heard else {}
         seconds = [voice.seconds if voice else 0.0 for voice in voices]
-        return comparison_of(scores, kind, point, prior, *seconds)
+        return comparison_of(scores, kind, point, prior, *seconds, *detected)
 
     def identify(self, recordings, voices, *decision, **options):
         """As :func:`speechbrain_ext.inference.voices.identification.identify`."""
@@ -445,33 +373,13 @@ class SpeakerVerifier(SpeakerRecognition):
         decision = score.cpu().double() >= threshold
         return score, decision.to(score.device)
 
-    def _encode(self, wavs, wav_lens):
-        """wavs [B, T], wav_lens [B] on any device → [B, 1, E]."""
-        model = self.mods.speaker_encoder
-        return encode(model, wavs, wav_lens, self.device, self._half)
-
-    def _voice(self, files, side, *options):
+    def _voice(self, files, *options):
         """:meth:`enrol`; None, with a warning, where there is no speech."""
         try:
-            if not isinstance(files, SpeakerModel):
-                files = sources_of(files, side)
             return self.enrol(files, *options)
         except NoSpeechError as error:
             logger.warning("%s: no decision", error)
             return None
-
-    def _embed(self, recordings, chunking, speech_detection, channel, **options):
-        if speech_detection is None:
-            speech_detection = self.speech.speech_detection
-        sources, channel = sources_of(recordings), checked_channel(channel)
-        return embed_files(
-            torch.inference_mode()(self._encode),  # 8 % faster than no_grad
-            *(self.embedding_size, sources, chunking, channel),
-            on_cpu=self.device_type == "cpu",
-            progress=not self.noprogressbar,
-            detector=self.detector if speech_detection else None,
-            **options,
-        )
 
     def _scores(self, enrol, test):
         """Two SpeakerModels → {kind of score: float}."""

@@ -308,6 +308,7 @@ class Head(_Rebuildable):
 
     min_frames = 1
     states_read = None  # (first, last, n_states)
+    used_by = "SpeakerVerifier"  # of speechbrain_ext.inference: what loads its folder
 
     def read_states(self, n_states, layers=None):
         """Of ``n_states`` read ``layers``, [first, last] inclusive → how many.

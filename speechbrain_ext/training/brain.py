@@ -84,6 +84,8 @@ class SpeakerBrain(ResumableBrain):
     average : int
         Of the last epochs: their mean weights are the model at the end. 1: the best
         epoch's.
+    encoder_lr_scale : float
+        Of the learning rate, for the encoder's weights.
     step_log : Path, optional
         CSV of every optimiser step, where a term has something to say: loss and its
         parts on the main process.
@@ -92,7 +94,15 @@ class SpeakerBrain(ResumableBrain):
     """
 
     def __init__(
-        self, *, modules, terms, validation=None, average=1, step_log=None, **options
+        self,
+        *,
+        modules,
+        terms,
+        validation=None,
+        average=1,
+        encoder_lr_scale=1.0,
+        step_log=None,
+        **options,
     ):
         speaker_encoder = modules["speaker_encoder"]
         trains_head = any(term.needs_embeddings for term in terms)
@@ -107,6 +117,7 @@ class SpeakerBrain(ResumableBrain):
         super().__init__(modules=modules, **options)
         self.terms = terms
         self.validation, self.average = validation, average
+        self.encoder_lr_scale = encoder_lr_scale
         self.head = speaker_encoder.head
         if not trains_head:
             self.head = self.head.to(self.device).requires_grad_(False)
@@ -141,7 +152,10 @@ class SpeakerBrain(ResumableBrain):
     def on_fit_batch_start(self, batch, should_step):
         """Set this step's learning rate, and what the terms schedule."""
         progress = self.progress()
-        self.optimizer.param_groups[0]["lr"] = self.hparams.lr_schedule(progress)
+        rate = self.hparams.lr_schedule(progress)
+        for group in self.optimizer.param_groups:
+            if "lr_scale" in group:
+                group["lr"] = rate * group["lr_scale"]
         for term in self.terms:
             term.on_step(self.modules, progress)
 
@@ -184,12 +198,19 @@ class SpeakerBrain(ResumableBrain):
         """What follows the learning rate of the run, then the groups of the terms."""
         own = [g for term in self.terms for g in term.groups(self.modules)]
         taken = {id(p) for group in own for p in group["params"]}
-        weights = [
-            p
-            for p in self.modules.parameters()
-            if p.requires_grad and id(p) not in taken
-        ]
-        return [{"params": weights}, *own]
+        encoder = unwrap(self.modules.speaker_encoder).encoder
+        scaled = set()
+        if self.encoder_lr_scale != 1:
+            scaled = {id(p) for p in encoder.parameters()}
+        weights, of_encoder = [], []
+        for p in self.modules.parameters():
+            if p.requires_grad and id(p) not in taken:
+                (of_encoder if id(p) in scaled else weights).append(p)
+        following = [{"params": weights, "lr_scale": 1.0}]
+        if of_encoder:
+            scale = self.encoder_lr_scale
+            following.append({"params": of_encoder, "lr_scale": scale})
+        return [*following, *own]
 
     def init_optimizers(self):
         """As in every Brain.

@@ -9,12 +9,13 @@ and the training script calls it with the prepared manifest.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.data.dataset import TrainingSet, make_loader
-from speechbrain_ext.data.manifest import read_manifest
+from speechbrain_ext.data.manifest import COLUMNS, read_manifest
 from speechbrain_ext.data.sampler import CropBatchSampler
 from speechbrain_ext.data.shards.index import from_shards
 from speechbrain_ext.data.shards.order import ShardOrderSampler
@@ -22,6 +23,8 @@ from speechbrain_ext.utils.distributed import rank_and_world
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+SPEAKER = COLUMNS[-1]
 
 
 class TrainingData:
@@ -42,7 +45,10 @@ class TrainingData:
         Without arguments → ``(wav [T], generator)`` → wav, as a partial of
         :class:`~speechbrain_ext.data.augment.Augmenter`. None: clean crops.
     draws_per_epoch : int, optional
-        None: every utterance once. A number: balanced over speakers.
+        None: every utterance once. A number: balanced over the classes.
+    label : str
+        Column of the manifest whose values are the classes: speakers, or ``key`` of a
+        detection. Speeds make new classes of speakers alone.
     shards : str, optional
         Folder of ``python -m speechbrain_ext shards`` to read the recordings from.
     shard_window : int, optional
@@ -72,8 +78,14 @@ class TrainingData:
         shard_window: PositiveInt | None = None,
         max_bad_recordings: NonNegativeInt = 0,
         valid_batch_seconds: PositiveFloat = 300,
+        label: str = SPEAKER,
     ):
-        self.manifest = read_manifest(path)
+        self.manifest = _labelled(path, label)
+        if label != SPEAKER and len(speeds) > 1:
+            raise InputError(
+                f"speeds: {list(speeds)}, expected [1.0] for classes of {label!r}: a "
+                "faster voice is another speaker, and of the same class"
+            )
         if shards:
             self.manifest = from_shards(self.manifest, shards)
         self.crop_seconds = crop_seconds
@@ -104,14 +116,15 @@ class TrainingData:
             n_perturbed=self.n_perturbed,
         )
         logger.info(
-            "training on %d speakers, %d utterances, %.1f h",
-            *(len(self.speakers), len(self.manifest)),
+            "training on %d %s, %d utterances, %.1f h",
+            *(len(self.speakers), "speakers" if label == SPEAKER else f"{label}s"),
+            len(self.manifest),
             self.manifest.durations.sum() / 3600,
         )
 
     @property
     def speakers(self):
-        """Names in label order: list of str."""
+        """Names of the classes in label order, speakers as a rule: list of str."""
         return self.manifest.speaker_names.tolist()
 
     @property
@@ -132,3 +145,14 @@ class TrainingData:
     def loader(self, num_workers=0, pin_memory=False):
         """Batches of the training set in the sampler's order."""
         return make_loader(self.dataset, self.sampler, num_workers, pin_memory)
+
+
+def _labelled(path, label):
+    """A manifest whose classes are those of a column."""
+    manifest = read_manifest(path)
+    if label == SPEAKER:
+        return manifest
+    if label not in manifest.extra:
+        known = ", ".join([SPEAKER, *manifest.extra])
+        raise InputError(f"{path}: no column {label!r} to train on, expected {known}")
+    return replace(manifest, speakers=manifest.extra[label], n_perturbed=None)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Train a speaker encoder, or prune and distil one: a YAML file says which.
+r"""Train a speaker encoder or a spoofing detector, or prune it, as a YAML file says.
 
     python train.py hparams/stage1_lora_adapter_mfa.yaml \
         --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1 \
@@ -29,7 +29,7 @@ from typing import Literal
 
 import speechbrain as sb
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import get_rank, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -72,6 +72,7 @@ def train(
     ckpt_interval_minutes: NonNegativeFloat = 30,
     max_grad_norm: float = 1.0,
     average_epochs: PositiveInt = 1,
+    encoder_lr_scale: PositiveFloat = 1.0,
     **options,
 ):
     """Prepare, train, save. The keyword arguments are the keys of a YAML file.
@@ -118,6 +119,8 @@ def train(
     average_epochs : int
         Of the last epochs: their mean weights are the model that is saved. 1: the best
         epoch's are.
+    encoder_lr_scale : float
+        Of the learning rate, for the encoder's weights.
     **options
         Other run options of SpeechBrain.
     """
@@ -140,6 +143,7 @@ def train(
         terms=terms,
         validation=validation(prepared, data.valid_batch_seconds),
         average=average_epochs,
+        encoder_lr_scale=encoder_lr_scale,
         step_log=folder / "steps.csv",
         sampler=data.sampler,
         opt_class=opt_class,
@@ -186,6 +190,7 @@ def save(model, figures, terms, pretrained_folder, folder, stage):
         "stage": stage,
         "epoch": figures.get("epoch"),
         "validation_eer_percent": figures.get("EER"),
+        "validation_min_dcf": figures.get("minDCF"),
         "trained_parameters": trained,
         "total_parameters": total,
     }

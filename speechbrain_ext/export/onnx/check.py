@@ -164,9 +164,15 @@ def check_against_torch(model, path):
     }
 
 
+class _AnyOutput(OnnxSpeakerEncoder):
+    """Of embeddings, and of a detector's logits."""
+
+    output = None
+
+
 def graph_alone(path, threads=None):
     """The runner of a file, for recordings as they are: all of them, in one window."""
-    encoder = OnnxSpeakerEncoder(path, threads, speech_detection=False)
+    encoder = _AnyOutput(path, threads, speech_detection=False)
     encoder.settings["window_seconds"] = float("inf")
     return encoder
 

@@ -2,7 +2,7 @@
 
     model.onnx     inputs   wavs [B, T] float32, ±1 at 16 kHz, padded on the right
                             wav_lens [B] float32, relative to T; may be left out
-                   output   embeddings [B, E] float32
+                   output   embeddings [B, E] float32; of a detector logits [B, 2]
     model.json     sizes, seconds, largest difference from torch; for int8 the cosines
     silero_vad.onnx    of the package silero-vad, for OnnxSpeakerEncoder to find speech
                        by, with its licence (MIT) in silero_vad.LICENSE.txt
@@ -11,7 +11,8 @@ Any batch size and length; a padded batch gives what its single recordings give.
 the file takes its name it is loaded into onnxruntime and compared with the model on
 recordings of several lengths: a difference above 1e-4 is an error, and nothing is
 left behind. What a service needs to know is in the file's ``metadata_props``: sample
-rate, embedding size, fewest samples, windows, what counts as speech, version.
+rate, embedding size, fewest samples, windows, what counts as speech, version; of a
+detector also a and b of its log-likelihood ratio, a (z_b − z_s) + b.
 
 Models of 2 GB and more keep their weights in a second file beside, which the first one
 names.
@@ -22,6 +23,8 @@ import importlib.metadata
 import time
 from pathlib import Path
 
+import numpy as np
+
 from speechbrain_ext.inference.onnx_runner import VAD_FILE
 from speechbrain_ext.inference.speech import silero_file
 from speechbrain_ext.pretrained import INFERENCE
@@ -31,7 +34,9 @@ from speechbrain_ext.utils.files import write_atomically, write_json
 SILERO = "silero_vad_16k_sequence.onnx"  # in that package: many windows in a call
 
 
-def export_onnx(model, output, int8=False, check_files=(), inference=None):
+def export_onnx(
+    model, output, int8=False, check_files=(), inference=None, calibrator=None
+):
     """Write a speaker encoder as ONNX, checked against torch.
 
     Arguments
@@ -49,6 +54,8 @@ def export_onnx(model, output, int8=False, check_files=(), inference=None):
         How recordings are treated: keys of
         :data:`~speechbrain_ext.pretrained.INFERENCE`, as in the model's folder; absent
         ones have their values there.
+    calibrator : QualityCalibrator, optional
+        Of a detector's ratio.
 
     Returns
     -------
@@ -77,6 +84,7 @@ def export_onnx(model, output, int8=False, check_files=(), inference=None):
         start = time.perf_counter()
         treated = {**INFERENCE, **(inference or {})}
         del treated["as_norm_top_n"]  # of scores, which the file has none of
+        treated |= _ratio(model, calibrator)
         path = onnx_files.save(build(model, treated), folder / "fp32.onnx")
         report = {
             **describe(model),
@@ -91,6 +99,17 @@ def export_onnx(model, output, int8=False, check_files=(), inference=None):
     _write_detector(output)
     write_json(output.with_suffix(".json"), report)
     return report
+
+
+def _ratio(model, calibrator):
+    """What a detector's file says of its logits; of an encoder nothing."""
+    if model.head.used_by != "SpoofingDetector":
+        return {}
+    scale, offset = 1.0, float(model.head.log_likelihood_ratio(np.zeros(2)))
+    if calibrator is not None:
+        (weight,) = calibrator.weights.tolist()
+        scale, offset = weight, weight * offset + calibrator.bias
+    return {"output": "logits", "llr_scale": scale, "llr_offset": offset}
 
 
 def _write_detector(output):

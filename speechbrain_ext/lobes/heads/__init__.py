@@ -1,5 +1,6 @@
-"""Heads: all hidden states of an encoder → one embedding per utterance."""
+"""Heads: all hidden states of an encoder → one embedding or decision per utterance."""
 
+from speechbrain_ext.lobes.heads.detection import Detection
 from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
@@ -19,6 +20,7 @@ __all__ = [
     "AdapterMFA",
     "AttentiveStatisticsPooling",
     "ConformerMFA",
+    "Detection",
     "ECAPAPooling",
     "LayerAdapter",
     "WeightedSumECAPA",

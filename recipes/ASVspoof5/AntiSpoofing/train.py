@@ -1,0 +1,1 @@
+../../VoxCeleb/SpeakerRec/train.py
