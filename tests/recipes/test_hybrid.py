@@ -213,9 +213,8 @@ def test_a_point_of_no_sparsity_and_the_table_of_a_sweep(
     for row, folder in zip(found["models"], results[::-1]):
         figures = json.loads((folder / "results.json").read_text())
         expected = figures["lists"][0]["systems"][0]["eer_percent"]
-        assert row["eer"]["trials"]["percent"] == expected
-        low, high = row["eer"]["trials"]["interval_95"]
-        assert 0 <= low <= high <= 100
+        # two speakers have no interval; test_sizes has some
+        assert row["eer"]["trials"] == {"percent": expected}
     table = capsys.readouterr().out
     assert len(table.splitlines()) == 4
     assert table.strip() in (output / "sizes.md").read_text()
