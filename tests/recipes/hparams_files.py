@@ -23,6 +23,7 @@ TABLE1 = tuple(
 FBANK = tuple(
     f"fbank/{path.stem}" for path in sorted((HPARAMS / "fbank").glob("*.yaml"))
 )
+SMALL_STUDENTS = ("small_svmixer", "small_transformer_student")
 # What makes a network of features small, where its file is only loaded
 SMALLER = {
     "fbank/resnet": ["--size=18"],
@@ -30,9 +31,10 @@ SMALLER = {
     "fbank/ecapa": ["--channels=[16, 16, 16, 16, 24]"],
     "fbank/redimnet": ["--size=B0"],
     "fbank/redimnet2": ["--size=B0"],
+    **{name: ["--teacher=null"] for name in SMALL_STUDENTS},
 }
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
-SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
+SMALL = ("small_from_scratch", "small_ecapa", "small_whisper", *SMALL_STUDENTS)
 TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1, *FBANK)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 FILES = {
