@@ -81,7 +81,7 @@ class FramePlan:
     @functools.cached_property
     def _grid(self):
         """Row and number of all windows [N], and that of each row's first [B]."""
-        batch, device = len(self.counts), self.counts.device
+        batch, device = self.counts.shape[0], self.counts.device
         most = (self.total + self.window - 1) // self.window
         rows = torch.arange(batch, device=device).unsqueeze(1).expand(batch, most)
         numbers = torch.arange(most, device=device).expand(batch, most)
@@ -109,7 +109,7 @@ class FramePlan:
         [B, T'] each, the share [B, T', 1].
         """
         frames = torch.arange(self.total, device=self.counts.device)
-        frames = frames.expand(len(self.counts), self.total)
+        frames = frames.expand(self.counts.shape[0], self.total)
         room = (self.counts - self.window).clamp(min=1).unsqueeze(1)
         last = (self._number - 1).unsqueeze(1)
         # the last window that begins at t or before: s_i ≤ t ⇔ i < (t + 1)(n − 1) / D
@@ -148,8 +148,10 @@ class FramePlan:
 
         What lies behind the end of a row means nothing.
         """
-        pairs = x[:, : self.total // 2 * 2].unflatten(1, (-1, 2))
-        return pairs.mean(2)
+        if torch.compiler.is_compiling():  # a length that a graph can follow
+            first = 2 * torch.arange(self.total // 2, device=x.device)
+            return (x[:, first] + x[:, first + 1]) / 2
+        return x[:, : self.total // 2 * 2].unflatten(1, (-1, 2)).mean(2)
 
     def doubled(self, x):
         """[B, T' // 2, C] → [B, T', C], linearly between the centres of the pairs."""
@@ -178,5 +180,5 @@ def neighbours(counts_in, counts_out, total):
 
 def interpolated(x, before, behind, share):
     """Rows [B, T, C] at places of :func:`neighbours` → [B, T', C]."""
-    rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+    rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
     return torch.lerp(x[rows, before], x[rows, behind], share.to(x.dtype))

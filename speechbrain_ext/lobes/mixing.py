@@ -34,7 +34,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.conformer import depthwise
-from speechbrain_ext.lobes.cpu_inference import Linear, activated, gelu
+from speechbrain_ext.lobes.cpu_inference import (
+    Linear,
+    activated,
+    by_onednn,
+    gelu,
+    onednn_linear,
+    watched,
+)
 from speechbrain_ext.lobes.encoder import PrunableGroup
 
 # Taps of depthwise convolutions: SV-Mixer's two and that of its drawing, ConvMixer's
@@ -102,9 +109,27 @@ class ChannelMLP(nn.Module):
         if self.groups == 1:
             return self.down(activated(self.up, gelu, x))
         shape = x.shape
-        x = x.flatten(0, 1).unflatten(1, (self.groups, -1)).transpose(0, 1)
+        x = x.flatten(0, 1)
+        layers = self.up, self.down
+        if by_onednn(x, self.up.weight) and not any(map(watched, layers)):
+            return self._by_group(x).view(shape)
+        x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
         y = self.down(gelu(self.up(x)))  # [G, B T, H / G]
         return y.transpose(0, 1).reshape(shape)
+
+    def _by_group(self, x):
+        """[N, H] → the same, one group after the other, while it is in the cache."""
+        parts = (
+            layer.chunk(self.groups)
+            for layer in (self.up.weight, self.up.bias, self.down.weight)
+        )
+        width = x.shape[1] // self.groups
+        bias, y = self.down.bias.split(width), torch.empty_like(x)
+        for group, (up, up_bias, down) in enumerate(zip(*parts)):
+            place = slice(group * width, (group + 1) * width)
+            inner = onednn_linear(x[:, place], up, up_bias, gelu)
+            y[:, place] = onednn_linear(inner, down, bias[group])
+        return y
 
 
 class TimeMLP(nn.Module):

@@ -10,7 +10,12 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.lobes.any_length import FramePlan
 from speechbrain_ext.lobes.heads import MFA
-from speechbrain_ext.lobes.mixing import CycleLinear, Depthwise, GroupedLinear
+from speechbrain_ext.lobes.mixing import (
+    ChannelMLP,
+    CycleLinear,
+    Depthwise,
+    GroupedLinear,
+)
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.sv_mixer import SVMixerEncoder, TransformerStudent
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
@@ -207,6 +212,14 @@ def test_parts_by_hand():
     x = noise(2, 5, 4)
     expected = F.conv1d(x.mT, local.weight, local.bias, padding=1, groups=4).mT
     torch.testing.assert_close(local(x), expected)
+
+
+def test_groups_one_after_the_other_are_all_at_once():
+    mlp = ChannelMLP(256, 1024, 4)
+    x = noise(2, 70, 256)  # enough for oneDNN, where nothing needs a gradient
+    with torch.no_grad():
+        found = mlp(x)
+    torch.testing.assert_close(found, mlp(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 # -- any length ------------------------------------------------------------------------
