@@ -13,6 +13,7 @@ from speechbrain_ext.lobes.encoder import Head, shared_copy
 from speechbrain_ext.lobes.heads.ecapa import ECAPAPooling
 from speechbrain_ext.lobes.heads.pooling import weighted_sum
 from speechbrain_ext.lobes.redimnet import ReDimNet
+from speechbrain_ext.utils.precision import full_precision
 
 
 class WeightedSumReDimNet(Head):
@@ -54,9 +55,10 @@ class WeightedSumReDimNet(Head):
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
         x = weighted_sum(self.chosen(states), self.layer_weights)
-        x = self.projection(x)
-        states = self.network.encode(x, lens)
-        return self.pooling(states, self.network.output_lens(x, lens))
+        with full_precision(x):  # its small maps gain nothing from less
+            x = self.projection(x.to(self.projection.weight.dtype))
+            states = self.network.encode(x, lens)
+            return self.pooling(states, self.network.output_lens(x, lens))
 
     def graph_form(self):
         """With those of its parts."""
