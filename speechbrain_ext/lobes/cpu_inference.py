@@ -53,11 +53,12 @@ ACTIVATIONS = {gelu: ("gelu", "none"), swish: ("swish", ""), relu: ("relu", "")}
 
 def by_onednn(x, weight):
     """Whether x [..., in] times weight [out, in] is oneDNN's."""
+    if not inference_on_cpu(x):  # first: a graph must not depend on a size
+        return False
     plain = x.dtype == weight.dtype == torch.float32
     large = x.numel() * weight.shape[0] >= ONEDNN_FROM
     usable = ONEDNN and torch.backends.mkldnn.enabled
-    plain = plain and large and usable and inference_on_cpu(x)
-    return plain and not torch.is_autocast_enabled("cpu")
+    return plain and large and usable and not torch.is_autocast_enabled("cpu")
 
 
 def linear(x, weight, bias=None, function=None):
