@@ -333,6 +333,66 @@ def distillation_loss(student, teacher, lens=None):
     return Distillation(l1.mean() - cosine.mean(), l1, cosine)
 
 
+class SquaredDistance(NamedTuple):
+    """The loss, a scalar, and the mean squares that it is the mean of: mse [S]."""
+
+    loss: torch.Tensor
+    mse: torch.Tensor
+
+
+def squared_loss(student, teacher, lens=None):
+    """Mean squared difference of hidden states, over valid frames and channels.
+
+    Arguments and errors are those of :func:`distillation_loss`. Of the last state alone
+    it is what SV-Mixer is distilled with (arXiv 2509.14136). → SquaredDistance.
+    """
+    pairs = _counted_pairs(student, teacher, lens)
+    mse = torch.stack([F.mse_loss(s, t) for s, t in pairs])
+    return SquaredDistance(mse.mean(), mse)
+
+
+def prediction_loss(student, teacher, lens=None, cosine_weight: float = 1.0):
+    """What predicted states of a teacher are compared by, mean over the states:
+
+        mean |s − t| − λ mean ln σ(cos(s, t))
+
+    DistilHuBERT (Chang et al. 2022, arXiv 2110.01900, equation 1). Arguments and errors
+    are those of :func:`distillation_loss`; ``cosine_weight`` is λ. → Distillation.
+    """
+    l1, cosine, loss = [], [], []
+    for s, t in _counted_pairs(student, teacher, lens):
+        cosines = F.cosine_similarity(s, t, dim=-1)
+        l1.append(F.l1_loss(s, t))
+        cosine.append(cosines.mean())
+        loss.append(l1[-1] - cosine_weight * F.logsigmoid(cosines).mean())
+    return Distillation(
+        torch.stack(loss).mean(),
+        torch.stack(l1).detach(),
+        torch.stack(cosine).detach(),
+    )
+
+
+def aligned(state, frames):
+    """A teacher's state [B, T, C] at the frame rate of a student's, [B, ``frames``, C].
+
+    Both begin with the recording. The rates are one where T is ``frames`` but for a
+    frame or two at the end, of networks with other borders: these are cut off, or the
+    last frame is repeated. So with k times as many, whose every k are averaged (2 of
+    100 a second). Any other number is stretched linearly over the recording.
+    """
+    total = state.shape[1]
+    times = max(1, round(total / frames))
+    if abs(total - times * frames) > 2 * times:
+        moved = state.transpose(1, 2)
+        return F.interpolate(moved, size=frames, mode="linear").transpose(1, 2)
+    missing = times * frames - total
+    if missing > 0:
+        last = state[:, -1:].expand(-1, missing, -1)
+        state = torch.cat([state, last], dim=1)
+    state = state[:, : times * frames]
+    return state if times == 1 else state.unflatten(1, (frames, times)).mean(2)
+
+
 class _StateDistance(torch.autograd.Function):
     """mean |s − t| and mean cos(s, t) of one state, [B, T, C] each.
 
@@ -366,6 +426,17 @@ class _StateDistance(torch.autograd.Function):
                 valid.unsqueeze(-1), gradient
             )
         return gradient, None, None
+
+
+def _counted_pairs(student, teacher, lens):
+    """Pairs of states, float32, of the frames that count alone."""
+    _check_shapes(student, teacher)
+    padding = padding_mask(student[0].shape[1], lens)
+    valid = None if padding is None else ~padding
+    return [
+        (_counted(one, valid), _counted(other, valid))
+        for one, other in zip(student, teacher)
+    ]
 
 
 def _counted(state, valid):

@@ -18,7 +18,8 @@ from speechbrain_ext.losses import ArcFace
 from speechbrain_ext.schedules import Constant
 from speechbrain_ext.training.brain import SpeakerBrain, read_steps
 from speechbrain_ext.training.data import TrainingData
-from speechbrain_ext.training.terms import Budget, Classification, Distillation
+from speechbrain_ext.training.distillation import Distillation
+from speechbrain_ext.training.terms import Budget, Classification
 
 STEPS = 7  # of an epoch of the tiny corpus
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.0)

@@ -53,11 +53,12 @@ ACTIVATIONS = {gelu: ("gelu", "none"), swish: ("swish", ""), relu: ("relu", "")}
 
 def by_onednn(x, weight):
     """Whether x [..., in] times weight [out, in] is oneDNN's."""
+    if not inference_on_cpu(x):  # first: a graph must not depend on a size
+        return False
     plain = x.dtype == weight.dtype == torch.float32
     large = x.numel() * weight.shape[0] >= ONEDNN_FROM
     usable = ONEDNN and torch.backends.mkldnn.enabled
-    plain = plain and large and usable and inference_on_cpu(x)
-    return plain and not torch.is_autocast_enabled("cpu")
+    return plain and large and usable and not torch.is_autocast_enabled("cpu")
 
 
 def linear(x, weight, bias=None, function=None):
@@ -67,13 +68,17 @@ def linear(x, weight, bias=None, function=None):
     1.3 times as fast as the MKL that torch calls. What it rounds otherwise is a last
     bit.
     """
-    inside = ("none", "") if function is None else ACTIVATIONS.get(function)
-    if inside and by_onednn(x, weight):
-        name, algorithm = inside
-        operation = torch.ops.mkldnn._linear_pointwise
-        return operation(x, weight, bias, name, [], algorithm)
+    if (function is None or function in ACTIVATIONS) and by_onednn(x, weight):
+        return onednn_linear(x, weight, bias, function)
     y = F.linear(x, weight, bias)
     return y if function is None else function(y)
+
+
+def onednn_linear(x, weight, bias, function=None):
+    """As :func:`linear`, by oneDNN, for what :func:`by_onednn` allows."""
+    name, algorithm = ("none", "") if function is None else ACTIVATIONS[function]
+    operation = torch.ops.mkldnn._linear_pointwise
+    return operation(x, weight, bias, name, [], algorithm)
 
 
 class Linear(nn.Linear):
@@ -84,13 +89,14 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def watched(layer):
+    """Whether a layer has to be called, as one with gates or of a profile."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def activated(layer, function, x):
     """function(layer(x)), in one step where both allow it."""
-    # a wrapped or watched layer, as of LoRA or a profile, has to be called
-    watched = not isinstance(layer, Linear) or (
-        layer._forward_hooks or layer._forward_pre_hooks
-    )
-    if watched:
+    if not isinstance(layer, Linear) or watched(layer):
         return function(layer(x))
     return linear(x, layer.weight, layer.bias, function)
 

@@ -32,8 +32,9 @@ from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import valid_counts
 
 # Constructor arguments of an encoder that are not saved: how it trains, where its
-# download is kept. Whoever loads a model chooses them anew.
-NOT_SAVED = ("frozen", "gradient_checkpointing", "savedir")
+# download is kept, whose weights it begins with. Whoever loads a model chooses them
+# anew.
+NOT_SAVED = ("frozen", "gradient_checkpointing", "savedir", "front_end_from")
 
 
 class _Rebuildable(nn.Module):

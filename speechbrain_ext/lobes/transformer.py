@@ -157,7 +157,9 @@ class TransformerStack(nn.Module):
     def __init__(self, config, attention_class, normalised):
         super().__init__()
         self.pre_norm = config.do_stable_layer_norm
-        self.pos_conv_embed = PositionalConvolution(config)
+        # a student may have none
+        positions = bool(config.num_conv_pos_embeddings)
+        self.pos_conv_embed = PositionalConvolution(config) if positions else None
         self.layer_norm = None
         if normalised or not self.pre_norm:
             self.layer_norm = nn.LayerNorm(

@@ -101,11 +101,14 @@ class WaveformEncoder(Encoder):
         Of transformers.
     prefix : str
         Before the names of the weights in files of models with a head.
+    widths_by_layer : tuple of str
+        Keys of the configuration that have an entry for each layer, or None.
     """
 
     lora_targets = ("q_proj", "v_proj")
     attention_class = Attention
     stack_class = TransformerStack
+    widths_by_layer = ("num_attention_heads_group", "intermediate_size_group")
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class WaveformEncoder(Encoder):
         self.config, weights = read_source(
             source, self.config_class, savedir, self.prefix
         )
-        check_config(self.config, source)
+        self.check_config(source)
         if standardise is None:
             standardise = standardises(source, savedir, self.config, weights)
         self.standardise = standardise
@@ -144,6 +147,11 @@ class WaveformEncoder(Encoder):
             if self.encoder.layer_norm is None:
                 ignore = (*UNUSED, "encoder.layer_norm.")
             load_strictly(self, self.own_names(weights), str(source), ignore=ignore)
+
+    def check_config(self, source):
+        """InputError: the configuration asks for what is not built here."""
+        check_convolutions(self.config, source)
+        check_transformer(self.config, source)
 
     def own_names(self, weights):
         """Tensors of transformers under the names that they have here."""
@@ -185,13 +193,10 @@ class WaveformEncoder(Encoder):
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
         samples = x.shape[1]
-        x = x.to(self.feature_projection.projection.weight.dtype)
-        counts, padding = self._valid(x, lens)
-        x = self.feature_projection(self.feature_extractor(x, counts))
-        if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        x, counts, padding = self.projected(x, lens)
         stack = self.encoder
-        x = x + stack.pos_conv_embed(x)
+        if stack.pos_conv_embed is not None:
+            x = x + stack.pos_conv_embed(x)
         x = stack.dropout(x if stack.pre_norm else stack.layer_norm(x))
         states, positions = [x], stack.positions(x.shape[1])
         for layer in stack.layers:
@@ -203,6 +208,18 @@ class WaveformEncoder(Encoder):
             shape = self.config.conv_kernel, self.config.conv_stride
             states = repeated(states, samples, counts, *shape)
         return states
+
+    def projected(self, x, lens):
+        """Waveform [B, T] → what the layers start from, [B, T', D], 0 in the padding.
+
+        Also its valid samples [B] and a mask [B, T'] of the padding; None: all valid.
+        """
+        x = x.to(self.feature_projection.projection.weight.dtype)
+        counts, padding = self._valid(x, lens)
+        x = self.feature_projection(self.feature_extractor(x, counts))
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        return x, counts, padding
 
     def _valid(self, x, lens):
         """Valid samples [B], and a mask [B, T'] of the frames that are not; or None."""
@@ -235,7 +252,7 @@ class WaveformEncoder(Encoder):
         """Leave out the layers behind the first ``n_states`` states, in place."""
         config, layers = copy.deepcopy(self.config), n_states - 1
         config.num_hidden_layers = layers
-        for name in ("num_attention_heads_group", "intermediate_size_group"):
+        for name in self.widths_by_layer:
             if (widths := getattr(config, name, None)) is not None:
                 setattr(config, name, widths[:layers])
         self.config = config
@@ -408,15 +425,20 @@ def standardises(source, savedir, config, weights):
 # -- configuration ---------------------------------------------------------------------
 
 
-def check_config(config, source):
+def check_convolutions(config, source):
+    """InputError: the configuration's front end is none that is built here."""
+    expect = _expectation(config, source)
+    norms = ("layer", "group")
+    expect(config.feat_extract_norm in norms, "feat_extract_norm", "'layer' or 'group'")
+    layers = len(config.conv_dim)
+    for key in ("conv_kernel", "conv_stride"):
+        fits = len(getattr(config, key)) == layers
+        expect(fits, key, f"{layers} entries, as conv_dim has")
+
+
+def check_transformer(config, source):
     """InputError: what is not built here; lists or widths that do not fit."""
-    name = source if isinstance(source, str | Path) else "encoder configuration"
-
-    def expect(fits, key, expected):
-        if not fits:
-            value = getattr(config, key)
-            raise InputError(f"{name}: {key} {value!r}, expected {expected}")
-
+    expect = _expectation(config, source)
     # a model of transformers writes what it chose itself into its configuration object
     chosen = ("eager", "sdpa") if isinstance(source, type(config)) else ()
     asked = config._attn_implementation
@@ -424,12 +446,6 @@ def check_config(config, source):
     for key, values in BUILT.items():
         expect(getattr(config, key, values[0]) in values, key, values[0])
     expect(getattr(config, "adapter_attn_dim", None) is None, "adapter_attn_dim", None)
-    norms = ("layer", "group")
-    expect(config.feat_extract_norm in norms, "feat_extract_norm", "'layer' or 'group'")
-    layers = len(config.conv_dim)
-    for key in ("conv_kernel", "conv_stride"):
-        fits = len(getattr(config, key)) == layers
-        expect(fits, key, f"{layers} entries, as conv_dim has")
     heads, groups = config.num_attention_heads, config.num_conv_pos_embedding_groups
     for key, divisor in (
         ("num_attention_heads", heads),
@@ -437,6 +453,17 @@ def check_config(config, source):
     ):
         fits = divisor > 0 and config.hidden_size % divisor == 0
         expect(fits, key, f"a divisor of hidden_size {config.hidden_size}")
-    for key in ("num_attention_heads_group", "intermediate_size_group"):
+    for key in WaveformEncoder.widths_by_layer:
         value, layers = getattr(config, key, None), config.num_hidden_layers
         expect(value is None or len(value) == layers, key, f"{layers} entries")
+
+
+def _expectation(config, source):
+    name = source if isinstance(source, str | Path) else "encoder configuration"
+
+    def expect(fits, key, expected):
+        if not fits:
+            value = getattr(config, key)
+            raise InputError(f"{name}: {key} {value!r}, expected {expected}")
+
+    return expect

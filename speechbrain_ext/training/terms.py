@@ -17,17 +17,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import nn
 
 from speechbrain_ext.inference.extraction import extract_embeddings
-from speechbrain_ext.lobes.encoder import count_parameters
-from speechbrain_ext.losses import distillation_loss
 from speechbrain_ext.pruning import add_gates, harden, prune
 from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
 from speechbrain_ext.pruning.plots import plot_progress, write_structure
 from speechbrain_ext.training.brain import read_steps
 from speechbrain_ext.training.classifiers import load_classifier
-from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -249,105 +245,6 @@ class Classification(Term):
     def saved(self):
         """The classifier, and whose rows it has."""
         return self.classifier, self.training
-
-
-class Distillation(Term):
-    """How far the student's hidden states are from a frozen teacher's.
-
-    Arguments
-    ---------
-    teacher : SpeakerEncoder or Encoder
-        No ``train()`` reaches it.
-    layers : list of [int, int], optional
-        Which state of the student is compared with which of the teacher; None: each
-        with its own.
-    project : bool
-        Linear layers from the student's width to the teacher's, one for each pair.
-    distance : callable
-        (student's states, teacher's states, lens) → tuple whose first is the loss and
-        whose other fields, one value per state, are logged by their names. By default
-        mean L1 − mean cosine (arXiv 2510.04213).
-    """
-
-    needs_states = True
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        layers: list[list[int]] | None = None,
-        project: bool = False,
-        distance: Callable = distillation_loss,
-    ):
-        self.teacher = getattr(teacher, "encoder", teacher)
-        self.layers = layers
-        self.project = project
-        self.distance = distance
-        self.projections = None
-
-    def setup(self, speaker_encoder, data):
-        """Check the crops and the layer map; make the projections."""
-        student, teacher = speaker_encoder.encoder, self.teacher
-        data.check_crops(teacher)
-        if self.layers is not None:
-            n = student.n_states, teacher.n_states
-            for pair in self.layers:
-                if len(pair) != 2 or not all(-m <= i < m for i, m in zip(pair, n)):
-                    raise InputError(
-                        f"distillation: layers {pair}, expected [student's, teacher's] "
-                        f"of {n[0]} and {n[1]} states"
-                    )
-        if self.project:
-            n_pairs = len(self.layers) if self.layers else student.n_states
-            self.projections = nn.ModuleList(
-                nn.Linear(student.hidden_size, teacher.hidden_size)
-                for _ in range(n_pairs)
-            )
-        logger.info(
-            "encoders: teacher %d parameters, student %d, gates included",
-            *(count_parameters(encoder).total for encoder in (teacher, student)),
-        )
-
-    def modules(self):
-        """The projections, if there are any."""
-        return {} if self.projections is None else {"projections": self.projections}
-
-    def to(self, device):
-        """Freeze the teacher where it computes."""
-        self.teacher = self.teacher.to(device).requires_grad_(False).eval()
-
-    def before(self, wavs, x, lens, encoder):
-        """The teacher's states; from the student's features where they are its own."""
-        with torch.no_grad():
-            if not self.teacher.same_front_end(encoder):
-                x, lens = self.teacher.front_end(wavs, None)
-            self.targets = self.teacher.encode(x, lens)
-
-    def loss(self, outputs, modules, step):
-        """Compare, and let go of the teacher's states."""
-        student, teacher, self.targets = outputs.states, self.targets, None
-        if self.layers is not None:
-            student = [student[number] for number, _ in self.layers]
-            teacher = [teacher[number] for _, number in self.layers]
-        if self.projections is not None:
-            student = modules["projections"](student)
-        self.parts = self.distance(student, teacher, outputs.lens)
-        return self.parts[0]
-
-    def columns(self):
-        """The parts of the distance, averaged over the states."""
-        names = self.parts._fields[1:]
-        return {name: getattr(self.parts, name).mean() for name in names}
-
-    def check_finite(self, check):
-        """The first hidden state that is to blame."""
-        for name, values in zip(self.parts._fields[1:], self.parts[1:]):
-            for number, value in enumerate(values):
-                check(f"distillation: {name} of hidden state {number}", value)
-
-    def report(self, folder, model):
-        """The student's structure, where it can be pruned."""
-        if model.encoder.prunable_groups():
-            write_structure(folder, model.encoder)
 
 
 class Budget(Term):

@@ -32,6 +32,7 @@ from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
+from speechbrain_ext.lobes.sv_mixer import SVMixerEncoder, TransformerStudent
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
     HubertEncoder,
@@ -191,6 +192,23 @@ ECAPA_PRUNED = {
 }
 
 
+# A window of 20 frames: SECONDS are more than two of them, less than one, and between
+def mixer_config(**changes):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "group_size": 8, "frames": 20}
+    convolutions = {"conv_dim": [12, 12, 12], "conv_kernel": [10, 5, 11]}
+    return {**sizes, **convolutions, "conv_stride": [5, 4, 16], **changes}
+
+
+MIXER_PRUNED = {
+    "layer_units": [
+        {"token": 0, "slow": 3, "fast": 9},
+        {"token": 80, "slow": 0, "fast": 96},
+    ],
+    "conv_dim": [9, 8, 5],
+    "full_conv_dim": [12, 12, 12],
+}
+
+
 ENCODERS = {
     "w2v_bert": lambda **o: W2VBertEncoder(tiny_config(), **o),
     "w2v_bert_pruned": lambda **o: W2VBertEncoder(tiny_config(**PRUNED), **o),
@@ -247,6 +265,19 @@ ENCODERS = {
         front_end={"norm_signal": True},
         **o,
     ),
+    "sv_mixer": lambda **o: SVMixerEncoder(mixer_config(), **o),
+    "sv_mixer_pruned": lambda **o: SVMixerEncoder(mixer_config(**MIXER_PRUNED), **o),
+    "sv_mixer_drawing": lambda **o: SVMixerEncoder(
+        mixer_config(form="drawing", any_length="resampled"), last_state="raw", **o
+    ),
+    "mlp_mixer": lambda **o: SVMixerEncoder(mixer_config(block="mlp_mixer"), **o),
+    "conv_mixer": lambda **o: SVMixerEncoder(mixer_config(block="conv_mixer"), **o),
+    "cycle_mlp": lambda **o: SVMixerEncoder(mixer_config(block="cycle_mlp"), **o),
+    "transformer_student": lambda **o: TransformerStudent(
+        {**mixer_config(), "num_attention_heads": 3, "intermediate_size": 40}
+        | {"num_conv_pos_embeddings": 0, "num_conv_pos_embedding_groups": 4},
+        **o,
+    ),
     "toy": ToyEncoder,
     "toy_fbank": ToyFbank,
 }
@@ -256,7 +287,8 @@ ENCODERS = {
 SAME_GRAPH = {
     *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
     "redimnet",
-    *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base"),
+    *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base", "transformer_student"),
+    *("sv_mixer_pruned", "sv_mixer_drawing", "mlp_mixer", "conv_mixer", "cycle_mlp"),
 }
 
 

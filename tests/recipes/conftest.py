@@ -62,9 +62,9 @@ def load(tiny, tmp_path, monkeypatch):
         for key in re.findall(r"(\w+): !PLACEHOLDER", text):
             is_model = key in ("pretrained_folder", "teacher_folder", "student_folder")
             values[key] = tiny / "final" if is_model else tmp_path
-        if "encoder_source:" in text:
-            kind = re.search(r"encoder: !new:speechbrain_ext\.lobes\.([\w.]+)", text)
-            values["encoder_source"] = tiny / f"{kind[1]}.json"
+        for key in re.findall(r"(encoder|teacher)_source:", text):
+            kind = re.search(rf"{key}: !new:speechbrain_ext\.lobes\.([\w.]+)", text)
+            values[f"{key}_source"] = tiny / f"{kind[1]}.json"
         given = [f"--{key}={value}" for key, value in values.items()]
         given += SMALLER.get(name, [])
         module = script(script_of(name))

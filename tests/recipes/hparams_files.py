@@ -24,6 +24,10 @@ TABLE1 = tuple(
 FBANK = tuple(
     f"fbank/{path.stem}" for path in sorted((HPARAMS / "fbank").glob("*.yaml"))
 )
+SMALL_STUDENTS = ("small_svmixer", "small_transformer_student")
+SVMIXER = tuple(
+    f"svmixer/{path.stem}" for path in sorted((HPARAMS / "svmixer").glob("*.yaml"))
+)
 # What makes a network of features small, where its file is only loaded
 SMALLER = {
     "fbank/resnet": ["--size=18"],
@@ -31,10 +35,15 @@ SMALLER = {
     "fbank/ecapa": ["--channels=[16, 16, 16, 16, 24]"],
     "fbank/redimnet": ["--size=B0"],
     "fbank/redimnet2": ["--size=B0"],
+    **{name: ["--teacher=null"] for name in SMALL_STUDENTS},
+    **{name: ["--encoder.source.num_hidden_layers=1"] for name in SVMIXER},
+    "svmixer/svmixer_w2v_bert": [
+        *("--encoder.source.num_hidden_layers=1", "--teacher=null")
+    ],
 }
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
-SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
-TRAINING = (*PUBLISHED, *DISTILLING, *HYBRID, *SMALL, *TABLE1, *FBANK)
+SMALL = ("small_from_scratch", "small_ecapa", "small_whisper", *SMALL_STUDENTS)
+TRAINING = (*PUBLISHED, *DISTILLING, *HYBRID, *SMALL, *TABLE1, *FBANK, *SVMIXER)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 ASVSPOOF = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing/hparams"
 SPOOFING = tuple(

@@ -24,7 +24,8 @@ from hparams_files import (
 from recipe_scripts import REPOSITORY
 
 from speechbrain_ext.lobes.heads import AdapterMFA, WeightedSumECAPA
-from speechbrain_ext.training.terms import Budget, Classification, Distillation
+from speechbrain_ext.training.distillation import Distillation
+from speechbrain_ext.training.terms import Budget, Classification
 from speechbrain_ext.utils.run_options import RUN_OPTIONS
 
 

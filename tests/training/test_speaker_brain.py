@@ -25,7 +25,7 @@ from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.training.brain import SpeakerBrain
 from speechbrain_ext.training.data import TrainingData
-from speechbrain_ext.training.terms import Distillation
+from speechbrain_ext.training.distillation import Distillation
 from speechbrain_ext.utils.distributed import batch_norm_explained
 from speechbrain_ext.utils.errors import InputError
 

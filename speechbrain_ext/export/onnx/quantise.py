@@ -116,7 +116,8 @@ def _quiet(record):
 
 def _linear_maps(graph):
     """Names of the nodes that multiply by a learned matrix."""
-    weights = {tensor.name for tensor in graph.initializer}
+    # of stacked matrices, those of groups, onnxruntime takes no scales by column
+    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
     names = [
         node.name
         for node in graph.node

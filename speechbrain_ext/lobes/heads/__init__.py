@@ -6,7 +6,7 @@ from speechbrain_ext.lobes.heads.lap import LAP
 from speechbrain_ext.lobes.heads.mfa import MFA, AdapterMFA, ConformerMFA, LayerAdapter
 from speechbrain_ext.lobes.heads.mhfa import CAMHFA, MHFA
 from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
-from speechbrain_ext.lobes.heads.statistics import ASP, TSTP
+from speechbrain_ext.lobes.heads.statistics import ASP, TSTP, WeightedSumLinear
 from speechbrain_ext.lobes.heads.weighted_ecapa import WeightedSumECAPA
 from speechbrain_ext.lobes.heads.xvector import XVector
 
@@ -24,5 +24,6 @@ __all__ = [
     "ECAPAPooling",
     "LayerAdapter",
     "WeightedSumECAPA",
+    "WeightedSumLinear",
     "XVector",
 ]

@@ -18,6 +18,7 @@ from speechbrain_ext.lobes.heads.pooling import (
     VARIANCE_FLOOR,
     AttentiveStatisticsPooling,
     moments,
+    weighted_sum,
 )
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
@@ -104,6 +105,53 @@ class TSTP(Head):
         if hasattr(self, "embedding_norm"):
             e = self.embedding_norm(e)
         return e.unsqueeze(1)
+
+
+class WeightedSumLinear(Head):
+    """Softmax-weighted sum of the states, mean over time, one linear map.
+
+        e = W mean_t(Σ_l softmax(w)_l h_l) + b
+
+    The plain back end of SV-Mixer's paper (arXiv 2509.14136, its table of back ends).
+
+    Arguments
+    ---------
+    input_size : int
+        Width D of a state.
+    n_states : int
+        States of the encoder.
+    embedding_size : int
+        Width E of the embedding.
+    layers : list of int
+        [first, last] of the states that are read, inclusive; None: all.
+
+    Example
+    -------
+    >>> sum(p.numel() for p in WeightedSumLinear(1024, 13, 192).parameters())
+    196813
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        n_states: int = 1,
+        embedding_size: int = 256,
+        layers: list[int] | None = None,
+    ):
+        super().__init__()
+        check_at_least("embedding_size", embedding_size, 1)
+        read = self.read_states(n_states, layers)
+        self.layer_weights = nn.Parameter(torch.zeros(read))
+        self.linear = nn.Linear(input_size, embedding_size)
+
+    def forward(self, states, lens=None):
+        """States [B, T, D], lens [B] relative → [B, 1, E]."""
+        x = weighted_sum(self.chosen(states), self.layer_weights)
+        padding = padding_mask(x.shape[1], lens)
+        with full_precision(x):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
+            mean, _ = moments(wide, padding)
+        return self.linear(mean.to(self.linear.weight.dtype)).unsqueeze(1)
 
 
 class ASP(Head):
