@@ -46,7 +46,23 @@ can be imitated or synthesised, and every threshold has its errors.
 """
 
 
-def launch(verifier, name, host=None, port=None, wait=True, voices=None, **decision):
+DETECTS = """\
+A second model says of each clip whether the voice is real, or made or changed by a
+machine. That is no proof either.
+"""
+
+
+def launch(
+    verifier,
+    name,
+    host=None,
+    port=None,
+    wait=True,
+    voices=None,
+    detector=None,
+    spoof_accept_rate=None,
+    **decision,
+):
     """Serve the page until Ctrl-C.
 
     Arguments
@@ -60,6 +76,10 @@ def launch(verifier, name, host=None, port=None, wait=True, voices=None, **decis
         False returns at once, while a thread serves.
     voices : str, Path or None
         File of enrolled voices, begun where there is none; None keeps them in memory.
+    detector : SpoofingDetector or None
+        Also says whether the voices of two clips are real.
+    spoof_accept_rate : float or None
+        As for :meth:`~speechbrain_ext.inference.verifier.SpeakerVerifier.compare`.
     **decision
         ``threshold``, ``false_accept_rate``, ``score``, as for
         :func:`~speechbrain_ext.inference.decisions.comparison_report`.
@@ -75,7 +95,10 @@ def launch(verifier, name, host=None, port=None, wait=True, voices=None, **decis
         Gradio is not installed; the port is taken.
     """
     gradio = import_gradio()
-    page = _make_page(verifier, name, voices, **decision)
+    detection = {}
+    if detector is not None:
+        detection = {"detector": detector, "spoof_accept_rate": spoof_accept_rate}
+    page = _make_page(verifier, name, voices, detection, **decision)
     try:
         page.launch(
             server_name=host,
@@ -102,8 +125,10 @@ def launch(verifier, name, host=None, port=None, wait=True, voices=None, **decis
     return page
 
 
-def _make_page(verifier, name, voices=None, **decision):
-    """The page, not yet served; arguments as for :func:`launch`."""
+def _make_page(verifier, name, voices=None, detection=None, **decision):
+    """The page, not yet served; ``detection`` are keywords of ``compare``, the other
+    arguments as for :func:`launch`."""
+    detection = detection or {}
     gradio, store = import_gradio(), Store(verifier, voices)
 
     def recorder(label, element):
@@ -125,7 +150,8 @@ def _make_page(verifier, name, voices=None, **decision):
         )
 
     def compare(enrol, test, channel):
-        return answer(verifier, enrol, test, channel=channel, **decision)
+        options = {**detection, "channel": channel, **decision}
+        return answer(verifier, enrol, test, **options)
 
     def enrol_voice(words, clip, channel):
         shown = answer_enrol(verifier, store, words, clip, channel=channel, **decision)
@@ -151,7 +177,7 @@ def _make_page(verifier, name, voices=None, **decision):
         analytics_enabled=False,
         delete_cache=(DELETE_EVERY, DELETE_OLDER),
     ) as page:
-        gradio.Markdown(INTRODUCTION)
+        gradio.Markdown(INTRODUCTION + f"\n{DETECTS}" * bool(detection))
         with gradio.Tab("Compare", elem_id="tab_compare"):
             with gradio.Row():
                 clips = [recorder(*clip) for clip in zip(CLIPS, ("enrol", "test"))]
@@ -195,7 +221,10 @@ def _make_page(verifier, name, voices=None, **decision):
             button = gradio.Button("Identify", variant="primary", elem_id="identify")
             identified = gradio.HTML(elem_id="identified")
             button.click(identify, [clip, channel], identified, **_served("identify"))
-        gradio.Markdown(f"Model: {name}", elem_id="model")
+        models = f"Model: {name}"
+        if detection:
+            models += f"; for real voices: {detection['detector'].source}"
+        gradio.Markdown(models, elem_id="model")
         page.load(listed, None, [table, gone], **_served("voices_at_start"))
     return page
 
@@ -221,7 +250,8 @@ def _about_voices(path):
 def answer(verifier, enrol, test, **decision):
     """What the page shows for two files, as HTML; never raises for a bad clip.
 
-    A file that was not given is None; ``decision`` is as for :func:`launch`.
+    A file that was not given is None; ``decision`` is as for :func:`launch`, with the
+    detector where there is one.
     """
 
     def compare(clips):

@@ -61,7 +61,35 @@ def result_html(comparison, clips):
     ]
     verdict = _verdict("same" if same else "different", words, sentences)
     sides = "different speakers", "same speaker"
-    return verdict + _gauge(comparison, "of the two clips", sides) + clips_html(clips)
+    verdict += _gauge(comparison, "of the two clips", sides)
+    if "detection" in comparison:
+        verdict += _detection_html(comparison["detection"], clips)
+    return verdict + clips_html(clips)
+
+
+def _detection_html(detection, clips):
+    """Whether the voice of each clip is real, of a ``detection`` of the report."""
+    parts = []
+    for (title, *_), side in zip(clips, ("enrol", "test")):
+        (found,) = detection[side]
+        name = title.partition(",")[0]
+        if found["bonafide"] is None:
+            parts.append(_verdict("none", f"{name}: no speech found", []))
+            continue
+        real = found["bonafide"]
+        sentences = [
+            f"{NAMES['llr']} of a real voice {found['llr']:.3f}, "
+            f"{'at or above' if real else 'below'} the threshold "
+            f"{detection['threshold']:.3f}.",
+            _spoofs_sentence(detection),
+            f"Probability of a real voice: {100 * found['probability']:.1f} %, where "
+            "half of clips are real.",
+        ]
+        words = f"{name}: {'real voice' if real else 'not a real voice'}"
+        parts.append(_verdict("same" if real else "different", words, sentences))
+        gauge = {**detection, "score_kind": "llr", "score": found["llr"]}
+        parts.append(_gauge(gauge, f"of {name}", ("made by a machine", "real voice")))
+    return "".join(parts)
 
 
 def no_speech_html(warnings, clips):
@@ -171,6 +199,17 @@ def _threshold_sentence(comparison):
         f"{sentence} There, {100 * comparison['false_accept_rate']:.3g} % of pairs of "
         f"different speakers were accepted, and {100 * comparison['miss_rate']:.3g} % "
         "of pairs of one speaker rejected."
+    )
+
+
+def _spoofs_sentence(detection):
+    sentence = f"Threshold: {detection['threshold_from']}."
+    if detection["false_accept_rate"] is None:
+        return sentence
+    return (
+        f"{sentence} There, {100 * detection['false_accept_rate']:.3g} % of spoofs "
+        f"were accepted, and {100 * detection['miss_rate']:.3g} % of real voices "
+        "rejected."
     )
 
 

@@ -1,5 +1,6 @@
 """``python -m speechbrain_ext COMMAND``: thin commands over public functions."""
 
+from speechbrain_ext.cli.detect import add_detect
 from speechbrain_ext.cli.models import add_models
 from speechbrain_ext.cli.profile import add_profile
 from speechbrain_ext.cli.scoring import add_scoring
@@ -10,7 +11,10 @@ from speechbrain_ext.utils.command import Parser
 from speechbrain_ext.utils.errors import command_line
 
 # In the order of --help. Each module imports what runs only when it runs.
-GROUPS = (add_profile, add_shards, add_scoring, add_share, add_models, add_voices)
+GROUPS = (
+    *(add_profile, add_shards, add_scoring, add_share, add_models, add_voices),
+    add_detect,
+)
 
 
 @command_line

@@ -87,6 +87,17 @@ def add_models(commands):
         parser.set_defaults(run=run)
     for parser in (verify, app):
         add_decision(parser)
+        parser.add_argument(
+            "--detector",
+            metavar="SOURCE",
+            help="also a spoofing detector, a folder or hub id: is each voice real?",
+        )
+        parser.add_argument(
+            "--spoof_accept_rate",
+            type=float,
+            help="fraction of spoofs that it lets in: the threshold that its held-out "
+            "recordings had for it",
+        )
 
 
 def add_channel(parser):
@@ -139,6 +150,7 @@ def run_verify(arguments):
 
     enrol, test = _sides(arguments)
     verifier = load_verifier(arguments)
+    detection = _detection_of(arguments)
     if enrol is None:
         enrol = Voices.load(arguments.voices, verifier)[arguments.voice]
     with logged_to_stderr():
@@ -147,6 +159,7 @@ def run_verify(arguments):
             **decision_of(arguments),
             channel=arguments.channel,
             test_channel=arguments.test_channel,
+            **detection,
         )
     if arguments.voice is not None:
         report["enrol"]["voice"] = arguments.voice
@@ -190,6 +203,7 @@ def run_app(arguments):
         launch(
             *(verifier, arguments.source, arguments.host, arguments.port),
             voices=arguments.voices,
+            **_detection_of(arguments),
             **decision_of(arguments),
         )
 
@@ -233,6 +247,26 @@ def load_verifier(arguments, **run_opts):
     return SpeakerVerifier.from_hparams(
         arguments.source, arguments.savedir, run_opts=run_opts
     )
+
+
+def load_detector(arguments, source, savedir=None):
+    from speechbrain_ext.inference import SpoofingDetector
+
+    run_opts = {"device": arguments.device} if arguments.device else None
+    return SpoofingDetector.from_hparams(source, savedir, run_opts=run_opts)
+
+
+def _detection_of(arguments):
+    """Detector and its rate, where one is asked for → keywords of ``compare``."""
+    if arguments.detector is None:
+        if arguments.spoof_accept_rate is not None:
+            raise InputError(
+                f"--spoof_accept_rate {arguments.spoof_accept_rate:g}: expected "
+                "--detector with it"
+            )
+        return {}
+    detector = load_detector(arguments, arguments.detector)
+    return {"detector": detector, "spoof_accept_rate": arguments.spoof_accept_rate}
 
 
 def print_json(values):

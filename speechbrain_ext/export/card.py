@@ -251,6 +251,7 @@ def _training(facts):
             "validation_eer_percent",
             "EER on trials of speakers held out for validation: {:.2f} %",
         ),
+        ("validation_min_dcf", "minDCF there: {:.4f}"),
     ):
         if facts.training.get(key):
             yield words.format(facts.training[key])

@@ -74,6 +74,7 @@ _TRAINING = {
     "n_speakers?": int,
     "epoch?": (int, None),
     "validation_eer_percent?": (float, None),
+    "validation_min_dcf?": (float, None),
     "converted_from?": {"file?": str, "licence?": str},
     "name?": str,
 }

@@ -51,6 +51,9 @@ class Comparison(NamedTuple):
         What the threshold promises, fractions measured on the model's held-out trials.
     enrol_seconds, test_seconds : float
         Of speech on either side; of audio, without speech detection.
+    enrol_detected, test_detected : list of Detected, or None
+        What a spoofing detector says of each recording; None without one, and of a
+        speaker who was enrolled before.
     """
 
     cosine: float | None
@@ -65,12 +68,27 @@ class Comparison(NamedTuple):
     miss_rate: float | None
     enrol_seconds: float
     test_seconds: float
+    enrol_detected: list | None = None
+    test_detected: list | None = None
+
+    @property
+    def accepted(self):
+        """Whether one speaker speaks, and no recording is a spoof; None: not known.
+
+        Without a detector it is the decision.
+        """
+        detected = [*(self.enrol_detected or ()), *(self.test_detected or ())]
+        answers = [self.decision, *(found.decision for found in detected)]
+        if False in answers:
+            return False
+        return None if None in answers else True
 
 
-def comparison_of(scores, kind, point, prior, enrol_seconds, test_seconds):
+def comparison_of(scores, kind, point, prior, enrol_seconds, test_seconds, *detected):
     """The Comparison of two voices by their score ``kind`` at an operating point.
 
-    ``scores`` {kind: float} are empty where a side has no speech.
+    ``scores`` {kind: float} are empty where a side has no speech; ``detected`` are
+    lists of Detected of both sides, or None each.
     """
     llr = scores.get("llr")
     return Comparison(
@@ -86,6 +104,7 @@ def comparison_of(scores, kind, point, prior, enrol_seconds, test_seconds):
         miss_rate=point.miss_rate,
         enrol_seconds=enrol_seconds,
         test_seconds=test_seconds,
+        **dict(zip(("enrol_detected", "test_detected"), detected)),
     )
 
 
@@ -228,7 +247,10 @@ def comparison_report(
         ``threshold``, ``threshold_from``, ``false_accept_rate`` and ``miss_rate``
         (fractions measured there, or None), ``scores`` of every kind, ``probability``
         and its ``prior``, ``enrol`` and ``test`` (files, seconds of speech), ``model``,
-        ``device``, ``warnings``.
+        ``device``, ``warnings``. With a ``detector`` also ``accepted`` and
+        ``detection``: ``enrol`` and ``test`` as ``recordings`` of
+        :func:`~speechbrain_ext.inference.detector.detection_report`, and what that
+        has of the threshold.
 
     Raises
     ------
@@ -242,7 +264,7 @@ def comparison_report(
             **options,
         )
     kinds = ("cosine", "as_norm", "llr")
-    return {
+    report = {
         "same_speaker": result.decision,
         "score": getattr(result, result.score),
         "score_kind": result.score,
@@ -260,6 +282,54 @@ def comparison_report(
         "model": verifier.source,
         "device": str(verifier.device),
         "warnings": warnings,
+    }
+    if detector := options.get("detector"):
+        report["accepted"] = result.accepted
+        report["detection"] = _detection_of(
+            detector, result, enrol, test, options.get("spoof_accept_rate")
+        )
+    return report
+
+
+def _detection_of(detector, result, enrol, test, rate):
+    """What the detector says of a Comparison, in plain values."""
+    sides = {"enrol": result.enrol_detected, "test": result.test_detected}
+    sides = {name: found for name, found in sides.items() if found}
+    files = {"enrol": enrol, "test": test}
+    first = next(found[0] for found in sides.values())
+    return {
+        **{
+            name: detected_values(files_of(files[name]), found)
+            for name, found in sides.items()
+        },
+        **threshold_values(detector, first, None, rate),
+        "model": detector.source,
+    }
+
+
+def detected_values(names, found):
+    """Recordings' names and their Detected → list of dict, for JSON."""
+    kept = ("llr", "probability", "seconds")
+    return [
+        {
+            "file": name,
+            "bonafide": of.decision,
+            **{key: getattr(of, key) for key in kept},
+        }
+        for name, of in zip(names, found, strict=True)
+    ]
+
+
+def threshold_values(detector, detected, threshold, false_accept_rate):
+    """The threshold of a Detected, and where it is from, for JSON."""
+    return {
+        "threshold": detected.threshold,
+        "threshold_from": threshold_origin(
+            detector, "llr", threshold, false_accept_rate, detected.prior
+        ),
+        "false_accept_rate": detected.false_accept_rate,
+        "miss_rate": detected.miss_rate,
+        "prior": detected.prior,
     }
 
 

@@ -27,11 +27,12 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain_ext.inference.audio_input import ChunkingConfig
 from speechbrain_ext.inference.decisions import (
     Decider,
+    detected_values,
     files_of,
     kept_warnings,
     log_odds,
     probability,
-    threshold_origin,
+    threshold_values,
 )
 from speechbrain_ext.inference.folder import (
     CALIBRATION_FILE,
@@ -340,23 +341,9 @@ def detection_report(
     options = threshold, false_accept_rate, prior, speech_detection, channel
     with kept_warnings() as warnings:
         found = detector.detect_files(files, *options)
-    first = found[0]
     return {
-        "recordings": [
-            {
-                "file": name,
-                "bonafide": of.decision,
-                **{key: getattr(of, key) for key in ("llr", "probability", "seconds")},
-            }
-            for name, of in zip(files_of(files), found)
-        ],
-        "threshold": first.threshold,
-        "threshold_from": threshold_origin(
-            detector, LLR, threshold, false_accept_rate, prior
-        ),
-        "false_accept_rate": first.false_accept_rate,
-        "miss_rate": first.miss_rate,
-        "prior": first.prior,
+        "recordings": detected_values(files_of(files), found),
+        **threshold_values(detector, found[0], threshold, false_accept_rate),
         "model": detector.source,
         "device": str(detector.device),
         "warnings": warnings,

@@ -98,6 +98,12 @@ class Source(NamedTuple):
         path, start, stop = split_segment(self.value)
         return self._replace(value=path, start=start, stop=stop)
 
+    def kept(self):
+        """The same for several readers: a file object is read here, once."""
+        if not _is_file(self.value):
+            return self
+        return self._replace(value=_content(self.name, self.value))
+
     def opened(self):
         """What to read from → FileSound or ArraySound; InputError: it is none."""
         value = self.value

@@ -229,6 +229,8 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         speech_detection=None,
         channel="mean",
         test_channel=None,
+        detector=None,
+        spoof_accept_rate=None,
     ):
         """Everything that the model can say about two voices.
 
@@ -250,12 +252,17 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
             As for :meth:`enrol`.
         test_channel : str or int or None
             The channel of ``test``, where it is another.
+        detector : SpoofingDetector or None
+            Also says of each recording whether it is bona fide speech.
+        spoof_accept_rate : float or None
+            Wanted share of spoofs that it lets in, by its own held-out recordings.
 
         Returns
         -------
         Comparison
             Where a side has no speech, scores, probability and decision are None, and
-            there is a warning.
+            there is a warning. With a detector it also has what that says of every
+            recording; ``accepted`` is of both.
 
         Raises
         ------
@@ -265,16 +272,30 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         log_odds(prior)
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
-        if test_channel is None:
-            test_channel = channel
-        voices = [
-            self._voice(enrol, "enrol", speech_detection, channel),
-            self._voice(test, "test", speech_detection, test_channel),
+        channels = channel, channel if test_channel is None else test_channel
+        sides = [
+            side
+            if isinstance(side, SpeakerModel)
+            else [source.kept() for source in sources_of(side, name)]
+            for side, name in ((enrol, "enrol"), (test, "test"))
         ]
+        voices = [
+            self._voice(side, speech_detection, of_side)
+            for side, of_side in zip(sides, channels)
+        ]
+        detected = [None, None]
+        if detector is not None:
+            options = None, spoof_accept_rate, 0.5, speech_detection
+            detected = [
+                None
+                if isinstance(side, SpeakerModel)
+                else detector.detect_files(side, *options, of_side)
+                for side, of_side in zip(sides, channels)
+            ]
         heard = None not in voices
         scores = self._scores(*voices) if heard else {}
         seconds = [voice.seconds if voice else 0.0 for voice in voices]
-        return comparison_of(scores, kind, point, prior, *seconds)
+        return comparison_of(scores, kind, point, prior, *seconds, *detected)
 
     def identify(self, recordings, voices, *decision, **options):
         """As :func:`speechbrain_ext.inference.voices.identification.identify`."""
@@ -352,11 +373,9 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         decision = score.cpu().double() >= threshold
         return score, decision.to(score.device)
 
-    def _voice(self, files, side, *options):
+    def _voice(self, files, *options):
         """:meth:`enrol`; None, with a warning, where there is no speech."""
         try:
-            if not isinstance(files, SpeakerModel):
-                files = sources_of(files, side)
             return self.enrol(files, *options)
         except NoSpeechError as error:
             logger.warning("%s: no decision", error)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import soundfile
+from tiny_detector import load_detector, make_detector
 from tiny_speech import silence, spoken
 from tiny_verifier import load, make_folder, make_whole, write_voice
 
@@ -66,6 +67,26 @@ def test_decision_score_threshold_probability(verifier, clips, threshold, decisi
     assert page.count("data:image/png;base64,") == 3  # the line, two spectrograms
     assert page.count("alt=") == 3
     assert str(clips[0]) not in page
+
+
+def test_both_answers(verifier, clips, tmp_path):
+    """Same speaker, and real voices; each with its own threshold."""
+    detector = load_detector(make_detector(tmp_path / "detector"))
+    options = {"detector": detector, "spoof_accept_rate": 0.1}
+    page = answer(verifier, *clips, score="llr", threshold=-99.0, **options)
+    text = words(page)
+    assert text.startswith("Same speaker ")
+    found = detector.detect_files(clips, false_accept_rate=0.1)
+    for number, of in enumerate(found):
+        real = "real voice" if of.decision else "not a real voice"
+        title = app.CLIPS[number].partition(",")[0]
+        assert f"{title}: {real} " in text
+        assert f"of a real voice {of.llr:.3f}, " in text
+        assert f"Probability of a real voice: {100 * of.probability:.1f} %" in text
+    assert f"{100 * found[0].false_accept_rate:.3g} % of spoofs were accepted" in text
+    assert page.count("data:image/png;base64,") == 5  # three lines, two spectrograms
+    assert str(clips[0]) not in page
+    assert "real voice" not in words(answer(verifier, *clips))
 
 
 def test_rates_of_the_threshold(verifier, clips):

@@ -2,10 +2,8 @@
 
 import numpy as np
 import soundfile
-from recipe_scripts import REPOSITORY
 from tiny_training import voice, write_musan, write_rirs
 
-RECIPE = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing"
 # split → letter, folder, protocol, speakers, attacks, recordings of a speaker
 SPLITS = {
     "train": ("T", "flac_T", "ASVspoof5.train.tsv", 4, ("A01", "A02"), 8),

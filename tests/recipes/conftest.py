@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hparams_files import FILES, SMALLER, script_of
+from hparams_files import FILES, SMALLER, function_of, script_of
 from recipe_scripts import RECIPE, script
 from tiny_encoder import waveform_config
 from tiny_training import tiny_config
@@ -68,7 +68,7 @@ def load(tiny, tmp_path, monkeypatch):
         given = [f"--{key}={value}" for key, value in values.items()]
         given += SMALLER.get(name, [])
         module = script(script_of(name))
-        function = getattr(module, "verify" if "verify" in name else "train")
+        function = getattr(module, function_of(script_of(name)))
         return load_run([str(path), *given, *words], function)[3]
 
     return load

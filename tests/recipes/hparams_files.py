@@ -35,7 +35,14 @@ PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
 SMALL = ("small_from_scratch", "small_ecapa", "small_whisper")
 TRAINING = (*PUBLISHED, *DISTILLING, *SMALL, *TABLE1, *FBANK)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
+ASVSPOOF = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing/hparams"
+SPOOFING = tuple(
+    f"asvspoof5/{path.stem}"
+    for path in sorted(ASVSPOOF.glob("*.yaml"))
+    if path.stem != "evaluate"
+)
 FILES = {
+    **{f"asvspoof5/{path.stem}": path for path in ASVSPOOF.glob("*.yaml")},
     **{name: HPARAMS / f"{name}.yaml" for name in (*TRAINING, "verify")},
     **{f"cnceleb/{path.stem}": path for path in CNCELEB.glob("*.yaml")},
     "own_corpus": REPOSITORY / "hparams_templates/own_corpus.yaml",
@@ -44,9 +51,15 @@ FILES = {
 
 def script_of(name):
     """Which script reads the file of that name."""
-    if "verify" in name:
-        return "verify"
+    for script in ("verify", "evaluate"):
+        if script in name:
+            return script
     return "distill_prune" if name in DISTILLING else "train"
+
+
+def function_of(script):
+    """The function of a script that a file is read for."""
+    return script if script in ("verify", "evaluate") else "train"
 
 
 def body(name):

@@ -12,12 +12,14 @@ from tiny_training import start, tiny_config, write_corpus, write_voices
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "recipes/VoxCeleb/SpeakerRec"
 HPARAMS = RECIPE / "hparams"
+ANTISPOOFING = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing"
 
 
 def script(name):
-    """train, verify: imported from the recipe's folder."""
-    if str(RECIPE) not in sys.path:
-        sys.path.insert(0, str(RECIPE))
+    """train, verify, evaluate: imported from the folder of a recipe that has it."""
+    for folder in (RECIPE, ANTISPOOFING):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     return importlib.import_module(name)
 
 

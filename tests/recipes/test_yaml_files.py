@@ -11,6 +11,7 @@ from hparams_files import (
     HEADS,
     LATER,
     PUBLISHED,
+    SPOOFING,
     TRAINING,
     WITH_VOXBLINK2,
     body,
@@ -67,7 +68,7 @@ def test_the_command_of_the_header_fills_all_placeholders(load, name):
         load(name, override)  # a parameter that the file leaves at its default
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", [*TRAINING, *SPOOFING])
 def test_sections_come_in_order(name):
     sections = [line for line in body(name) if line.startswith("# ----")]
     assert sections == [

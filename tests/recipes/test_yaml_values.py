@@ -4,8 +4,8 @@ import re
 import shlex
 
 import pytest
-from hparams_files import CNCELEB, FILES
-from recipe_scripts import RECIPE, REPOSITORY, script
+from hparams_files import CNCELEB, FILES, function_of
+from recipe_scripts import ANTISPOOFING, RECIPE, REPOSITORY, script
 
 from speechbrain_ext.utils.config import (
     keywords_of,
@@ -108,12 +108,19 @@ def test_the_file_of_another_script(file, name, key):
 
 # ---- what the documents say ----------------------------------------------------------
 
-COMMAND = re.compile(r"(train|verify|distill_prune)\.py (\S+\.yaml)((?: [^|&;`]*)?)")
+COMMAND = re.compile(
+    r"(train|verify|evaluate|distill_prune)\.py (\S+\.yaml)((?: [^|&;`]*)?)"
+)
 
 
 def documented_commands():
     """(document, script, YAML file, words) of every command in the documents."""
-    folders = "docs", "recipes/VoxCeleb/SpeakerRec", "recipes/CNCeleb/SpeakerRec"
+    recipes = {
+        "recipes/VoxCeleb/SpeakerRec": RECIPE,
+        "recipes/CNCeleb/SpeakerRec": CNCELEB.parent,
+        "recipes/ASVspoof5/AntiSpoofing": ANTISPOOFING,
+    }
+    folders = "docs", *recipes
     for path in (
         REPOSITORY / "README.md",
         *(p for folder in folders for p in (REPOSITORY / folder).glob("*.md")),
@@ -121,7 +128,8 @@ def documented_commands():
         text = path.read_text().replace("\\\n", " ")
         for line in text.splitlines():
             for script_name, yaml, words in COMMAND.findall(line):
-                recipe = RECIPE if "CNCeleb" not in str(path) else CNCELEB.parent
+                folder = path.parent.relative_to(REPOSITORY).as_posix()
+                recipe = recipes.get(folder, RECIPE)
                 yield pytest.param(
                     *(script_name, recipe / yaml, words.split("#")[0]),
                     id=f"{path.parent.name}/{path.name}:{yaml}:{words.strip()[:40]}",
@@ -131,9 +139,7 @@ def documented_commands():
 @pytest.mark.parametrize(("script_name", "yaml", "words"), documented_commands())
 def test_a_documented_command_is_understood(script_name, yaml, words):
     tree = read_tree(yaml)
-    function = getattr(
-        script(script_name), "verify" if script_name == "verify" else "train"
-    )
+    function = getattr(script(script_name), function_of(script_name))
     words = [w for w in shlex.split(words) if w != "…" and not w.startswith("$")]
     _, texts = split_words(words)
     texts = {k: v for k, v in texts.items() if "…" not in v and not v.isupper()}

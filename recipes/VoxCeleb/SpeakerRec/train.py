@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Train a speaker encoder, or prune and distil one: a YAML file says which.
+r"""Train a speaker encoder or a spoofing detector, or prune it, as a YAML file says.
 
     python train.py hparams/stage1_lora_adapter_mfa.yaml \
         --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1 \
@@ -190,6 +190,7 @@ def save(model, figures, terms, pretrained_folder, folder, stage):
         "stage": stage,
         "epoch": figures.get("epoch"),
         "validation_eer_percent": figures.get("EER"),
+        "validation_min_dcf": figures.get("minDCF"),
         "trained_parameters": trained,
         "total_parameters": total,
     }

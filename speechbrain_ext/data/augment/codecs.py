@@ -80,7 +80,7 @@ class Codec:
         unknown = [name for name in (*self.codecs, *given) if name not in CODECS]
         if unknown or not self.codecs:
             raise InputError(
-                f"codecs: {unknown[0] if unknown else self.codecs!r}, expected some of "
+                f"codecs: {unknown[0] if unknown else 'none'}, expected some of "
                 f"{', '.join(CODECS)}"
             )
         there = [name for name, kind in CODECS.items() if _is_there(av, kind)]

@@ -150,7 +150,7 @@ class RawBoost:
         centre = generator.uniform(*self.centre_hz, size)
         width = generator.uniform(*self.width_hz, size)
         taps = generator.integers(*self.taps, size, endpoint=True) | 1
-        low, high = (np.full(count, gain) for gain in self.gain_db)
+        low, high = (np.full(count, float(gain)) for gain in self.gain_db)
         low[1:] -= self.lower_db[0]
         high[1:] -= self.lower_db[1]
         gain_db = low + (high - low) * generator.random(count)

@@ -393,22 +393,21 @@ def _open(root, keys, found, num_workers):
         seconds, unreadable = read_durations(files, num_workers)
         bad += unreadable
         usable = np.isfinite(seconds)
-        rows, seconds = rows[usable], seconds[usable]
         files = np.array(files, dtype=object)[usable]
-        key = np.where(of_split.is_bonafide[rows], BONAFIDE, SPOOF)
-        codecs = of_split.codecs
-        manifests[split] = Manifest(
-            np.array(of_split.names, dtype=object)[rows],
-            files,
-            seconds,
-            of_split.speakers.select(rows).tolist(),
-            extra={
-                "key": key,
-                "attack": of_split.attacks.select(rows).tolist(),
-                "codec": codecs.select(rows).tolist() if codecs else [NONE] * len(rows),
-            },
-        )
+        manifests[split] = manifest_of(of_split, rows[usable], files, seconds[usable])
     return bad, manifests
+
+
+def manifest_of(keys, rows, paths, seconds):
+    """Manifest of some rows of Keys: their paths and seconds [M]."""
+    key = np.where(keys.is_bonafide[rows], BONAFIDE, SPOOF)
+    columns = [
+        [NONE] * len(rows) if column is None else column.select(rows).tolist()
+        for column in (keys.speakers, keys.attacks, keys.codecs)
+    ]
+    names = np.array(keys.names, dtype=object)[rows]
+    extra = dict(zip(COLUMNS, (key, *columns[1:])))
+    return Manifest(names, paths, seconds, columns[0], extra=extra)
 
 
 def _count(manifest):
