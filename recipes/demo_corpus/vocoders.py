@@ -5,6 +5,8 @@ keeps an envelope and a pitch, or a mel spectrogram, and makes up the rest; conv
 changes pitch or envelope and keeps the rest. All methods take and give [T] float32 at
 16 kHz and keep the length.
 
+None multiplies matrices by BLAS, whose last bits depend on how many cores it finds.
+
 Griffin-Lim with momentum: Perraudin, Balazs, Søndergaard, "A fast Griffin-Lim
 algorithm", WASPAA 2013, equations 8-10. Linear prediction: Atal and Hanauer, JASA 50
 (1971). Minimum phase from the cepstrum: Oppenheim and Schafer, "Discrete-Time Signal
@@ -25,9 +27,11 @@ LOWEST, HIGHEST = 60, 400  # Hz, of the pitch
 def mel_griffin_lim(wav, rng, mels, size, hop, iterations, momentum=0.99):
     """Copy-synthesis: the mel spectrogram's magnitudes, with phases that fit them."""
     bank = melscale_fbanks(size // 2 + 1, 20.0, 8000.0, mels, SAMPLE_RATE).numpy()
-    power = np.abs(stft(wav, size, hop)) ** 2 @ bank
-    magnitude = np.sqrt(np.maximum(power @ np.linalg.pinv(bank), 0)).astype(np.float32)
-    return griffin_lim(magnitude, len(wav), hop, iterations, rng, momentum)
+    power = np.einsum("tf,fm->tm", np.abs(stft(wav, size, hop)) ** 2, bank)
+    # Back to bins: the mean of a triangle's power, and between two of them in part.
+    weights = bank / np.maximum(bank.sum(1, keepdims=True), 1e-3)
+    power = np.einsum("tm,fm->tf", power / np.maximum(bank.sum(0), 1e-3), weights)
+    return griffin_lim(np.sqrt(power), len(wav), hop, iterations, rng, momentum)
 
 
 def griffin_lim(magnitude, length, hop, iterations, rng, momentum=0.99):
@@ -110,8 +114,8 @@ def convert_pitch_in_time(wav, factor, window=480, search=160):
     follow = padded[:window]
     for start in range(0, length, hop):
         place = min(round(start / factor), len(wav))  # less ``search``, plus padding
-        near = sliding_window_view(padded[place : place + window + 2 * search], window)
-        cut = place + int(np.argmax(near @ follow))
+        near = padded[place : place + window + 2 * search]
+        cut = place + int(np.argmax(np.correlate(near, follow, "valid")))
         out[start : start + window] += shape * padded[cut : cut + window]
         follow = padded[cut + hop : cut + hop + window]
         follow = np.pad(follow, (0, window - len(follow)))
@@ -156,15 +160,20 @@ def track_pitch(wav, size=1024):
 
 
 def prediction_envelope(wav, order):
-    """Minimum-phase response of linear prediction: complex [frames, bins]."""
-    frames = irfft(np.abs(stft(wav, SIZE, HOP)) ** 2)[:, : order + 1].astype(float)
-    frames[:, 0] = frames[:, 0] * (1 + 1e-5) + 1e-9
-    lags = np.abs(np.arange(order)[:, None] - np.arange(order))
-    taps = np.linalg.solve(frames[:, lags], frames[:, 1:, None])[..., 0]
-    error = frames[:, 0] - (taps * frames[:, 1:]).sum(1)
-    inverse = rfft(np.concatenate([np.ones((len(taps), 1)), -taps], 1), SIZE)
-    gain = np.sqrt(np.maximum(error, 1e-9) / np.sum(_window(SIZE) ** 2))
-    return (gain[:, None] / inverse).astype(np.complex64)
+    """Minimum-phase response of linear prediction: complex [frames, bins].
+
+    By Levinson's recursion, all frames at once.
+    """
+    lags = irfft(np.abs(stft(wav, SIZE, HOP)) ** 2)[:, : order + 1].astype(float)
+    lags[:, 0] = lags[:, 0] * (1 + 1e-5) + 1e-9
+    taps = np.zeros((len(lags), order + 1))
+    taps[:, 0], error = 1, lags[:, 0].copy()
+    for n in range(1, order + 1):
+        reflection = -(taps[:, :n] * lags[:, n:0:-1]).sum(1) / error
+        taps[:, : n + 1] += reflection[:, None] * taps[:, n::-1]
+        error *= 1 - reflection**2
+    gain = np.sqrt(error / np.sum(_window(SIZE) ** 2))
+    return (gain[:, None] / rfft(taps, SIZE)).astype(np.complex64)
 
 
 def cepstrum_envelope(wav, quefrency):

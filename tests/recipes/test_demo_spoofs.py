@@ -207,6 +207,18 @@ def test_the_pitch_of_a_pulse_train_is_found():
     assert np.mean(vocoders.track_pitch(noise) > 0) < 0.05
 
 
+def test_linear_prediction_solves_its_equations():
+    """Of every frame: R a = r, within a thousandth of the frame's energy."""
+    wav = spoken()
+    taps = np.fft.irfft(1 / vocoders.prediction_envelope(wav, 18))[:, :19]
+    taps = taps[:, 1:] / taps[:, :1]
+    lags = np.fft.irfft(np.abs(vocoders.stft(wav, 512, 128)) ** 2)[:, :19]
+    matrix = lags[:, np.abs(np.arange(18)[:, None] - np.arange(18))]
+    left = (matrix @ taps[..., None])[..., 0] + lags[:, 1:]
+    loud = lags[:, 0] > 1e-3 * lags[:, 0].max()
+    assert np.all(np.abs(left[loud]) < 1e-3 * lags[loud, :1])
+
+
 def test_griffin_lim_approaches_the_magnitudes():
     wav = spoken()
     magnitude = np.abs(vocoders.stft(wav, 512, 128))
