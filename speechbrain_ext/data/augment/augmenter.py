@@ -6,14 +6,15 @@ RIRS_NOISES (Ko et al. 2017); microphones and lines are made up. The arithmetic 
 features are normalised in level.
 
 An effect is any callable ``(wav, generator)`` → wav: float32 [T] at 16 kHz both, never
-changed in place, all random numbers from the ``np.random.Generator`` it gets. One of
-your own is a class, or a function, and a line of YAML, with a chain that names it::
+changed in place, all random numbers from the ``np.random.Generator`` it gets. It is a
+line of YAML, with a chain that names it; one of your own is a class, or a function::
 
     augmenter: !name:speechbrain_ext.data.augment.Augmenter
         chains: {none: 1, noise: 1, codec+noise: 1}
         effects:
             noise: !name:speechbrain_ext.data.augment.Musan {folder: /data/musan}
-            codec: !name:my_effects.Codec {kbps: [8, 64]}
+            codec: !name:speechbrain_ext.data.augment.Codec {codecs: [mp3, opus]}
+            other: !name:my_effects.Other {strength: 2}
 
 Optionally it has an attribute ``sounds``, the
 :class:`~speechbrain_ext.data.augment.noises.NoiseFiles` that it draws from. The

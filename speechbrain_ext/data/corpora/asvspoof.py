@@ -56,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "eval")
 COLUMNS = ("key", "attack", "codec")  # beside those of every manifest
-# Whose files are also named trial_metadata.txt: speaker verification, replayed speech.
-_OTHER_TASKS = {"asv", "pa"}
 
 
 class Edition(NamedTuple):
@@ -69,16 +67,16 @@ class Edition(NamedTuple):
         Split → names of its protocol, the better first.
     folders : dict of str to str
         Split → name of a folder that holds its recordings, at any depth.
-    widths : tuple of int
-        How many columns the protocols have.
     names : str
         Of the protocols, in messages.
+    width : int or None
+        How many columns a protocol has, where its name does not tell.
     """
 
     protocols: dict
     folders: dict
-    widths: tuple
     names: str
+    width: int | None = None
 
 
 EDITIONS = {
@@ -94,7 +92,6 @@ EDITIONS = {
             "dev": r"flac_D(_[a-z]{2})?(\.tar)?",
             "eval": r"flac_E(_eval)?(_[a-z]{2})?(\.tar)?",
         },
-        (10, 6),
         "ASVspoof5.train.tsv, ASVspoof5.dev.track_1.tsv, ASVspoof5.eval.track_1.tsv",
     ),
     "2019_la": Edition(
@@ -103,20 +100,19 @@ EDITIONS = {
             for split in SPLITS
         },
         {split: rf"ASVspoof2019_LA_{split}" for split in SPLITS},
-        (5,),
         "ASVspoof2019.LA.cm.train.trn.txt, ….dev.trl.txt, ….eval.trl.txt",
     ),
     "2021_la": Edition(
         {"eval": (r"trial_metadata\.txt",)},
         {"eval": r"ASVspoof2021_LA_eval(_part\d+)?"},
-        (8,),
         "trial_metadata.txt of 8 columns",
+        8,
     ),
     "2021_df": Edition(
         {"eval": (r"trial_metadata\.txt",)},
         {"eval": r"ASVspoof2021_DF_eval(_part\d+)?"},
-        (13,),
         "trial_metadata.txt of 13 columns",
+        13,
     ),
 }
 
@@ -221,7 +217,8 @@ def prepare_asvspoof(
         bad, manifests = _open(root, keys, found, num_workers)
         report_bad_files(bad, save_folder, max_bad_files)
         for split, manifest in manifests.items():
-            _check_classes(protocols[split], split, manifest)
+            is_bonafide = manifest.extra["key"] == BONAFIDE
+            _check_classes(protocols[split], split, is_bonafide)
         counts = {split: _count(manifest) for split, manifest in manifests.items()}
         marker.remove()
         for split, file in zip(SPLITS, files):
@@ -258,13 +255,11 @@ def _find_protocols(root, texts, edition, wanted):
     for name in [edition] if edition else EDITIONS:
         of_name = EDITIONS[name]
         for split in of_name.protocols:
-            path = _protocol(root, texts, of_name, split)
+            path = _protocol(texts, of_name, split)
             if path is not None:
                 found.setdefault(name, {})[split] = path
     if not found:
-        expected = [
-            EDITIONS[name].names for name in ([edition] if edition else EDITIONS)
-        ]
+        expected = (EDITIONS[n].names for n in ([edition] if edition else EDITIONS))
         raise InputError(f"{root}: no protocol, expected {' or '.join(expected)}")
     if len(found) > 1:
         raise InputError(
@@ -282,16 +277,15 @@ def _find_protocols(root, texts, edition, wanted):
     return edition, kept
 
 
-def _protocol(root, texts, edition, split):
+def _protocol(texts, edition, split):
     """The path of a split's protocol, or None; InputError where two differ."""
     for pattern in edition.protocols[split]:
         paths = [
             path
             for path in texts
             if re.fullmatch(pattern, path.name, re.I)
-            and not _OTHER_TASKS & set(map(str.lower, path.relative_to(root).parts))
-            # all of 2021 have one name
-            and (len(edition.protocols) > 1 or width_of(path) in edition.widths)
+            and path.parent.name.lower() != "asv"  # the keys of verification
+            and edition.width in (None, width_of(path))
         ]
         for path in paths[1:]:
             if not filecmp.cmp(paths[0], path, shallow=False):
@@ -308,8 +302,7 @@ def _check_keys(keys):
     """InputError: one class alone, or a recording of two splits."""
     seen, speakers = {}, {}
     for split, of_split in keys.items():
-        n_bonafide = int(of_split.is_bonafide.sum())
-        _refuse_one_class(of_split.path, split, n_bonafide, len(of_split) - n_bonafide)
+        _check_classes(of_split.path, split, of_split.is_bonafide)
         for other, names in seen.items():
             both = names.intersection(of_split.names)
             if both:
@@ -327,18 +320,13 @@ def _check_keys(keys):
         speakers[split] = set(of_split.speakers.words)
 
 
-def _refuse_one_class(path, split, n_bonafide, n_spoof):
-    if not n_bonafide or not n_spoof:
+def _check_classes(path, split, is_bonafide):
+    n_bonafide = int(is_bonafide.sum())
+    if n_bonafide in (0, len(is_bonafide)):
         raise InputError(
-            f"{path}: {n_bonafide} {BONAFIDE} and {n_spoof} {SPOOF} in {split}, "
-            "expected some of both"
+            f"{path}: {n_bonafide} {BONAFIDE} and {len(is_bonafide) - n_bonafide} "
+            f"{SPOOF} in {split}, expected some of both"
         )
-
-
-def _check_classes(path, split, manifest):
-    """As :func:`_check_keys`, of what is usable."""
-    n_bonafide = int((manifest.extra["key"] == BONAFIDE).sum())
-    _refuse_one_class(path, split, n_bonafide, len(manifest) - n_bonafide)
 
 
 def _find_recordings(root, audio, edition, keys, wanted):
@@ -451,7 +439,6 @@ def keys_of(path, manifest):
             f"{path}: no column {missing[0]!r}, expected ID,duration,wav,spk_id,"
             f"{','.join(COLUMNS)} as prepare_asvspoof writes them"
         )
-    columns = (words_of(manifest.extra[name]) for name in COLUMNS)
-    keys, attacks, codecs = columns
+    keys, attacks, codecs = (words_of(manifest.extra[name]) for name in COLUMNS)
     names = Words(manifest.ids.tolist(), np.arange(len(manifest)))
     return keys_from(path, names, keys, words_of(manifest.speakers), attacks, codecs, 2)

@@ -17,7 +17,8 @@ independent of the scale of the scores; the others take them as natural-log like
 ratios. All are those of verification (:mod:`speechbrain_ext.scoring.metrics`) with bona
 fide as targets, at the prior that makes costs equal, C_miss (1 - π) / (C_miss (1 - π) +
 C_fa π). The challenge's own EER is the mean of both rates at the nearest operating
-point, up to half a recording away.
+point, up to half a recording away; and among equal scores, which pass a threshold
+together here, it puts bona fide first.
 
 An attack is compared with all bona fide recordings, a codec with those that went
 through it, as the challenge does.

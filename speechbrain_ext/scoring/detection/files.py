@@ -93,7 +93,7 @@ class Words(NamedTuple):
 
 def words_of(texts):
     """Words of a column of texts [N], array_like."""
-    texts = np.asarray(texts).tolist()
+    texts = texts if isinstance(texts, list) else np.asarray(texts).tolist()
     encoded = pyarrow.array(texts, pyarrow.string()).dictionary_encode()
     return Words(encoded.dictionary.to_pylist(), encoded.indices.to_numpy())
 
