@@ -5,9 +5,11 @@
     spoof/flac_E_eval/E_0000000001.flac     evaluation: the speakers of voxceleb1
     spoof/ASVspoof5.{train,dev.track_1,eval.track_1}.tsv
 
-Speakers and methods of one split come in no other. Bona fide speech is what
-espeak-ng's formant synthesiser says; a spoof is the same take through a vocoder or a
-conversion, or another synthesiser's voice with the speaker's text, accent and pitch.
+Speakers and attacks of one split come in no other. Development has Griffin-Lim again,
+with other settings, and two methods that training has not; no method of the evaluation
+is in either. Bona fide speech is what espeak-ng's formant synthesiser says; a spoof is
+the same take through a vocoder or a conversion, or another voice with the speaker's
+accent and pitch: of the same synthesiser and through a vocoder, or of Klatt's.
 
 What could give a spoof away without a look at the speech is the same for both
 classes: every recording, spoofed or not, then passes through a channel of its own from
