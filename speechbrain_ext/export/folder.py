@@ -319,9 +319,11 @@ def _measured(verified, source, thresholds_from, trials):
     if thresholds_from:
         tested = verified.list_names if verified else ()
         return from_files(thresholds_from, trials, tested)
+    detects = source.model.head.used_by == DETECTOR
     if verified is None:
-        return Measured({}, "no results of verify.py or evaluate.py were given")
-    if source.model.head.used_by == DETECTOR:
+        script = "evaluate.py" if detects else "verify.py"
+        return Measured({}, f"no results of {script} were given")
+    if detects:
         return verified.measured()
     return from_calibration(verified, source.training.get("speakers") or ())
 

@@ -96,7 +96,7 @@ def _run_here(name, *words):
     run_script(name, *words)
 
 
-def run(name, words, stderr, seconds=100):
+def run(name, words, stderr, seconds=300):
     """A script in a process of its own → (exit code, lines on stderr)."""
     process = start(_run_here, name, *words, stderr=stderr)
     process.join(seconds)
