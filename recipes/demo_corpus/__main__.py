@@ -19,8 +19,9 @@ def main(argv=None):
     """Read the command line, make the corpus, print where its parts are."""
     parser = Parser(
         prog="python recipes/demo_corpus",
-        description="Make a small synthetic corpus in the layout of VoxCeleb, MUSAN "
-        "and RIRS_NOISES. Needs the extra: pip install '.[demo]' in this checkout.",
+        description="Make a small synthetic corpus in the layout of VoxCeleb, MUSAN, "
+        "RIRS_NOISES and ASVspoof 5. Needs the extra: pip install '.[demo]' in this "
+        "checkout.",
     )
     parser.add_argument("folder", help="where to put it; must not exist yet")
     for option, default, help_text in (
@@ -29,6 +30,7 @@ def main(argv=None):
         ("--sessions", 3, "sessions of each speaker, at least 2"),
         ("--utterances", 4, "utterances of each session"),
         ("--seed", 7, "the same seed gives the same bytes"),
+        ("--spoofs", 2, "spoofs of each bona fide recording in spoof; 0: no spoof"),
     ):
         parser.add_argument(
             option, type=int, default=default, help=f"{help_text} (default: {default})"
@@ -41,9 +43,11 @@ def main(argv=None):
         sessions=args.sessions,
         utterances=args.utterances,
         seed=args.seed,
+        spoofs=args.spoofs,
     )
     for name, path in corpus._asdict().items():
-        print(f"{name:10s} {path}")
+        if path:
+            print(f"{name:10s} {path}")
 
 
 if __name__ == "__main__":

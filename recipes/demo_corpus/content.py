@@ -7,6 +7,7 @@ test speakers and the noises stay the same when training speakers are added.
 import io
 import string
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import soundfile
 
 from demo_corpus import noises, rooms
 from demo_corpus.espeak import Synthesiser
+from demo_corpus.spoofs import PROTOCOLS, plan, spoof_files
 from demo_corpus.text import Reader
 from demo_corpus.trials import make_trials
 from demo_corpus.voices import (
@@ -41,8 +43,8 @@ ROOM_SIZES = {
 SESSION_LETTERS = string.ascii_letters + string.digits + "-_"
 
 README = """\
-Synthetic speech in the layout of VoxCeleb, MUSAN and RIRS_NOISES
-=================================================================
+Synthetic speech in the layout of VoxCeleb, MUSAN, RIRS_NOISES and ASVspoof 5
+=============================================================================
 
 The voices are those of espeak-ng, a formant synthesiser; noises, music and room
 responses are computed. No recording of anybody or anything is in here.
@@ -50,6 +52,9 @@ responses are computed. No recording of anybody or anything is in here.
 It serves to try every step of a recipe, from preparation to scoring, in minutes.
 It does not serve to measure accuracy: these speakers are far fewer and far simpler
 than people, and error rates on veri_test.txt say nothing about human speech.
+
+In spoof/, "bonafide" is what espeak-ng says, and "spoof" the same speech through a
+vocoder or a conversion, or another synthesiser's voice.
 
 demo.json holds the arguments that made this folder, and the voice of each speaker.
 espeak-ng is GPL-3, which covers that program and not what it says.
@@ -64,6 +69,7 @@ class Size(NamedTuple):
     sessions: int
     utterances: int
     seed: int
+    spoofs: int = 2
 
     @property
     def files(self):
@@ -71,7 +77,11 @@ class Size(NamedTuple):
         speakers = self.n_train_speakers + self.n_test_speakers
         fixed = NOISE_FILES + MUSIC_FILES + BABBLERS + 2 * ROOM_FILES + len(REAL_ROOMS)
         lists = 3 + 1 + 1  # rir_list, veri_test.txt, README.txt
-        return speakers * self.sessions * self.utterances + fixed + lists
+        spoofed = 0
+        if self.spoofs:
+            spoofed = sum(len(job.numbers) for job in spoof_plan(self))
+            lists += len(PROTOCOLS)
+        return speakers * self.sessions * self.utterances + fixed + spoofed + lists
 
 
 REAL_ROOMS = tuple(
@@ -89,7 +99,13 @@ def cast(size):
     names = [f"id{10001 + n}" for n in range(size.n_test_speakers)]
     names += [f"id{20001 + n}" for n in range(size.n_train_speakers)]
     names += [f"speech-librivox-{n:04d}" for n in range(BABBLERS)]
-    return dict(zip(names, make_speakers(len(names), _generator(size, "speakers"))))
+    return dict(zip(names, make_speakers(len(names), generator_of(size, "speakers"))))
+
+
+def spoof_plan(size):
+    """What every speaker records for the detection of spoofs: list of Job."""
+    takes = size.sessions * size.utterances
+    return plan(cast(size), takes, size.spoofs, partial(generator_of, size))
 
 
 def files(size):
@@ -113,17 +129,24 @@ def files(size):
             yield from _speaker_files(size, name, speaker, heard)
         else:
             yield f"musan/speech/librivox/{name}.wav", _babble(size, name, speaker)
-    lines = make_trials(heard, TRIALS, _generator(size, "trials"))
+    lines = make_trials(heard, TRIALS, generator_of(size, "trials"))
     text = "".join(f"{label} {enrol} {test}\n" for label, enrol, test in lines)
     yield "voxceleb1/veri_test.txt", text.encode()
     yield from _musan_files(size)
     yield from _simulated_rooms(size)
     yield from _real_rooms(size)
+    if size.spoofs:
+        yield from spoof_part(size)
+
+
+def spoof_part(size):
+    """The files of ``spoof``, as :func:`files` yields them."""
+    yield from spoof_files(spoof_plan(size), partial(generator_of, size))
 
 
 def _speaker_files(size, name, speaker, heard):
     """All sessions of one speaker; test speakers are noted in ``heard``."""
-    rng = _generator(size, name)
+    rng = generator_of(size, name)
     test = name.startswith("id1")
     root = "voxceleb1/wav" if test else "voxceleb2/dev/wav"
     reader = Reader(rng)
@@ -147,7 +170,7 @@ def _speaker_files(size, name, speaker, heard):
 
 
 def _babble(size, name, speaker):
-    rng = _generator(size, name)
+    rng = generator_of(size, name)
     with Synthesiser(seed=int(rng.integers(2**31))) as synthesiser:
         take = speak(
             synthesiser, Reader(rng), speaker.voice, BABBLE_SECONDS, 2 * BABBLE_SECONDS
@@ -166,14 +189,14 @@ def _musan_files(size):
 
 
 def _sound(size, path, make, seconds):
-    wav = make(seconds * SAMPLE_RATE, _generator(size, path))
+    wav = make(seconds * SAMPLE_RATE, generator_of(size, path))
     return f"musan/{path}.wav", _wav(noises.level(wav))
 
 
 def _simulated_rooms(size):
     for kind, (smallest, largest, (shortest, longest)) in ROOM_SIZES.items():
         folder = f"RIRS_NOISES/simulated_rirs/{kind}"
-        rng = _generator(size, kind)
+        rng = generator_of(size, kind)
         box = rng.uniform(smallest, largest)  # Room001: one room, several places
         rt60 = rng.uniform(shortest, longest, ROOM_FILES)
         lines = []
@@ -195,7 +218,7 @@ def _real_rooms(size):
     reverberation = {"small": 0.3, "medium": 0.5, "large": 0.7}
     lines = []
     for name in REAL_ROOMS:
-        rng = _generator(size, name)
+        rng = generator_of(size, name)
         room, distance, _ = name.split("_")
         response = rooms.noise_response(
             rt60=reverberation[room.removesuffix("room1")] * rng.uniform(0.9, 1.1),
@@ -210,7 +233,8 @@ def _real_rooms(size):
     yield f"{folder}/rir_list", "".join(lines).encode()
 
 
-def _generator(size, name):
+def generator_of(size, name):
+    """The random generator of one speaker, one noise, one list."""
     return np.random.default_rng([size.seed, zlib.crc32(name.encode())])
 
 

@@ -6,6 +6,7 @@
     musan/{noise/free-sound,music/fma,speech/librivox}
     RIRS_NOISES/simulated_rirs/{smallroom,mediumroom}/{rir_list,Room001/}
     RIRS_NOISES/real_rirs_isotropic_noises/{rir_list,RVB2014_type1_rir_*.wav}
+    spoof/{flac_T,flac_D,flac_E_eval}, spoof/ASVspoof5.*.tsv     bona fide and spoofs
     README.txt, demo.json                              what it is, how it was made
 
 The folder appears as a whole: it is built beside its place under another name,
@@ -22,12 +23,13 @@ from tqdm import tqdm
 
 from demo_corpus.content import BABBLERS, Size, cast, files
 from demo_corpus.espeak import import_loader
+from demo_corpus.spoofs import MOST_SPOOFS
 from demo_corpus.voices import MOST_SPEAKERS
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_atomically, write_json
 
 MARKER = "demo.json"
-VERSION = 1  # raise it whenever the same arguments make other bytes
+VERSION = 2  # raise it whenever the same arguments make other bytes
 
 
 class DemoCorpus(NamedTuple):
@@ -39,12 +41,19 @@ class DemoCorpus(NamedTuple):
     trials: Path
     musan: Path
     rirs: Path
+    spoof: Path | None  # None: without spoofs
 
 
 def make_demo_corpus(
-    folder, n_train_speakers=24, n_test_speakers=10, sessions=3, utterances=4, seed=7
+    folder,
+    n_train_speakers=24,
+    n_test_speakers=10,
+    sessions=3,
+    utterances=4,
+    seed=7,
+    spoofs=2,
 ):
-    """Make a synthetic corpus in the layout of VoxCeleb, MUSAN and RIRS_NOISES.
+    """Make a synthetic corpus laid out as VoxCeleb, MUSAN, RIRS_NOISES, ASVspoof 5.
 
     The same arguments give the same bytes, on one kind of machine with one set of
     library versions. A complete corpus made with the same arguments is used again.
@@ -54,7 +63,8 @@ def make_demo_corpus(
     folder : str or Path
         Where to put it. It must not exist, or be empty, or hold this very corpus.
     n_train_speakers : int
-        Speakers in ``voxceleb2/dev``, at least 1.
+        Speakers in ``voxceleb2/dev``, at least 1; with spoofs at least 2, the last
+        third of them for development.
     n_test_speakers : int
         Speakers in ``voxceleb1``, at least 2.
     sessions : int
@@ -63,6 +73,9 @@ def make_demo_corpus(
         Utterances of each session, 2 to 6 s each.
     seed : int
         Decides everything else; 0 or more.
+    spoofs : int
+        Spoofs of each bona fide recording in ``spoof``, 0 to 4. Every speaker has as
+        many bona fide ones as utterances. 0: no ``spoof``, two thirds of the time.
 
     Returns
     -------
@@ -74,7 +87,7 @@ def make_demo_corpus(
         For arguments out of range, a folder which holds something else, a corpus
         with missing files, or where the optional extra is not installed.
     """
-    size = Size(n_train_speakers, n_test_speakers, sessions, utterances, seed)
+    size = Size(n_train_speakers, n_test_speakers, sessions, utterances, seed, spoofs)
     _check(size)
     folder = Path(folder)
     if not _already_there(folder, size):
@@ -86,6 +99,7 @@ def make_demo_corpus(
         folder / "voxceleb1" / "veri_test.txt",
         folder / "musan",
         folder / "RIRS_NOISES",
+        folder / "spoof" if spoofs else None,
     )
 
 
@@ -96,12 +110,20 @@ def _check(size):
         ("sessions", 2),
         ("utterances", 1),
         ("seed", 0),
+        ("spoofs", 0),
     ):
         value = getattr(size, name)
         if not isinstance(value, int) or value < least:
             raise InputError(
                 f"{name}: {value!r}, expected an integer of {least} or more"
             )
+    if size.spoofs > MOST_SPOOFS:
+        raise InputError(f"spoofs: {size.spoofs}, expected at most {MOST_SPOOFS}")
+    if size.spoofs and size.n_train_speakers < 2:
+        raise InputError(
+            "n_train_speakers: 1, expected at least 2, for training and development "
+            "have speakers of their own, or spoofs 0"
+        )
     speakers = size.n_train_speakers + size.n_test_speakers
     if speakers > MOST_SPEAKERS - BABBLERS:
         raise InputError(

@@ -16,7 +16,13 @@ from demo_corpus import content, corpus, make_demo_corpus
 from speechbrain_ext.data.audio import SAMPLE_RATE, read_audio
 from speechbrain_ext.utils.errors import InputError
 
-SMALL = {"n_train_speakers": 2, "n_test_speakers": 4, "sessions": 2, "utterances": 2}
+SMALL = {
+    "n_train_speakers": 2,
+    "n_test_speakers": 4,
+    "sessions": 2,
+    "utterances": 2,
+    "spoofs": 0,
+}
 OPTIONS = [
     "--train_speakers",
     "2",
@@ -26,6 +32,8 @@ OPTIONS = [
     "2",
     "--utterances",
     "2",
+    "--spoofs",
+    "0",
 ]
 RECIPES = Path(__file__).parents[2] / "recipes"
 COMMAND = [sys.executable, str(RECIPES / "demo_corpus")]
@@ -70,7 +78,7 @@ def test_layout_is_that_of_the_real_corpora(demo):
     assert seen == shapes
     assert len(names) == sum(shapes.values())
     # The progress bar's total: everything but demo.json.
-    assert content.Size(2, 4, 2, 2, 7).files == len(names) - 1
+    assert content.Size(2, 4, 2, 2, 7, 0).files == len(names) - 1
     assert (demo.voxceleb1 / "wav").is_dir()
     assert (demo.voxceleb2 / "dev").is_dir()
     assert "not serve to measure accuracy" in (demo.folder / "README.txt").read_text()
@@ -152,7 +160,7 @@ def test_another_process_makes_the_same_bytes(demo, tmp_path):
 
 def test_other_training_speakers_leave_the_test_speakers_alone(demo):
     """Every file of voxceleb1 keeps its bytes when training speakers are added."""
-    larger = content.files(content.Size(3, 4, 2, 2, 7))
+    larger = content.files(content.Size(3, 4, 2, 2, 7, 0))
     test_part = {}
     for name, data in larger:
         if name.startswith("voxceleb2"):
@@ -164,7 +172,7 @@ def test_other_training_speakers_leave_the_test_speakers_alone(demo):
 
 
 def test_another_seed_makes_other_speech(demo):
-    other = dict(zip(range(2), content.files(content.Size(2, 4, 2, 2, 8))))[1]
+    other = dict(zip(range(2), content.files(content.Size(2, 4, 2, 2, 8, 0))))[1]
     names = {str(p.relative_to(demo.folder)) for p in demo.folder.rglob("*.wav")}
     assert other[0].startswith("voxceleb1/wav/id10001/")
     assert other[0] not in names
@@ -248,6 +256,7 @@ def test_two_runs_at_once_agree(demo, tmp_path, monkeypatch):
         ("seed", -1),
         ("seed", 1.5),
         ("n_train_speakers", 229),
+        ("spoofs", 5),
     ],
 )
 def test_arguments_out_of_range_are_named(tmp_path, argument, value):

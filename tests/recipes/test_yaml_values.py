@@ -126,10 +126,11 @@ def documented_commands():
         *(p for folder in folders for p in (REPOSITORY / folder).glob("*.md")),
     ):
         text = path.read_text().replace("\\\n", " ")
+        recipe = recipes.get(path.parent.relative_to(REPOSITORY).as_posix(), RECIPE)
         for line in text.splitlines():
+            if line.startswith("cd "):
+                recipe = recipes.get(line.removeprefix("cd ").strip(), recipe)
             for script_name, yaml, words in COMMAND.findall(line):
-                folder = path.parent.relative_to(REPOSITORY).as_posix()
-                recipe = recipes.get(folder, RECIPE)
                 yield pytest.param(
                     *(script_name, recipe / yaml, words.split("#")[0]),
                     id=f"{path.parent.name}/{path.name}:{yaml}:{words.strip()[:40]}",

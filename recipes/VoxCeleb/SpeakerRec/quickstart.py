@@ -6,7 +6,8 @@
 It runs the scripts and YAML files of this recipe, with a tiny encoder in place of
 w2v-BERT 2.0 and a few overrides that fit its size; every command is printed, so that
 it can be copied. The voices are synthetic and the encoder starts from random weights:
-this shows the pipeline, not the accuracy.
+this shows the pipeline, not the accuracy. A small detector of spoofs, by the recipe of
+ASVspoof 5, comes last.
 """
 
 import json
@@ -25,6 +26,8 @@ from speechbrain_ext.utils.errors import InputError, command_line
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from demo_corpus import make_demo_corpus  # noqa: E402
+
+SPOOFING = HERE.parents[1] / "ASVspoof5" / "AntiSpoofing"
 
 SMALL = ["--batch_size=24", "--num_workers=1", "--n_valid_speakers=6"]
 NOISE = ("musan", "rirs")
@@ -138,12 +141,13 @@ PRUNED = [
 ]
 
 
-def run(*words):
-    """Run Python from this recipe's folder, showing the command."""
+def run(*words, folder=HERE):
+    """Run Python from a recipe's folder, this one's, showing the command."""
     command = [sys.executable, *words]
-    print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
+    place = "" if folder == HERE else f"cd {os.path.relpath(folder, HERE)} && "
+    print(f"\n$ {place}{shlex.join(['python', *command[1:]])}", flush=True)
     done = subprocess.run(
-        command, cwd=HERE, env={**os.environ, "TQDM_MININTERVAL": "5"}
+        command, cwd=folder, env={**os.environ, "TQDM_MININTERVAL": "5"}
     )
     if done.returncode:
         name = " ".join(words[:3] if words[0] == "-m" else words[:1])
@@ -211,6 +215,29 @@ def share(corpus, results, folder):
     run("-m", "speechbrain_ext", "verify", *recordings, f"--source={folder}")
 
 
+def detect(corpus, results):
+    """A detector of spoofs → rows of its table: development and evaluation."""
+    output, evaluated = results / "detector", results / "evaluate_detector"
+    data = f"--data_folder={corpus.spoof}"
+    run(
+        *("train.py", "hparams/small.yaml", data),
+        *(f"--{name}_folder={getattr(corpus, name)}" for name in NOISE),
+        f"--output_folder={output}",
+        folder=SPOOFING,
+    )
+    run(
+        *("evaluate.py", "hparams/evaluate.yaml", data),
+        f"--pretrained_folder={output / 'final'}",
+        f"--output_folder={evaluated}",
+        folder=SPOOFING,
+    )
+    trained = json.loads((output / "final" / "training.json").read_text())
+    found = json.loads((evaluated / "results.json").read_text())
+    return [
+        {**trained, **one["systems"][-1], "list": one["list"]} for one in found["lists"]
+    ]
+
+
 def print_stages(rows):
     """Error rates after every stage."""
     print(
@@ -241,6 +268,17 @@ def print_sizes(rows, results):
         )
 
 
+def print_detector(rows):
+    """The detector on speakers and methods it was trained without."""
+    print(f"\n{'spoofs of':<26}{'parameters':>12}{'EER %':>8}{'minDCF':>10}{'Cllr':>8}")
+    for row in rows:
+        print(
+            f"{row['list']:<26}{row['total_parameters']:>12,}"
+            f"{row['pooled']['eer_percent']:>8.2f}{row['pooled']['min_dcf']:>10.3f}"
+            f"{row['pooled']['cllr']:>8.3f}"
+        )
+
+
 def print_pictures(rows, results, seconds):
     """What to look at, and what not to conclude."""
     pictures = rows[-1]["pictures"]
@@ -259,7 +297,7 @@ def print_pictures(rows, results, seconds):
 
 @command_line
 def main():
-    """Corpus, three stages, pruning and three stages more, verification, tables."""
+    """Corpus, stages, pruning and stages again, verification, detection, tables."""
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", default="quickstart", help="where all goes")
     folder = Path(parser.parse_args().folder).resolve()
@@ -269,8 +307,10 @@ def main():
     for step in (*DENSE, *PRUNED):
         rows += run_step(step, corpus, results)
     share(corpus, results, folder / "model")
+    detected = detect(corpus, results)
     print_stages(rows)
     print_sizes(rows, results)
+    print_detector(detected)
     print_pictures(rows, results, time.monotonic() - start)
     print(f"model to share    {folder / 'model'}")
 
