@@ -17,8 +17,8 @@ VERSION = re.search(
 setup(
     name="speechbrain_ext",
     version=VERSION,
-    description="Speaker verification with w2v-BERT 2.0 for SpeechBrain: "
-    "Layer Adapters, LoRA, large margins, exact structured pruning",
+    description="Speaker verification and anti-spoofing for SpeechBrain: pretrained "
+    "encoders and their peers, exact structured pruning, distilled students",
     long_description=(HERE / "README.md").read_text(encoding="utf-8")
     if (HERE / "README.md").exists()
     else "",
