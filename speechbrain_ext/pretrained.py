@@ -181,7 +181,7 @@ def write_model(folder, speaker_encoder, weights, inference):
         Some of :data:`INFERENCE`, where its values do not suit this model.
     """
     encoder, head = speaker_encoder.encoder, speaker_encoder.head
-    arguments = _arguments(encoder)
+    arguments, of_head = _arguments(encoder), _arguments(head)
     save_weights(weights, folder / MODEL_FILE)
     if isinstance(arguments.get("source"), dict):
         write_json(folder / ENCODER_CONFIG, arguments["source"])
@@ -196,7 +196,7 @@ def write_model(folder, speaker_encoder, weights, inference):
         used_by=head.used_by,
         sample_rate=encoder.sample_rate,
         encoder=_constructor(encoder, arguments),
-        head=_constructor(head, _arguments(head)),
+        head=_constructor(head, of_head),
         **{key: json.dumps(value) for key, value in treated.items()},
     )
     (folder / HYPERPARAMS).write_text(text, encoding="utf-8")

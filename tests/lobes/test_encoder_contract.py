@@ -647,7 +647,8 @@ def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
     plain = nn.Linear(3, 3)
     for encoder, head, expected in (
         (ToyFbank(), plain, "Linear: no record of its arguments"),
-        (ToyFbank(), Pooled(6, odd=plain), "Pooled: argument odd is a Linear"),
+        (ToyFbank(), Pooled(6, odd=plain), "Linear: no record of its arguments"),
+        (ToyFbank(), Pooled(6, odd={1}), "Pooled: argument odd is a set"),
         (Local(), Pooled(6), "Local: expected a class that can be imported"),
     ):
         with pytest.raises(InputError, match=expected):

@@ -243,7 +243,7 @@ def test_a_student_of_another_width_is_refused(corpus, tmp_path):
     words = prune2_words(corpus, tmp_path / "narrow", tmp_path / "out")
     code, lines = run("distill_prune", words, tmp_path / "stderr")
     assert code == 1
-    assert "distillation: state 0 of the student is " in lines[-1]
+    assert "distillation: student of width 8, teacher of 16, expected" in lines[-1]
 
 
 # ---- several processes ---------------------------------------------------------------

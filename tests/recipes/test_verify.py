@@ -313,8 +313,8 @@ def _killed_at_batch(number, *words):
         if next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def load(folder):
-        hparams, chunking = load_encoder(folder)
+    def load(folder, **options):
+        hparams, chunking = load_encoder(folder, **options)
         hparams["speaker_encoder"].register_forward_pre_hook(hook)
         return hparams, chunking
 
