@@ -108,6 +108,8 @@ def score_and_report(
     if "dev" in scores:
         curve = Thresholds.from_scores(scores["dev"], lists["dev"].keys.is_bonafide)
         save_thresholds(folder / THRESHOLDS_FILE, {LLR: curve})
+    else:  # those of an earlier run are of other scores: an export would take them
+        (folder / THRESHOLDS_FILE).unlink(missing_ok=True)
     scored = []
     for split, (_, keys) in lists.items():
         write_keys(folder / f"keys_{split}.tsv", keys)
@@ -143,6 +145,7 @@ def _calibrator(folder, path, raw, lists):
             )
     else:
         logger.warning("no recordings of dev and no calibrator: not calibrated")
+        (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # of an earlier run
         return None
     found.save(folder / CALIBRATION_FILE)
     return found

@@ -77,8 +77,18 @@ class Distillation(Term):
             return
         student, teacher = speaker_encoder.encoder, self.teacher
         data.check_crops(teacher)
+        n = student.n_states, teacher.n_states
+        if self.layers is None and n[0] != n[1]:
+            raise InputError(
+                f"distillation: student of {n[0]} states, teacher of {n[1]}, expected "
+                "equal numbers or layers: [[student's, teacher's], …]"
+            )
         if self.layers is not None:
-            n = student.n_states, teacher.n_states
+            if not self.layers:
+                raise InputError(
+                    "distillation: layers [], expected a pair [student's, teacher's] "
+                    "or more"
+                )
             for pair in self.layers:
                 if len(pair) != 2 or not all(-m <= i < m for i, m in zip(pair, n)):
                     raise InputError(

@@ -195,6 +195,10 @@ def test_damaged_score_files(tmp_path, text, expected):
             "filename\tcm-label\na\tspoof\na\tspoof\n",
             r"line 3: 'a' again, expected each",
         ),
+        (
+            "filename cm-label cm-label\na spoof bonafide\n",
+            r"line 1: columns 'cm-label' and 'cm-label', expected one of them",
+        ),
         ("a b c\n", r"line 1: 3 columns, expected 5, 6, 8, 10, 13 as the protocols"),
         (
             "s a.wav - - bonafide\ns a - A1 spoof\n",

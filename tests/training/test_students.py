@@ -168,6 +168,10 @@ def test_other_widths_need_projections(voices, tmp_path):
         run(voices, tmp_path, Distillation(teacher(), [[-1, -1]]))
     with pytest.raises(InputError, match=r"layers \[-1, 2\], expected \[student's, "):
         run(voices, tmp_path, Distillation(teacher(), [[-1, 2]], True))
+    with pytest.raises(InputError, match=r"layers \[\], expected a pair"):
+        run(voices, tmp_path, Distillation(teacher(), [], True))
+    with pytest.raises(InputError, match="student of 3 states, teacher of 2, expected"):
+        run(voices, tmp_path, Distillation(teacher(), None, True))
     linear, deep = (Projections(3, 5, 2, mlp) for mlp in (False, True))
     states = [noise(1, 4, 3), noise(1, 4, 3, seed=1)]
     assert [type(m) for m in deep.maps[0]] == [nn.Linear, nn.GELU, nn.Linear]

@@ -210,6 +210,13 @@ def read_keys(path, subset=None):
             f"{' '.join(KEY_HEADER)!r}"
         )
     expected = repr(" ".join(header))
+    for told in ("names", "key"):
+        same = [name for name in header if _HEADERS.get(name) == told]
+        if len(same) > 1:
+            raise InputError(
+                f"{path}: line 1: columns {' and '.join(map(repr, same))}, expected "
+                "one of them"
+            )
     columns = read_columns(path, expected, len(header), header=True)
     by_name = {
         _HEADERS[name]: Words(*column)
