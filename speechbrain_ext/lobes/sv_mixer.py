@@ -142,7 +142,11 @@ class MixerConfig(PretrainedConfig):
         return self.layer_units or [self.full_units()] * self.num_hidden_layers
 
     def check(self):
-        """InputError: a value that has no meaning, or does not fit another."""
+        """InputError: an unknown key, or a value without a meaning."""
+        usual = MixerConfig()
+        known = {*vars(usual), *usual.to_dict(), *FRONT_END}
+        if unknown := sorted(set(vars(self)) - known):
+            raise InputError(f"{unknown[0]}: unknown, expected keys of MixerConfig")
         for name in ("hidden_size", "frames", "expansion", "group_size"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("num_hidden_layers", self.num_hidden_layers, 1)

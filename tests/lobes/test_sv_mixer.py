@@ -362,3 +362,8 @@ def test_bad_values_are_refused_in_one_line(changes, message):
 def test_too_short_a_recording():
     with pytest.raises(InputError, match="waveform: 799 samples, expected 800 or more"):
         small()(torch.zeros(1, 799))
+
+
+def test_an_unknown_key_is_not_another_model():
+    with pytest.raises(InputError, match="hiddensize: unknown, expected keys of Mixer"):
+        SVMixerEncoder({"hiddensize": 32})
