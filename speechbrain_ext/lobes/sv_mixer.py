@@ -351,16 +351,8 @@ class SVMixerEncoder(Student):
             "channel mixing": ChannelMixing,
         }
 
-    def resized(self, widths):
-        """A new encoder of other widths, with random weights: see the base class."""
-        config = copy.deepcopy(self.config)
-        config.full_conv_dim = list(
-            getattr(config, "full_conv_dim", None) or config.conv_dim
-        )
-        config.conv_dim = [
-            widths[f"feature_extractor.conv_layers.{i}"]
-            for i in range(len(config.conv_dim))
-        ]
+    def resize_layers(self, config, widths):
+        """Set in ``config`` the hidden widths of every layer's MLPs."""
         config.layer_units = [
             {
                 part: widths[f"encoder.layers.{number}.{PLACES[part]}"]
@@ -369,13 +361,6 @@ class SVMixerEncoder(Student):
             }
             for number, layer in enumerate(self.encoder.layers)
         ]
-        return type(self)(
-            config,
-            frozen=self.frozen,
-            gradient_checkpointing=self.gradient_checkpointing,
-            last_state=self.arguments["last_state"],
-            standardise=self.standardise,
-        )
 
 
 class TransformerStudentConfig(Wav2Vec2Config):

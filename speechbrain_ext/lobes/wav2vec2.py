@@ -325,7 +325,6 @@ class WaveformEncoder(Encoder):
         them.
         """
         config = copy.deepcopy(self.config)
-        layers = [f"encoder.layers.{n}" for n in range(len(self.encoder.layers))]
         config.full_conv_dim = list(
             getattr(config, "full_conv_dim", None) or config.conv_dim
         )
@@ -333,8 +332,7 @@ class WaveformEncoder(Encoder):
             widths[f"feature_extractor.conv_layers.{i}"]
             for i in range(len(config.conv_dim))
         ]
-        config.num_attention_heads_group = [widths[f"{n}.attention"] for n in layers]
-        config.intermediate_size_group = [widths[f"{n}.feed_forward"] for n in layers]
+        self.resize_layers(config, widths)
         return type(self)(
             config,
             frozen=self.frozen,
@@ -342,6 +340,12 @@ class WaveformEncoder(Encoder):
             last_state=self.arguments["last_state"],
             standardise=self.standardise,
         )
+
+    def resize_layers(self, config, widths):
+        """Set in ``config`` what :meth:`resized` was told of the layers."""
+        layers = [f"encoder.layers.{n}" for n in range(len(self.encoder.layers))]
+        config.num_attention_heads_group = [widths[f"{n}.attention"] for n in layers]
+        config.intermediate_size_group = [widths[f"{n}.feed_forward"] for n in layers]
 
 
 class Wav2Vec2Encoder(WaveformEncoder):
