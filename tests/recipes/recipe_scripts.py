@@ -1,5 +1,6 @@
 """The recipe's scripts, called as by the command line, without its start."""
 
+import functools
 import importlib
 import os
 import socket
@@ -15,23 +16,23 @@ HPARAMS = RECIPE / "hparams"
 ANTISPOOFING = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing"
 
 
-def script(name):
+def script(name, recipe=RECIPE):
     """train, verify, evaluate: imported from the folder of a recipe that has it."""
-    for folder in (RECIPE, ANTISPOOFING):
+    for folder in (recipe, ANTISPOOFING):
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
     return importlib.import_module(name)
 
 
-def run_script(name, *words):
-    """Call main() in the recipe's folder with these words on its command line.
+def run_script(name, *words, recipe=RECIPE):
+    """Call main() in a recipe's folder with these words on its command line.
 
     Changes the process: only for one that a test started.
     """
-    module = script(name)
+    module = script(name, recipe)
     # It asks pip for all that is installed: most of the time of a tiny run.
     speechbrain.utils.logger.get_environment_description = lambda: "left out in tests"
-    os.chdir(RECIPE)
+    os.chdir(recipe)
     sys.argv = [f"{name}.py", *map(str, words)]
     module.main()
 
@@ -50,9 +51,10 @@ def run_until(name, place, ending, *words):
     run_script(name, *words)
 
 
-def run(name, words, stderr, seconds=100):
+def run(name, words, stderr, seconds=100, recipe=RECIPE):
     """A script in a process of its own → (exit code, lines on stderr)."""
-    process = start(run_script, name, *words, stderr=stderr)
+    function = functools.partial(run_script, recipe=recipe)
+    process = start(function, name, *words, stderr=stderr)
     process.join(seconds)
     process.kill()
     return process.exitcode, Path(stderr).read_text().splitlines()

@@ -1,5 +1,6 @@
 """The anti-spoofing recipe: numbers of its YAML files, and its steps, shrunken."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,9 +9,8 @@ import recipe_scripts
 import torch
 from asvspoof_corpus import SMALL, SPLITS, data_words, write_asvspoof
 from hparams_files import SPOOFING, data_of, optimiser
-from recipe_scripts import ANTISPOOFING, run_script
+from recipe_scripts import ANTISPOOFING
 from tiny_encoder import waveform_config
-from tiny_training import start
 
 from speechbrain_ext.export.folder import export_model
 from speechbrain_ext.export.hub import plan_push
@@ -90,18 +90,7 @@ def test_w2v_bert(load):
 
 TINY = ["--encoder.channels=[16, 16, 16, 16, 24]", "--draws_per_epoch=48"]
 
-
-def _run_here(name, *words):
-    recipe_scripts.RECIPE = ANTISPOOFING
-    run_script(name, *words)
-
-
-def run(name, words, stderr, seconds=300):
-    """A script in a process of its own → (exit code, lines on stderr)."""
-    process = start(_run_here, name, *words, stderr=stderr)
-    process.join(seconds)
-    process.kill()
-    return process.exitcode, stderr.read_text().splitlines()
+run = functools.partial(recipe_scripts.run, seconds=300, recipe=ANTISPOOFING)
 
 
 @pytest.fixture(scope="module")

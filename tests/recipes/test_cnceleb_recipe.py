@@ -1,5 +1,6 @@
 """The CN-Celeb recipe: its YAML files, and all of its steps, shrunken."""
 
+import functools
 import json
 import re
 
@@ -7,8 +8,8 @@ import pytest
 import recipe_scripts
 import torch
 from cnceleb_corpus import JOIN_SECONDS, RECIPE, write_cnceleb, write_lines
-from recipe_scripts import SMALL, run_script
-from tiny_training import start, tiny_config, write_musan, write_rirs
+from recipe_scripts import SMALL
+from tiny_training import tiny_config, write_musan, write_rirs
 
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.lobes.heads import AdapterMFA
@@ -113,18 +114,7 @@ def test_it_loads(name, tmp_path, monkeypatch):
 
 # ---- the whole recipe ----------------------------------------------------------------
 
-
-def _run_here(name, *words):
-    recipe_scripts.RECIPE = RECIPE
-    run_script(name, *words)
-
-
-def run(name, words, stderr, seconds=300):
-    """A script of this recipe in a process of its own → (exit code, stderr's lines)."""
-    process = start(_run_here, name, *words, stderr=stderr)
-    process.join(seconds)
-    process.kill()
-    return process.exitcode, stderr.read_text().splitlines()
+run = functools.partial(recipe_scripts.run, seconds=300, recipe=RECIPE)
 
 
 @pytest.fixture(scope="module")
