@@ -68,7 +68,7 @@ def evaluate(
     num_workers : int
         Threads that read recordings.
     eval_precision : str
-        Of the encoder on a GPU. The CPU always computes in fp32.
+        Of the encoder. On a CPU fp32, unless the command line asks for bf16.
     n_resamples : int
         Of the bootstrap over speakers; 0: no intervals.
     """
