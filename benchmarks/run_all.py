@@ -37,7 +37,7 @@ LIBRARY = (
     "results",
     "run_all",
 )
-WRITTEN = ("RESULTS.md", "results.png", "results")
+WRITTEN = ("RESULTS.md", "*.png", "results")
 
 
 @command_line
