@@ -138,11 +138,7 @@ def _calibrator(folder, path, raw, lists):
         with naming("calibration on dev"):
             found.fit(raw["dev"][:, None], lists["dev"].keys.is_bonafide)
         logger.info("calibration: %.4g llr %+.4g", found.weights[0], found.bias)
-        if found.weights[0] <= 0:
-            logger.warning(
-                "dev: the calibration turns the scores round, as spoofs have the "
-                "higher ones: the detector tells nothing"
-            )
+        found.warn_if_turned("calibration on dev")
     else:
         logger.warning("no recordings of dev and no calibrator: not calibrated")
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # of an earlier run

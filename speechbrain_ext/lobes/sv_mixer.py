@@ -324,6 +324,16 @@ class SVMixerEncoder(Student):
         check_convolutions(self.config, source)
         self.config.check()
 
+    @property
+    def fitting_samples(self):
+        """Fewest and most samples of the frames of the time MLP; None without one."""
+        config = self.config
+        if not any(units.get("token") for units in config.units_by_layer()):
+            return None
+        shape = config.conv_kernel, config.conv_stride
+        fewest, more = (input_samples(config.frames + n, *shape) for n in (0, 1))
+        return fewest, more - 1
+
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
         x, _, padding = self.projected(x, lens)
