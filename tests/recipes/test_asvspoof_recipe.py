@@ -328,6 +328,7 @@ def test_hybrid_pruning_of_the_recipe(corpus, tmp_path):
         (["--splits=[train]"], "recordings of neither dev nor eval"),
         (["--data_folder=/nowhere"], "/nowhere"),
         (["--n_resamples=1"], "n_resamples: 1, expected 0 or at least 2"),
+        (["--calibrator=/nowhere.json"], "/nowhere.json"),
         (["--pretrained_folder=/nowhere"], "/nowhere"),
     ],
 )
