@@ -143,10 +143,7 @@ class MixerConfig(PretrainedConfig):
 
     def check(self):
         """InputError: an unknown key, or a value without a meaning."""
-        usual = MixerConfig()
-        known = {*vars(usual), *usual.to_dict(), *FRONT_END}
-        if unknown := sorted(set(vars(self)) - known):
-            raise InputError(f"{unknown[0]}: unknown, expected keys of MixerConfig")
+        check_keys(self)
         for name in ("hidden_size", "frames", "expansion", "group_size"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("num_hidden_layers", self.num_hidden_layers, 1)
@@ -187,6 +184,16 @@ class MixerConfig(PretrainedConfig):
                         f"layer_units: layer {number}, {name} {width!r}, expected a "
                         f"multiple of {groups}, {least} to {full[name]}"
                     )
+
+
+def check_keys(config, *others):
+    """InputError: a key that means nothing would leave its default in force."""
+    usual = type(config)()
+    known = {*vars(usual), *usual.to_dict(), *FRONT_END, *others}
+    if unknown := sorted(set(vars(config)) - known):
+        raise InputError(
+            f"{unknown[0]}: unknown, expected keys of {type(config).__name__}"
+        )
 
 
 class MixerStack(nn.Module):
@@ -405,6 +412,7 @@ class TransformerStudent(Student):
 
     def check_config(self, source):
         """InputError: a configuration that cannot be built."""
+        check_keys(self.config, *self.widths_by_layer, "repeat_last")
         check_convolutions(self.config, source)
         check_transformer(self.config, source)
 

@@ -166,6 +166,8 @@ def test_two_voices_enrolled_before(detector, verifier, files):
     assert "detection" not in report
 
 
-def test_what_else_is_not_known(detector, files):
+def test_what_else_is_asked_wrongly(detector, verifier, files):
     with pytest.raises(InputError, match="on_error 'skip', expected raise or collect"):
         detector.detect_files(files["good.wav"], on_error="skip")
+    with pytest.raises(InputError, match=r"spoof_accept_rate 0\.1, expected a d"):
+        verifier.compare(*[files["good.wav"]] * 2, spoof_accept_rate=0.1)

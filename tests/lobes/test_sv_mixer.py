@@ -399,3 +399,6 @@ def test_too_short_a_recording():
 def test_an_unknown_key_is_not_another_model():
     with pytest.raises(InputError, match="hiddensize: unknown, expected keys of Mixer"):
         SVMixerEncoder({"hiddensize": 32})
+    expected = "num_heads: unknown, expected keys of TransformerStudentConfig"
+    with pytest.raises(InputError, match=expected):
+        TransformerStudent({"num_heads": 4})

@@ -241,6 +241,7 @@ def test_a_training_that_is_killed_ends_with_the_same_model(results, corpus, tmp
 
 def _stopped_at(batch, ending, *words):
     """Evaluate, but a signal comes before that batch of those that are scored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     plain, done = extraction.encode, []
 
     def encode(*arguments, **options):
