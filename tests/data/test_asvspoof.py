@@ -330,7 +330,7 @@ def test_columns_in_another_order(corpus, tmp_path, columns, expected):
         words[columns[0]], words[columns[1]] = words[columns[1]], words[columns[0]]
     path.write_text("".join(" ".join(words) + "\n" for words in lines))
     with pytest.raises(InputError, match=expected):
-        prepare_asvspoof(corpus, tmp_path / "out")
+        prepare_asvspoof(corpus, tmp_path / "out", splits=list(NAMES))
     assert not (tmp_path / "out/eval.csv").exists()
 
 

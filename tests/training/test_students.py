@@ -252,8 +252,8 @@ def _leave(corpus, folder, name, batch_size):
     state = train(*run(corpus, folder, distillation, **options, opt_class=sgd))
     state.pop("random")
     after = model.encoder.state_dict()
-    same = {k for k, v in before.items() if torch.equal(v, after[k])}
-    torch.save({"state": state, "same": same}, folder / f"rank{os.environ['RANK']}")
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    torch.save({"state": state, "moved": moved}, folder / f"rank{os.environ['RANK']}")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -271,8 +271,8 @@ def test_two_processes_are_one(voices, tmp_path, name):
     assert_same(first.state, second.state)
     for key, expected in one.state.items():
         torch.testing.assert_close(first.state[key], expected, atol=1e-5, rtol=1e-5)
-    untrained = {key.split(".")[2] for key in first.same if ".layers." in key}
-    assert untrained == ({"1"} if name == "early state" else set())
+    trained = {key.split(".")[2] for key in first.moved if ".layers." in key}
+    assert trained == ({"0"} if name == "early state" else {"0", "1"})
 
 
 # -- what is wrong ---------------------------------------------------------------------
