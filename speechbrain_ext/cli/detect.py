@@ -4,6 +4,8 @@ JSON on stdout, one object; all else goes to stderr. It exits with 3 where a rec
 has no speech: that is neither bona fide nor a spoof, nor a mistake of the user's.
 """
 
+import sys
+
 from speechbrain_ext.cli.models import (
     NO_SPEECH,
     add_channel,
@@ -21,8 +23,9 @@ def add_detect(commands):
         "detect",
         help=about,
         description=about,
-        epilog="Exit code: 0 whatever the decisions, 1 where the input is wrong, 3 "
-        'where no speech was found in a recording (then its "bonafide" is null).',
+        epilog="Exit code: 0 whatever the decisions, 1 where the input is wrong (one "
+        'of several files: its "error" says how), 3 where no speech was found in a '
+        'recording (then its "bonafide" is null).',
     )
     parser.add_argument(
         "recordings",
@@ -61,5 +64,10 @@ def run_detect(arguments):
     with logged_to_stderr():
         report = detection_report(detector, arguments.recordings, **options)
     print_json(report)
+    wrong = [found for found in report["recordings"] if "error" in found]
+    for found in wrong:
+        print(f"error: {found['file']}: {found['error']}", file=sys.stderr)
+    if wrong:
+        raise SystemExit(1)
     if any(found["bonafide"] is None for found in report["recordings"]):
         raise SystemExit(NO_SPEECH)

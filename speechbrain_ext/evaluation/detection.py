@@ -82,24 +82,20 @@ def score_and_report(
         float [N, 2].
     head : Detection
         Which knows the priors of the logits.
-    calibrator : str or Path or None
-        Of an earlier run; None fits one to dev, where there is dev.
+    calibrator : tuple of (str, QualityCalibrator), optional
+        Of an earlier run, behind its file; None fits one to dev, where there is dev.
     n_resamples : int
         Of the bootstrap over speakers.
     model : str or Path
         The pretrained folder: the report has a hash of its weights, since an export
         asks whose results it has.
-
-    Raises
-    ------
-    InputError
-        A file of another calibrator.
     """
     raw = {
         split: head.log_likelihood_ratio(values.astype(np.float64))
         for split, values in logits.items()
     }
-    scores, fitted = raw, _calibrator(folder, calibrator, raw, lists)
+    source, earlier = calibrator or ("dev", None)
+    scores, fitted = raw, _calibrator(folder, earlier, raw, lists)
     if fitted is not None:
         scores = {
             split: fitted.log_likelihood_ratio(values[:, None])
@@ -122,28 +118,22 @@ def score_and_report(
     about = {
         "pretrained_folder": str(model),
         "weights_sha256": sha256(weights_file(model)),
-        "calibrator": None if fitted is None else str(calibrator or "dev"),
+        "calibrator": None if fitted is None else str(source),
     }
     report = write_detection_report(folder, scored, about, n_resamples=n_resamples)
     print(report.table)
     print(f"report {folder / 'results.md'}")
 
 
-def _calibrator(folder, path, raw, lists):
-    """An earlier one, one fitted to dev, or None; kept as calibration.json."""
-    if path is not None:
-        found = QualityCalibrator.load(path, [LLR])
-    elif "dev" in raw:
+def _calibrator(folder, found, raw, lists):
+    """The one found, one fitted to dev, or None; kept as calibration.json."""
+    if found is None and "dev" in raw:
         found = QualityCalibrator([LLR])
         with naming("calibration on dev"):
             found.fit(raw["dev"][:, None], lists["dev"].keys.is_bonafide)
         logger.info("calibration: %.4g llr %+.4g", found.weights[0], found.bias)
-        if found.weights[0] <= 0:
-            logger.warning(
-                "dev: the calibration turns the scores round, as spoofs have the "
-                "higher ones: the detector tells nothing"
-            )
-    else:
+        found.warn_if_turned("calibration on dev")
+    if found is None:
         logger.warning("no recordings of dev and no calibrator: not calibrated")
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # of an earlier run
         return None

@@ -212,6 +212,7 @@ def _scores(given, side, speakers, trials):
         l2, _ = choose_l2(values, trials.labels, codes)
         scores["llr"] = held_out_ratios(values, trials.labels, codes, l2)
         calibrator = make_calibrator(l2, names).fit(values, trials.labels)
+        calibrator.warn_if_turned("calibration")
         backend = replace(backend, calibrator=calibrator)
     except InputError as error:
         logger.warning("no calibration to these recordings: %s", error)

@@ -285,9 +285,10 @@ def comparison_report(
     }
     if detector := options.get("detector"):
         report["accepted"] = result.accepted
-        report["detection"] = _detection_of(
-            detector, result, enrol, test, options.get("spoof_accept_rate")
-        )
+        if result.enrol_detected or result.test_detected:  # not both enrolled before
+            report["detection"] = _detection_of(
+                detector, result, enrol, test, options.get("spoof_accept_rate")
+            )
     return report
 
 

@@ -236,6 +236,7 @@ class SpoofingDetector(LoadedModel, Pretrained):
         speech_detection=None,
         channel="mean",
         side="",
+        on_error="raise",
     ):
         """Bona fide or spoof: everything that the model can say of recordings.
 
@@ -257,12 +258,17 @@ class SpoofingDetector(LoadedModel, Pretrained):
             Of several.
         side : str
             Comes before the number of recordings without a name: ``test``.
+        on_error : str
+            ``raise`` at the first recording that cannot be read, or ``collect`` them.
 
         Returns
         -------
-        list of Detected
+        found : list of Detected
             In the order of ``paths``. Where a recording has no speech, score,
             probability and decision are None, and there is a warning.
+        failures : list of Failure
+            With ``on_error="collect"`` only, those without speech not among them; their
+            scores, probabilities and decisions are None, too.
 
         Raises
         ------
@@ -270,17 +276,22 @@ class SpoofingDetector(LoadedModel, Pretrained):
             As :meth:`score_files`; a threshold that the model has not.
         """
         log_odds(prior)
+        self._check_on_error(on_error)
         point = self._decider.point(LLR, threshold, false_accept_rate, prior)
         options = speech_detection, channel
         sources = sources_of(paths, side)
         found = self._embed(sources, self.chunking, *options, collect=True)
-        for error in found.errors:
-            if not isinstance(error, NoSpeechError):
+        unreadable = []
+        for failure, error in zip(found.failures, found.errors):
+            if isinstance(error, NoSpeechError):
+                logger.warning("%s: no decision", error)
+            elif on_error == "raise":
                 raise error
-            logger.warning("%s: no decision", error)
+            else:
+                unreadable.append(failure)
         scores = self._llr(found.vectors).tolist()
         failed = {failure.row for failure in found.failures}
-        return [
+        detected = [
             Detected(
                 llr=None if row in failed else score,
                 probability=None if row in failed else probability(score, prior),
@@ -293,6 +304,7 @@ class SpoofingDetector(LoadedModel, Pretrained):
             )
             for row, score in enumerate(scores)
         ]
+        return (detected, unreadable) if on_error == "collect" else detected
 
     def _llr(self, logits):
         """Logits [N, 2], NaN where there is none → float64 [N]."""
@@ -327,22 +339,29 @@ def detection_report(
     -------
     dict
         ``recordings``, a list of dictionaries with ``file``, ``bonafide`` (None where
-        there is no speech), ``llr``, ``probability`` and ``seconds``; ``threshold``,
-        ``threshold_from``, ``false_accept_rate`` and ``miss_rate`` (fractions measured
-        there, or None), ``prior``, ``model``, ``device``, ``warnings``.
+        there is no speech), ``llr``, ``probability`` and ``seconds``, and ``error`` of
+        one that cannot be read; ``threshold``, ``threshold_from``,
+        ``false_accept_rate`` and ``miss_rate`` (fractions measured there, or None),
+        ``prior``, ``model``, ``device``, ``warnings``.
 
     Raises
     ------
     InputError
-        As ``detect_files``; no recordings.
+        As ``detect_files``, but for recordings of which another can be read; no
+        recordings.
     """
     if not files:
         raise InputError("no recordings, expected at least one")
     options = threshold, false_accept_rate, prior, speech_detection, channel
     with kept_warnings() as warnings:
-        found = detector.detect_files(files, *options)
+        found, failures = detector.detect_files(files, *options, on_error="collect")
+    if len(failures) == len(files):
+        raise InputError(f"{failures[0].path}: {failures[0].reason}")
+    recordings = detected_values(files_of(files), found)
+    for failure in failures:
+        recordings[failure.row]["error"] = failure.reason
     return {
-        "recordings": detected_values(files_of(files), found),
+        "recordings": recordings,
         **threshold_values(detector, found[0], threshold, false_accept_rate),
         "model": detector.source,
         "device": str(detector.device),

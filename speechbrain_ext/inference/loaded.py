@@ -157,13 +157,17 @@ class LoadedModel:
     ):
         """Recordings with what a caller may set → Embedded, without failures unless
         they are to be collected."""
-        if on_error not in ("raise", "collect"):
-            raise InputError(f"on_error {on_error!r}, expected raise or collect")
+        self._check_on_error(on_error)
         chunking = self.chunking.changed(window_seconds, hop_seconds)
         chunking = chunking.checked(self.mods.speaker_encoder.encoder)
         options = {"batch_size": batch_size, "max_batch_seconds": max_batch_seconds}
         options |= {"collect": on_error == "collect"}
         return self._embed(paths, chunking, speech_detection, channel, **options)
+
+    @staticmethod
+    def _check_on_error(on_error):
+        if on_error not in ("raise", "collect"):
+            raise InputError(f"on_error {on_error!r}, expected raise or collect")
 
     def _embed(self, recordings, chunking, speech_detection, channel, **options):
         if speech_detection is None:

@@ -34,7 +34,7 @@ from speechbrain_ext.inference.folder import load_model
 from speechbrain_ext.inference.loaded import LoadedModel
 from speechbrain_ext.inference.sources import sources_of
 from speechbrain_ext.scoring.backend import TrialSide
-from speechbrain_ext.utils.errors import NoSpeechError
+from speechbrain_ext.utils.errors import InputError, NoSpeechError
 
 logger = logging.getLogger(__name__)
 
@@ -267,9 +267,14 @@ class SpeakerVerifier(LoadedModel, SpeakerRecognition):
         Raises
         ------
         InputError
-            As :meth:`enrol`; a score or threshold that the model has not.
+            As :meth:`enrol`; a score or threshold that the model has not; a
+            ``spoof_accept_rate`` without a detector.
         """
         log_odds(prior)
+        if detector is None and spoof_accept_rate is not None:
+            raise InputError(
+                f"spoof_accept_rate {spoof_accept_rate}, expected a detector with it"
+            )
         kind = self._decider.kind(score, threshold, false_accept_rate)
         point = self._decider.point(kind, threshold, false_accept_rate, prior)
         channels = channel, channel if test_channel is None else test_channel

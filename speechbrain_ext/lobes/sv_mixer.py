@@ -143,10 +143,7 @@ class MixerConfig(PretrainedConfig):
 
     def check(self):
         """InputError: an unknown key, or a value without a meaning."""
-        usual = MixerConfig()
-        known = {*vars(usual), *usual.to_dict(), *FRONT_END}
-        if unknown := sorted(set(vars(self)) - known):
-            raise InputError(f"{unknown[0]}: unknown, expected keys of MixerConfig")
+        check_keys(self)
         for name in ("hidden_size", "frames", "expansion", "group_size"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("num_hidden_layers", self.num_hidden_layers, 1)
@@ -187,6 +184,16 @@ class MixerConfig(PretrainedConfig):
                         f"layer_units: layer {number}, {name} {width!r}, expected a "
                         f"multiple of {groups}, {least} to {full[name]}"
                     )
+
+
+def check_keys(config, *others):
+    """InputError: a key that means nothing would leave its default in force."""
+    usual = type(config)()
+    known = {*vars(usual), *usual.to_dict(), *FRONT_END, *others}
+    if unknown := sorted(set(vars(config)) - known):
+        raise InputError(
+            f"{unknown[0]}: unknown, expected keys of {type(config).__name__}"
+        )
 
 
 class MixerStack(nn.Module):
@@ -324,6 +331,16 @@ class SVMixerEncoder(Student):
         check_convolutions(self.config, source)
         self.config.check()
 
+    @property
+    def fitting_samples(self):
+        """Fewest and most samples of the frames of the time MLP; None without one."""
+        config = self.config
+        if not any(units.get("token") for units in config.units_by_layer()):
+            return None
+        shape = config.conv_kernel, config.conv_stride
+        fewest, more = (input_samples(config.frames + n, *shape) for n in (0, 1))
+        return fewest, more - 1
+
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
         x, _, padding = self.projected(x, lens)
@@ -395,6 +412,7 @@ class TransformerStudent(Student):
 
     def check_config(self, source):
         """InputError: a configuration that cannot be built."""
+        check_keys(self.config, *self.widths_by_layer, "repeat_last")
         check_convolutions(self.config, source)
         check_transformer(self.config, source)
 

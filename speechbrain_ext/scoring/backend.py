@@ -340,8 +340,8 @@ def fit_calibrator(backend, side, speakers, trials, objective="cllr", l2=None):
     if l2 is None:
         codes = np.unique(np.asarray(speakers), return_inverse=True)[1]
         l2, _ = choose_l2(values, trials.labels, codes[rows], objective)
-    calibrator = make_calibrator(l2, names, objective)
-    return replace(backend, calibrator=calibrator.fit(values, trials.labels))
+    calibrator = make_calibrator(l2, names, objective).fit(values, trials.labels)
+    return replace(backend, calibrator=calibrator.warn_if_turned("calibration"))
 
 
 def of_speakers(side, speakers, backend):

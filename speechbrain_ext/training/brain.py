@@ -115,6 +115,12 @@ class SpeakerBrain(ResumableBrain):
         for term in terms:
             modules |= term.modules()
         super().__init__(modules=modules, **options)
+        if not trains_head and not any(t.reads_last for t in terms if t.needs_states):
+            logger.warning(
+                "no term reads the last state of the encoder: layers behind those that "
+                "are read stay as they began"
+            )
+            self.find_unused_parameters = True  # or processes would wait for them
         self.terms = terms
         self.validation, self.average = validation, average
         self.encoder_lr_scale = encoder_lr_scale
@@ -233,6 +239,8 @@ class SpeakerBrain(ResumableBrain):
     def on_fit_start(self):
         """Also the table of steps continues from the latest checkpoint."""
         super().on_fit_start()
+        for term in self.terms:
+            term.check_resumed()
         if self.step_log is not None and if_main_process():
             self.step_log.drop_after(self.optimizer_step)
 
@@ -391,6 +399,12 @@ def check_trained(modules, terms):
         raise InputError(f"terms: {terms!r}, expected a list of terms of the loss")
     if len({id(term) for term in terms}) < len(terms):
         raise InputError("terms: a term stands twice, expected each once")
+    if not any(term.needs_states or term.needs_embeddings for term in terms):
+        names = ", ".join(type(term).__name__ for term in terms)
+        raise InputError(
+            f"terms: {names}, of which none reads what the encoder gives; expected a "
+            "classification, or a distillation with a teacher"
+        )
 
 
 class StepLog:

@@ -8,6 +8,7 @@ and the training script calls it with the prepared manifest.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -133,13 +134,24 @@ class TrainingData:
         return self.manifest.n_perturbed
 
     def check_crops(self, encoder):
-        """InputError where crops are longer than an encoder takes."""
+        """InputError where crops are longer than an encoder takes.
+
+        A warning where they do not fill the window of one that has such a layer.
+        """
         longest = encoder.max_samples
         if longest is not None and self.crop_seconds[1] * SAMPLE_RATE > longest:
             raise InputError(
                 f"crop_seconds: {self.crop_seconds[1]:g}, expected "
                 f"{longest / SAMPLE_RATE:g} or less: {type(encoder).__name__} takes no "
                 "longer input"
+            )
+        fewest, most = encoder.fitting_samples or (0, math.inf)
+        crops = [round(seconds * SAMPLE_RATE) for seconds in self.crop_seconds]
+        if not fewest <= min(crops) <= max(crops) <= most:
+            logger.warning(
+                "crop_seconds: %g to %g, expected %g, of which %s has one window: "
+                "shorter crops are repeated in it, longer ones cut into several",
+                *(*self.crop_seconds, fewest / SAMPLE_RATE, type(encoder).__name__),
             )
 
     def loader(self, num_workers=0, pin_memory=False):

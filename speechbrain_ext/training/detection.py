@@ -1,12 +1,15 @@
 """Learning to tell bona fide speech from spoofs: the term of the loss, the validation.
 
-    loss = Σ_n w_{y_n} CE(z_n, y_n) / Σ_n w_{y_n}             z = logits of Detection
-    π_c ∝ w_c · share of class c among the draws
+    loss = 1/N Σ_n w_{y_n} CE(z_n, y_n) / Σ_c w_c p_c         z = logits of Detection
+    π_c = w_c p_c / Σ_c w_c p_c                   p_c: share of class c among the draws
 
 The minimum of the loss is where softmax(z) is the posterior for the priors π; they are
 kept with the head, which makes log-likelihood ratios of its logits
 (:mod:`speechbrain_ext.lobes.heads.detection`). The weights 0.1 and 0.9 are the usual
-ones of ASVspoof, where nine of ten recordings are spoofs.
+ones of ASVspoof, where nine of ten recordings are spoofs. torch divides by the weights
+of the batch, Σ_n w_{y_n}, instead: then a spoof weighs more in a batch without bona
+fide recordings, the priors are others (0.44 and not 0.51 of bona fide, of 16 recordings
+with a tenth of them and these weights), and two processes are not one.
 
 The figure that chooses the epoch is minDCF of the development recordings, with the
 costs of ASVspoof 5 (arXiv 2408.08739, section 2.3): a miss costs 1, a spoof let in 10,
@@ -31,6 +34,8 @@ from speechbrain_ext.training.terms import Term
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+PRIORS_DIFFER = 0.01  # in nats; less is a manifest with some recordings more
 
 
 class Detection(Term):
@@ -85,9 +90,10 @@ class Detection(Term):
             weights = 1 / shares
         elif self.given is not None:
             weights = np.array([self.given[name] for name in CLASSES])
-        weights = weights / weights.sum()
-        prior = weights * shares / (weights @ shares)
+        weights = weights / (weights @ shares)
+        prior = weights * shares
         head.log_prior.copy_(torch.from_numpy(np.log(prior)))
+        self.head, self.prior = head, prior
         self.weights = torch.from_numpy(weights).float()
         logger.info(
             "recordings: %s; weights %s; priors of the loss %s",
@@ -98,6 +104,19 @@ class Detection(Term):
             ),
         )
 
+    def check_resumed(self):
+        """InputError: the run that is continued had other priors.
+
+        Its logits are of those, and will be of neither if it goes on with these.
+        """
+        before = self.head.log_prior.double().exp().cpu().numpy()
+        if np.abs(np.log(before / self.prior)).max() > PRIORS_DIFFER:
+            raise InputError(
+                f"priors of the loss: {_named(self.prior)}, expected "
+                f"{_named(before)} as in the run that is continued: its weights, "
+                "draws_per_epoch and recordings; or another output_folder"
+            )
+
     def to(self, device):
         """Move weights and labels."""
         self.weights = self.weights.to(device)
@@ -106,7 +125,9 @@ class Detection(Term):
     def loss(self, outputs, modules, step):
         """Logits [B, 1, 2] and labels → weighted cross-entropy."""
         logits = outputs.embeddings.squeeze(1).float()
-        return F.cross_entropy(logits, self.class_of[outputs.labels], self.weights)
+        labels = self.class_of[outputs.labels]
+        total = F.cross_entropy(logits, labels, self.weights, reduction="sum")
+        return total / len(labels)
 
 
 class DetectionErrors:

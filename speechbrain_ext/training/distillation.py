@@ -95,6 +95,8 @@ class Distillation(Term):
                         f"distillation: layers {pair}, expected [student's, teacher's] "
                         f"of {n[0]} and {n[1]} states"
                     )
+            # a negative number counts from the end
+            self.reads_last = any(i % n[0] == n[0] - 1 for i, _ in self.layers)
         sizes = student.hidden_size, teacher.hidden_size
         if self.project:
             n_pairs = len(self.layers) if self.layers else student.n_states

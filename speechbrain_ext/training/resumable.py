@@ -360,7 +360,9 @@ class ResumableBrain(sb.Brain):
             for name, module in self.modules.items():
                 if any(p.requires_grad for p in module.parameters()):
                     module = synchronise_batch_norm(module)
-                    self.modules[name] = DistributedDataParallel(module)
+                    self.modules[name] = DistributedDataParallel(
+                        module, find_unused_parameters=self.find_unused_parameters
+                    )
         else:
             super()._wrap_distributed()
 

@@ -39,6 +39,8 @@ class Term:
     needs_states, needs_embeddings : bool
         What of the model's outputs :meth:`loss` reads. The head trains where some
         term needs embeddings.
+    reads_last : bool
+        Whether :meth:`loss` reads the last state, with all layers before it.
     latest_is_best : bool
         Whether the latest epoch is the best whatever the validation says.
     warmup_steps : int or None
@@ -47,6 +49,7 @@ class Term:
 
     needs_states = False
     needs_embeddings = False
+    reads_last = True
     latest_is_best = False
     warmup_steps = None
 
@@ -68,6 +71,12 @@ class Term:
 
     def begin(self, brain, data):
         """Before a run's first step; not where a checkpoint is continued from."""
+
+    def check_resumed(self):
+        """InputError: what the latest checkpoint was trained by does not go with this.
+
+        Called before the first step, the checkpoint loaded, if there is one.
+        """
 
     def groups(self, modules):
         """Optimiser groups with a learning rate of their own → list of dict.

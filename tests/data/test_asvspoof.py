@@ -305,6 +305,35 @@ def test_other_recordings_with_the_same_names_are_not_taken(corpus, tmp_path):
     assert "flac_E_prog" not in done.eval.read_text()
 
 
+def test_protocols_of_another_system(corpus, tmp_path):
+    """Tabs, CRLF, a byte-order mark and empty lines at the end."""
+    expected = prepare_asvspoof(corpus, tmp_path / "before").counts
+    for name in NAMES.values():
+        text = (corpus / name).read_text().replace(" ", "\t").replace("\n", "\r\n")
+        (corpus / name).write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n\r\n".encode())
+    assert prepare_asvspoof(corpus, tmp_path / "after").counts == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ((0, 1), r"line 1: E_0000: no such recording in .*\(6 bad files"),
+        ((3, 7), r"line 4: bonafide with the attack 'C05' of spoofs"),
+    ],
+)
+def test_columns_in_another_order(corpus, tmp_path, columns, expected):
+    """What each file says may fit its columns, and yet not the recordings."""
+    path = corpus / NAMES["eval"]
+    lines = [line.split() for line in path.read_text().splitlines()]
+    lines[3][3] = "C05"  # genuine speech goes through codecs, too
+    for words in lines:
+        words[columns[0]], words[columns[1]] = words[columns[1]], words[columns[0]]
+    path.write_text("".join(" ".join(words) + "\n" for words in lines))
+    with pytest.raises(InputError, match=expected):
+        prepare_asvspoof(corpus, tmp_path / "out", splits=list(NAMES))
+    assert not (tmp_path / "out/eval.csv").exists()
+
+
 def test_a_protocol_that_is_no_text(corpus, tmp_path):
     (corpus / NAMES["dev"]).write_bytes(b"D_1 D_2 \xff\xfe\n")
     with pytest.raises(InputError, match=r"dev.track_1.tsv: byte 8: expected UTF-8"):

@@ -288,7 +288,7 @@ SAME_GRAPH = {
     *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
     "redimnet",
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base", "transformer_student"),
-    *("sv_mixer_pruned", "sv_mixer_drawing", "mlp_mixer", "conv_mixer", "cycle_mlp"),
+    *("sv_mixer_pruned", "mlp_mixer", "conv_mixer"),
 }
 
 

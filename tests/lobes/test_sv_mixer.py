@@ -300,6 +300,30 @@ def test_a_long_recording_and_its_parts_agree():
     assert F.cosine_similarity(whole, mean, 0) > F.cosine_similarity(whole, other, 0)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"form": "drawing"},
+        {"any_length": "resampled"},
+        {"block": "conv_mixer"},
+        {"block": "cycle_mlp"},
+    ],
+)
+def test_of_two_frames_and_of_a_minute_in_one_batch(changes):
+    """Below one window of 12 frames, just above it, and 200 of them."""
+    encoder, frames = small(**changes), (2, 3, 11, 12, 13, 25, 2400)
+    lengths = [400 * count + 399 * (count % 2) for count in frames]
+    wavs = 0.1 * noise(len(frames), max(lengths))
+    states = states_of(encoder, wavs, torch.tensor(lengths) / max(lengths))
+    for row, (count, length) in enumerate(zip(frames, lengths)):
+        alone = states_of(encoder, wavs[row : row + 1, :length])
+        assert alone[0].shape[1] == count
+        for state, own in zip(states, alone):
+            found = state[row : row + 1, :count]
+            torch.testing.assert_close(found, own, atol=2e-5, rtol=1e-4)
+
+
 def test_the_cost_is_linear_in_length():
     encoder = SpeakerEncoder(small(), NoHead())
     costs = [count_macs(encoder, 12 * k * 400 / 16000) for k in (1, 2, 10)]
@@ -335,6 +359,14 @@ def test_the_front_end_of_a_teacher():
         SVMixerEncoder(config, front_end_from=whisper)
 
 
+def test_which_lengths_fill_the_window():
+    assert small().fitting_samples == (12 * 400, 13 * 400 - 1)
+    assert small(block="cycle_mlp").fitting_samples is None
+    wav = 0.1 * noise(1, 13 * 400)
+    for samples, fits in ((4799, False), (4800, True), (5199, True), (5200, False)):
+        assert (states_of(small(), wav[:, :samples])[0].shape[1] == 12) == fits
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -367,3 +399,6 @@ def test_too_short_a_recording():
 def test_an_unknown_key_is_not_another_model():
     with pytest.raises(InputError, match="hiddensize: unknown, expected keys of Mixer"):
         SVMixerEncoder({"hiddensize": 32})
+    expected = "num_heads: unknown, expected keys of TransformerStudentConfig"
+    with pytest.raises(InputError, match=expected):
+        TransformerStudent({"num_heads": 4})

@@ -37,9 +37,9 @@ def run_script(name, *words, recipe=RECIPE):
     module.main()
 
 
-def run_until(name, place, ending, *words):
+def run_until(name, place, ending, *words, recipe=RECIPE):
     """Run, but a signal comes in the middle of (epoch, step)."""
-    module = script(name)
+    module = script(name, recipe)
 
     class Stopped(module.SpeakerBrain):
         def compute_objectives(self, *arguments):
@@ -48,7 +48,7 @@ def run_until(name, place, ending, *words):
             return super().compute_objectives(*arguments)
 
     module.SpeakerBrain = Stopped
-    run_script(name, *words)
+    run_script(name, *words, recipe=recipe)
 
 
 def run(name, words, stderr, seconds=100, recipe=RECIPE):

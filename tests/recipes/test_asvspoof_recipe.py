@@ -2,18 +2,25 @@
 
 import functools
 import json
+import os
+import re
+import shutil
+import signal
 
 import numpy as np
 import pytest
 import recipe_scripts
+import soundfile
 import torch
 from asvspoof_corpus import SMALL, SPLITS, data_words, write_asvspoof
 from hparams_files import SPOOFING, data_of, optimiser
 from recipe_scripts import ANTISPOOFING
 from tiny_encoder import waveform_config
+from tiny_training import start
 
 from speechbrain_ext.export.folder import export_model
 from speechbrain_ext.export.hub import plan_push
+from speechbrain_ext.inference import extraction
 from speechbrain_ext.inference.detector import SpoofingDetector
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.lobes.heads import MHFA, AdapterMFA, Detection
@@ -98,6 +105,11 @@ def corpus(tmp_path_factory):
     return write_asvspoof(tmp_path_factory.mktemp("asvspoof"))
 
 
+def training(corpus, out):
+    words = [*data_words(corpus), *SMALL, *TINY, "--number_of_epochs=2"]
+    return ["hparams/small.yaml", *words, f"--output_folder={out}"]
+
+
 def evaluation(corpus, out, model):
     return [
         *("hparams/evaluate.yaml", f"--data_folder={corpus}/corpus"),
@@ -110,8 +122,7 @@ def evaluation(corpus, out, model):
 def results(corpus, tmp_path_factory):
     """Of a training of two epochs, and its evaluation."""
     folder = tmp_path_factory.mktemp("results")
-    words = [*data_words(corpus), *SMALL, *TINY, "--number_of_epochs=2"]
-    words = ["hparams/small.yaml", *words, f"--output_folder={folder}/small"]
+    words = training(corpus, folder / "small")
     code, lines = run("train", words, folder / "stderr")
     assert code == 0, lines
     words = evaluation(corpus, folder / "evaluate", folder / "small/final")
@@ -204,6 +215,94 @@ def test_a_second_evaluation_scores_nothing_twice(results, corpus):
     assert logits.shape == (len(ids), 2)
 
 
+def ended(function, *words, stderr):
+    """Exit code of a process."""
+    process = start(function, *words, stderr=stderr)
+    process.join(100)
+    process.kill()
+    return process.exitcode
+
+
+def test_a_training_that_is_killed_ends_with_the_same_model(results, corpus, tmp_path):
+    words = [*training(corpus, tmp_path / "out"), "--ckpt_interval_steps=2"]
+    stopped = functools.partial(recipe_scripts.run_until, recipe=ANTISPOOFING)
+    for place in ((1, 4), (2, 1), (2, 6)):
+        arguments = "train", place, signal.SIGKILL, *words
+        code = ended(stopped, *arguments, stderr=tmp_path / "stderr")
+        assert code == -signal.SIGKILL
+        assert not (tmp_path / "out/final").exists()
+    code, lines = run("train", words, tmp_path / "stderr")
+    assert code == 0, lines
+    for name in ("speaker_encoder.safetensors", "training.json"):
+        unbroken = (results / "small/final" / name).read_bytes()
+        assert (tmp_path / "out/final" / name).read_bytes() == unbroken
+    found, unbroken = (  # but for how long a batch was waited for
+        re.sub(r"waiting: \S+", "", (folder / "train_log.txt").read_text())
+        for folder in (tmp_path / "out", results / "small")
+    )
+    assert found == unbroken
+
+
+def _stopped_at(batch, ending, *words):
+    """Evaluate, but a signal comes before that batch of those that are scored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    plain, done = extraction.encode, []
+
+    def encode(*arguments, **options):
+        done.append(1)
+        if len(done) == batch:
+            os.kill(os.getpid(), ending)
+        return plain(*arguments, **options)
+
+    extraction.encode = encode
+    recipe_scripts.run_script("evaluate", *words, recipe=ANTISPOOFING)
+
+
+def test_an_evaluation_that_is_stopped_goes_on_with_two_processes(
+    results, corpus, tmp_path
+):
+    words = evaluation(corpus, tmp_path / "out", results / "small/final")
+    words.append("--max_batch_seconds=1")
+    stderr, out = tmp_path / "stderr", tmp_path / "out"
+    assert ended(_stopped_at, 4, signal.SIGINT, *words, stderr=stderr) == 130
+    said = stderr.read_text().splitlines()[-1]
+    assert said == "error: interrupted by the user"
+    assert not (out / "logits_dev.npz").exists()
+    code = ended(_stopped_at, 15, signal.SIGKILL, *words, stderr=stderr)
+    assert code == -signal.SIGKILL
+    done = (out / "logits_dev.npz").stat().st_mtime_ns
+    assert not (out / "logits_eval.npz").exists()
+    assert not list(out.glob("scores_*"))
+    evaluate = functools.partial(recipe_scripts.run_script, recipe=ANTISPOOFING)
+    codes, said = recipe_scripts.run_on_two("evaluate", words, tmp_path, evaluate)
+    assert codes == [0, 0], said
+    assert (out / "logits_dev.npz").stat().st_mtime_ns == done
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in (results / "evaluate").iterdir()}
+    for split in ("dev", "eval"):
+        file = f"scores_{split}.tsv"
+        (names, found), (others, expected) = (
+            read_scores(folder / file) for folder in (out, results / "evaluate")
+        )
+        assert names == others
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_recording_that_is_damaged_since_is_one_line(results, corpus, tmp_path):
+    """Its header is right, so it is found when it is scored; dev is done by then."""
+    shutil.copytree(corpus / "corpus", tmp_path / "corpus")
+    bad = tmp_path / "corpus/flac_E_eval/E_0000000003.flac"
+    wav = np.full(16000, np.nan, dtype=np.float32)
+    soundfile.write(bad, wav, 16000, format="WAV", subtype="FLOAT")
+    words = evaluation(corpus, tmp_path / "out", results / "small/final")
+    words.append(f"--data_folder={tmp_path}/corpus")
+    code, lines = run("evaluate", words, tmp_path / "stderr")
+    assert code == 1
+    assert lines[-1].startswith(f"error: {bad}: NaN or infinite samples")
+    assert (tmp_path / "out/logits_dev.npz").is_file()
+    assert not list((tmp_path / "out").glob("scores_*"))
+
+
 def test_hybrid_pruning_of_the_recipe(corpus, tmp_path):
     """The model is smaller, and still a detector."""
     config = waveform_config("wavlm")
@@ -234,6 +333,7 @@ def test_hybrid_pruning_of_the_recipe(corpus, tmp_path):
         (["--splits=[train]"], "recordings of neither dev nor eval"),
         (["--data_folder=/nowhere"], "/nowhere"),
         (["--n_resamples=1"], "n_resamples: 1, expected 0 or at least 2"),
+        (["--calibrator=/nowhere.json"], "/nowhere.json"),
         (["--pretrained_folder=/nowhere"], "/nowhere"),
     ],
 )

@@ -246,6 +246,15 @@ def test_fitting_without_a_cohort(training):
     assert fitted.cohort is None
 
 
+def test_trials_that_are_turned_round_are_warned_of(training, caplog):
+    side, speakers, trials = training
+    turned = trials._replace(labels=1 - trials.labels)
+    fit_calibrator(Backend(), side, speakers, trials, l2=0.01)
+    assert not caplog.messages
+    fit_calibrator(Backend(), side, speakers, turned, l2=0.01)
+    assert caplog.messages[0].startswith("calibration: weight -")
+
+
 def test_fitting_leaves_everybody_out_of_their_own_cohort(training):
     """The cohort holds others too, in an order of its own."""
     side, speakers, trials = training

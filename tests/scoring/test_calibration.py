@@ -262,6 +262,30 @@ def test_round_trip(tmp_path, options):
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
+def test_scores_that_are_turned_round_are_warned_of(tmp_path, caplog):
+    """When fitted for decisions, and by whoever loads them."""
+    scores, labels = gaussian(200)
+    right = QualityCalibrator(["llr"]).fit(scores, labels)
+    turned = QualityCalibrator(["llr"]).fit(scores, ~labels)
+    idle = QualityCalibrator(["llr"]).fit(np.ones((200, 1)), labels)
+    for name, calibrator in (("r", right), ("t", turned), ("i", idle)):
+        calibrator.save(tmp_path / name)
+    assert not caplog.messages
+    assert right.warn_if_turned("dev") is right
+    QualityCalibrator.load(tmp_path / "r")
+    assert not caplog.messages
+    turned.warn_if_turned("dev")
+    assert caplog.messages.pop() == (
+        f"dev: weight {turned.weights[0]:.3g} of llr, expected above 0: likelihood "
+        "ratios decide the reverse of it, where they decide at all; either the labels "
+        "are turned round or it tells nothing"
+    )
+    for name in "ti":
+        loaded = QualityCalibrator.load(tmp_path / name)
+        assert loaded.weights[0] <= 0
+        assert caplog.messages[-1].startswith(f"{tmp_path / name}: weight ")
+
+
 def test_wrong_inputs(tmp_path):
     path = tmp_path / "calibrator.json"
     fitted().save(path)

@@ -232,3 +232,58 @@ def test_scores_that_are_not_written(tmp_path, scores, expected):
     with pytest.raises(InputError, match=expected):
         write_scores(tmp_path / "s.tsv", ["a", "b"], np.array(scores))
     assert not (tmp_path / "s.tsv").exists()
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS)
+def test_files_of_other_systems(tmp_path, kind):
+    """CRLF, a byte-order mark, blanks behind the lines, empty ones behind the last."""
+    text = PROTOCOLS[kind].replace("\n", " \r\n")
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{text}\r\n \r\n".encode())
+    plain = read_keys(written(tmp_path, PROTOCOLS[kind]))
+    keys = read_keys(path)
+    assert keys.names == plain.names
+    assert keys.is_bonafide.tolist() == plain.is_bonafide.tolist()
+    assert keys.attacks.tolist() == plain.attacks.tolist()
+    with_header = "filename\tcm-score\r\na\t1\r\nb\t-2.5\r\n\r\n"
+    path.write_bytes(b"\xef\xbb\xbf" + with_header.encode())
+    names, scores = read_scores(path)
+    assert names == ["a", "b"]
+    assert scores.tolist() == [1, -2.5]
+
+
+def swapped(text, one, other):
+    """A protocol with two columns, counted from 0, in each other's place."""
+    lines = [line.split() for line in text.splitlines()]
+    for words in lines:
+        words[one], words[other] = words[other], words[one]
+    return "".join(" ".join(words) + "\n" for words in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ((0, 1), r"line 3: 'E_1607' again, expected each recording once"),
+        ((1, 2), r"line 2: 'M' again, expected each recording once"),
+        ((1, 5), r"line 3: '-' again"),
+        ((7, 8), r"line 1: key 'A26', expected bonafide or spoof"),
+        ((3, 7), r"line 3: bonafide with the attack 'C05' of spoofs \(1 such lines\)"),
+        ((2, 7), r"line 2: bonafide with the attack 'M' of spoofs \(1 such lines\)"),
+        ((0, 7), r"line 3: bonafide with the attack 'E_1607' of spoofs"),
+    ],
+)
+def test_columns_in_another_order(tmp_path, columns, expected):
+    text = (
+        "E_1607 E_0009538969 M C05 2 E_0009486171 AC1 A26 spoof -\n"
+        "E_1608 E_0009538970 M - 0 - - bonafide bonafide -\n"
+        "E_1607 E_0009538971 F C05 2 - - bonafide bonafide -\n"
+    )
+    read_keys(written(tmp_path, text))
+    with pytest.raises(InputError, match=expected):
+        read_keys(written(tmp_path, swapped(text, *columns)))
+
+
+def test_bona_fide_speech_may_have_an_attack_of_its_own(tmp_path):
+    """As SpoofCeleb's a00."""
+    text = "s a - a00 bonafide\nr b - a07 spoof\n"
+    assert read_keys(written(tmp_path, text)).attacks.tolist() == ["a00", "a07"]

@@ -1,32 +1,39 @@
 """Students learn speakers and a teacher's states at once: term and distances."""
 
+import logging
+import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_detector import make_detector
 from tiny_encoder import noise, randomise, waveform_config
 from tiny_training import (
     assert_same,
+    in_processes,
     manifest_of,
+    saved,
     tiny_brain,
     train,
+    train_in_pieces,
     write_corpus,
 )
 from torch import nn
 from transformers import WhisperConfig
 
 from speechbrain_ext.data.manifest import write_manifest
-from speechbrain_ext.lobes.heads import MFA
+from speechbrain_ext.lobes.heads import MFA, WeightedSumECAPA
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.sv_mixer import SVMixerEncoder
+from speechbrain_ext.lobes.sv_mixer import SVMixerEncoder, TransformerStudent
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.lobes.whisper import WhisperEncoder
 from speechbrain_ext.losses import ArcFace, aligned, prediction_loss, squared_loss
 from speechbrain_ext.pretrained import save_pretrained
 from speechbrain_ext.schedules import Constant
-from speechbrain_ext.training.brain import SpeakerBrain, read_steps
+from speechbrain_ext.training.brain import SpeakerBrain, check_trained, read_steps
 from speechbrain_ext.training.data import TrainingData
 from speechbrain_ext.training.distillation import Distillation, Projections
 from speechbrain_ext.training.terms import Classification
@@ -35,13 +42,24 @@ from speechbrain_ext.utils.errors import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def student():
-    """A mixer of 12 frames, 40 ms each, and a head."""
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2}
+SIZES |= {"conv_dim": [6, 8], "conv_kernel": [40, 16], "conv_stride": [40, 8]}
+
+
+def student(head=None, **changes):
+    """A mixer of 12 frames, 20 ms each, and a head."""
     torch.manual_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "group_size": 8, "frames": 12}
-    convolutions = {"conv_dim": [6, 8], "conv_kernel": [40, 16], "conv_stride": [40, 8]}
-    encoder = SVMixerEncoder({**sizes, **convolutions})
-    return SpeakerEncoder(encoder, MFA(16, 3, 8, pooling_size=4))
+    encoder = SVMixerEncoder({**SIZES, "group_size": 8, "frames": 12, **changes})
+    return SpeakerEncoder(encoder, head or MFA(16, 3, 8, pooling_size=4))
+
+
+def transformer(head=None, **changes):
+    """The Transformer that it is compared with."""
+    torch.manual_seed(3)
+    sizes = {"num_attention_heads": 2, "intermediate_size": 24}
+    positions = {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 4}
+    encoder = TransformerStudent({**SIZES, **sizes, **positions, **changes})
+    return SpeakerEncoder(encoder, head or MFA(16, 3, 8, pooling_size=4))
 
 
 def teacher():
@@ -98,14 +116,25 @@ def voices(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("voices"))
 
 
-def run(corpus, folder, distillation, epochs=1):
-    """(Brain, loader) of a student with two terms."""
+def run(
+    corpus,
+    folder,
+    distillation,
+    epochs=1,
+    *,
+    brain=SpeakerBrain,
+    model=None,
+    classifies=True,
+    batch_size=7,
+    **hparams,
+):
+    """(Brain, loader) of a student with two terms, or of one of them alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / "train.csv"
+    manifest = folder / f"train{os.environ.get('RANK', 0)}.csv"
     write_manifest(manifest, manifest_of(corpus, range(4)))
-    data = TrainingData(manifest, 7, crop_seconds=(0.5, 0.5), batch_size=7)
-    model, classify = student(), Classification(partial(ArcFace, inter_topk=2))
-    terms = [classify, distillation] if distillation else [classify]
+    data = TrainingData(manifest, 7, crop_seconds=(0.5, 0.5), batch_size=batch_size)
+    model, classify = model or student(), Classification(partial(ArcFace, inter_topk=2))
+    terms = [classify] * classifies + [distillation] * (distillation is not None)
     for term in terms:
         term.setup(model, data)
     torch.manual_seed(7)
@@ -115,13 +144,14 @@ def run(corpus, folder, distillation, epochs=1):
         model,
         data,
         terms,
-        brain=SpeakerBrain,
+        brain=brain,
         epochs=epochs,
         factor=1,
         validate=False,
         steps_between_checkpoints=0,
         step_log=folder / "steps.csv",
         lr_schedule=Constant(0.003),
+        **hparams,
     )
     return made, data.loader(0)
 
@@ -180,8 +210,135 @@ def test_other_widths_need_projections(voices, tmp_path):
         assert all(map(torch.equal, found, (m(s) for m, s in zip(maps.maps, states))))
 
 
-def test_under_autocast_every_gradient_is_finite():
-    model, wavs = student().train(), 0.1 * noise(2, 9000)
+@pytest.mark.parametrize("name", TERMS)
+def test_stopped_in_any_other_step(voices, tmp_path, name):
+    """Also the projections go on, and their moments."""
+    unbroken = train(*run(voices, tmp_path / "whole", TERMS[name](), 2))
+    found, places = train_in_pieces(
+        lambda brain: run(voices, tmp_path / "parts", TERMS[name](), 2, brain=brain), 3
+    )
+    assert len(places) == 2
+    assert_same(found, unbroken)
+
+
+def test_other_projections_do_not_go_on(voices, tmp_path):
+    train(*run(voices, tmp_path, TERMS["last state"]()))
+    other = Distillation(teacher(), [[-1, -1]], "mlp", squared_loss)
+    with pytest.raises(InputError, match=r"projections\.ckpt: .*maps\.0"):
+        train(*run(voices, tmp_path, other, 2))
+
+
+# -- two processes ---------------------------------------------------------------------
+
+DROPOUTS = ("hidden_dropout", "feat_proj_dropout")
+OF_TRANSFORMER = (*DROPOUTS, "attention_dropout", "activation_dropout")
+RUNS = {
+    "sv_mixer": (student, DROPOUTS, True, [[-1, -1]]),
+    "transformer": (transformer, OF_TRANSFORMER, True, [[-1, -1]]),
+    "distilled alone": (student, DROPOUTS, False, [[-1, -1]]),
+    "early state": (student, DROPOUTS, False, [[1, -1]]),
+}
+
+
+def _leave(corpus, folder, name, batch_size):
+    make, dropouts, classifies, layers = RUNS[name]
+    channels = {"channels": [8, 8, 8, 8, 24], "padding": "zeros"}
+    head = WeightedSumECAPA(16, 3, 8, embedding_norm=True, **channels)
+    model = make(head, **dict.fromkeys(dropouts, 0.0))
+    before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
+    distillation = Distillation(teacher(), layers, True, squared_loss)
+    options = {"model": model, "classifies": classifies, "batch_size": batch_size}
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    state = train(*run(corpus, folder, distillation, **options, opt_class=sgd))
+    state.pop("random")
+    after = model.encoder.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
+    torch.save({"state": state, "moved": moved}, folder / f"rank{os.environ['RANK']}")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(voices, tmp_path, name):
+    """Also where layers have no gradient: nobody waits for them."""
+    found = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        torch.manual_seed(0)
+        arguments = voices, folder, name, 4 // world
+        assert in_processes(_leave, world, *arguments) == [0] * world
+        found.append([saved(folder / f"rank{rank}") for rank in range(world)])
+    (one,), (first, second) = found
+    assert_same(first.state, second.state)
+    for key, expected in one.state.items():
+        torch.testing.assert_close(first.state[key], expected, atol=1e-5, rtol=1e-5)
+    trained = {key.split(".")[2] for key in first.moved if ".layers." in key}
+    assert trained == ({"0"} if name == "early state" else {"0", "1"})
+
+
+# -- what is wrong ---------------------------------------------------------------------
+
+
+def test_an_early_state_alone_is_told(voices, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run(voices, tmp_path, Distillation(teacher(), [[-1, 0], [0, 0]], True))
+        assert "no term reads the last state" not in caplog.text
+        early = Distillation(teacher(), [[-2, 0], [0, 0]], True)
+        run(voices, tmp_path, early, classifies=False)
+    assert "no term reads the last state of the encoder" in caplog.text
+
+
+def test_nothing_to_learn_from():
+    with pytest.raises(InputError, match="terms: Distillation, of which none reads"):
+        check_trained({"speaker_encoder": student()}, [Distillation(None)])
+
+
+def test_crops_that_do_not_fill_the_window(voices, tmp_path, caplog):
+    manifest = tmp_path / "train.csv"
+    write_manifest(manifest, manifest_of(voices, range(4)))
+    said = "crop_seconds: {} to {}, expected 0.26, of which SVMixerEncoder has one"
+    for crops, fits in (((0.26, 0.279), True), ((0.2, 0.26), False), ((1, 1), False)):
+        data = TrainingData(manifest, 7, crop_seconds=crops, batch_size=4)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for made in (student(), student(block="conv_mixer"), transformer()):
+                data.check_crops(made.encoder)
+        expected = [] if fits else [said.format(*(f"{c:g}" for c in crops))]
+        assert [m.partition(" window")[0] for m in caplog.messages] == expected
+
+
+def test_teachers_of_every_kind(voices, tmp_path):
+    """Pruned, a detector; what is no model, and what is damaged."""
+    old = Path(__file__).parents[1] / "data_files/old_folders"
+    detector = make_detector(tmp_path / "detector", calibrated=False)
+    for folder in (old / "pruned", detector):
+        distillation = Distillation(str(folder), [[-1, -1]], True, squared_loss)
+        train(*run(voices, tmp_path / f"from_{folder.name}", distillation))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/config.json").write_text("{}")
+    (detector / "speaker_encoder.safetensors").write_bytes(b"damaged")
+    for folder, said in (
+        (tmp_path / "hub", "no hyperparams.yaml, expected a folder written by train"),
+        (detector, "speaker_encoder.safetensors"),
+        (detector / "hyperparams.yaml", "no such folder"),
+    ):
+        with pytest.raises(InputError, match=said) as refused:
+            Distillation(str(folder))
+        assert "\n" not in str(refused.value)
+
+
+HALF = {
+    "sv_mixer": student,
+    "drawing": partial(student, form="drawing", any_length="resampled"),
+    "mlp_mixer": partial(student, block="mlp_mixer"),
+    "conv_mixer": partial(student, block="conv_mixer"),
+    "cycle_mlp": partial(student, block="cycle_mlp"),
+    "transformer": transformer,
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_under_autocast_every_gradient_is_finite(name):
+    model, wavs = HALF[name]().train(), 0.1 * noise(2, 9000)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(wavs, torch.tensor([1.0, 0.7])).float().square().mean()
     loss.backward()

@@ -24,8 +24,9 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_ext.evaluation.detection import lists_of, score_and_report
+from speechbrain_ext.evaluation.detection import LLR, lists_of, score_and_report
 from speechbrain_ext.evaluation.verification import Embedder
+from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import InputError, command_line
@@ -82,6 +83,8 @@ def evaluate(
         max_seconds=max_seconds,
         num_workers=num_workers,
     )
+    if calibrator is not None:
+        calibrator = calibrator, QualityCalibrator.load(calibrator, [LLR])
     lists = lists_of(main_process_first(prepare))
     logits = {
         split: embed(one.manifest, folder / f"logits_{split}.npz")

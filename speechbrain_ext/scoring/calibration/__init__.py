@@ -23,6 +23,8 @@ score per system (:func:`~speechbrain_ext.scoring.calibration.fusion.stack_score
 fusion.
 """
 
+import logging
+
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
@@ -30,6 +32,8 @@ from scipy.special import expit, logit
 from speechbrain_ext.scoring.metrics import checked_scores
 from speechbrain_ext.utils.errors import InputError, naming
 from speechbrain_ext.utils.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 OBJECTIVES = ("cllr", "cross_entropy")
 L2 = 1e-6  # weights of separable trials stay finite; others shift by 1e-5 or so
@@ -206,6 +210,30 @@ class QualityCalibrator:
         # Not a BLAS product, which may round two equal rows of a matrix differently.
         return np.einsum("tf,f->t", features, self.weights) + self.bias
 
+    def warn_if_turned(self, source):
+        """Warn where a higher score, the first input, makes a target less likely.
+
+        Not an error: with a model that tells nothing either sign may come out.
+
+        Arguments
+        ---------
+        source : str or Path
+            Begins the message.
+
+        Returns
+        -------
+        QualityCalibrator
+            Itself.
+        """
+        if self.weights[0] <= 0:
+            logger.warning(
+                "%s: weight %.3g of %s, expected above 0: likelihood ratios decide the "
+                "reverse of it, where they decide at all; either the labels are turned "
+                "round or it tells nothing",
+                *(source, self.weights[0], self.names[0]),
+            )
+        return self
+
     def save(self, path):
         """Write to a JSON file, atomically; the numbers come back bit for bit.
 
@@ -221,7 +249,7 @@ class QualityCalibrator:
 
     @classmethod
     def load(cls, path, names=None):
-        """Read a file of :meth:`save`, checked in full.
+        """Read a file of :meth:`save`, checked in full, as :meth:`warn_if_turned`.
 
         Arguments
         ---------
@@ -258,7 +286,7 @@ class QualityCalibrator:
         calibrator.bias = float(content["bias"])
         calibrator.n_target = content["n_target"]
         calibrator.n_nontarget = content["n_nontarget"]
-        return calibrator
+        return calibrator.warn_if_turned(path)
 
     def _check_fitted(self):
         if self.weights is None:

@@ -170,8 +170,8 @@ def read_protocol(path, subset=None):
     InputError
         Names the file and, where there is one, the line: missing, empty or no text, a
         number of columns that no edition has or other than that of line 1, a label
-        other than ``bonafide`` and ``spoof``, a recording that comes twice, a subset
-        that there is not.
+        other than ``bonafide`` and ``spoof``, a recording that comes twice, an attack
+        of both labels, a subset that there is not.
     """
     width = width_of(path)
     if width not in LAYOUTS:
@@ -229,7 +229,8 @@ def read_keys(path, subset=None):
 def keys_from(path, names, keys, speakers=None, attacks=None, codecs=None, first=1):
     """Keys of columns, Words [N], the first of them in line ``first`` of a file.
 
-    InputError: a key other than ``bonafide`` and ``spoof``, a name that comes twice.
+    InputError: a key other than ``bonafide`` and ``spoof``, a name that comes twice, an
+    attack of both keys: a column that is none of attacks.
     """
     known = [word in (BONAFIDE, SPOOF) for word in keys.words]
     if not all(known):
@@ -238,14 +239,32 @@ def keys_from(path, names, keys, speakers=None, attacks=None, codecs=None, first
             f"{path}: line {row + first}: key {keys.words[keys.codes[row]]!r}, "
             f"expected {BONAFIDE} or {SPOOF}"
         )
+    is_bonafide = np.array([word == BONAFIDE for word in keys.words])[keys.codes]
+    attacks, codecs = (column and _named(column) for column in (attacks, codecs))
+    if attacks is not None:
+        _check_attacks(path, attacks, is_bonafide, first)
     return Keys(
         Path(path),
         _unique(path, names, first),
-        np.array([word == BONAFIDE for word in keys.words])[keys.codes],
+        is_bonafide,
         np.arange(first, len(keys.codes) + first),
-        speakers,
-        *(column and _named(column) for column in (attacks, codecs)),
+        *(speakers, attacks, codecs),
     )
+
+
+def _check_attacks(path, attacks, is_bonafide, first):
+    """InputError: bona fide speech by an attack that spoofs have, too."""
+    size = len(attacks.words)
+    of_both = np.bincount(attacks.codes[is_bonafide], minlength=size) > 0
+    of_both &= np.bincount(attacks.codes[~is_bonafide], minlength=size) > 0
+    wrong = of_both & (np.array(attacks.words) != NONE)
+    rows = np.flatnonzero(wrong[attacks.codes] & is_bonafide)
+    if len(rows):
+        raise InputError(
+            f"{path}: line {rows[0] + first}: {BONAFIDE} with the attack "
+            f"{attacks.words[attacks.codes[rows[0]]]!r} of spoofs ({len(rows)} such "
+            f"lines), expected {NONE} or {BONAFIDE}: are the columns in another order?"
+        )
 
 
 def _unique(path, names, first):
