@@ -283,9 +283,9 @@ ENCODERS = {
 }
 
 
-# An export takes ten seconds: of these the graph has no step that another one lacks, but
-# for CycleMLP's shift and the rule "resampled" of the drawing; both were exported by hand
-# and equal torch to 3e-7.
+# An export takes ten seconds: of these the graph has no step that another one lacks,
+# but for CycleMLP's shift and the rule "resampled" of the drawing; both were exported by
+# hand and equal torch to 3e-7.
 SAME_GRAPH = {
     *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
     "redimnet",
