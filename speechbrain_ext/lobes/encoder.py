@@ -97,9 +97,6 @@ class Encoder(_Rebuildable):
     max_samples : int or None
         That of the longest; None: any. Inference cuts longer recordings into windows,
         a training whose crops are longer does not begin.
-    fitting_samples : tuple of int, optional
-        Fewest and most samples that fill the window of a layer over a fixed number of
-        frames: a training whose crops do not is warned of. None: there is none.
     hidden_size : int
         Width C of the hidden states.
     n_states : int
@@ -115,7 +112,6 @@ class Encoder(_Rebuildable):
     sample_rate = 16000
     min_samples = 400
     max_samples = None
-    fitting_samples = None
     hidden_size: int
     n_states: int
     lora_targets = ()

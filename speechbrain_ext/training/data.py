@@ -145,7 +145,7 @@ class TrainingData:
                 f"{longest / SAMPLE_RATE:g} or less: {type(encoder).__name__} takes no "
                 "longer input"
             )
-        fewest, most = encoder.fitting_samples or (0, math.inf)
+        fewest, most = getattr(encoder, "fitting_samples", None) or (0, math.inf)
         crops = [round(seconds * SAMPLE_RATE) for seconds in self.crop_seconds]
         if not fewest <= min(crops) <= max(crops) <= most:
             logger.warning(

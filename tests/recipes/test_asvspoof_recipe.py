@@ -226,11 +226,10 @@ def ended(function, *words, stderr):
 def test_a_training_that_is_killed_ends_with_the_same_model(results, corpus, tmp_path):
     words = [*training(corpus, tmp_path / "out"), "--ckpt_interval_steps=2"]
     stopped = functools.partial(recipe_scripts.run_until, recipe=ANTISPOOFING)
-    for place in ((1, 4), (2, 1), (2, 6)):
-        arguments = "train", place, signal.SIGKILL, *words
-        code = ended(stopped, *arguments, stderr=tmp_path / "stderr")
-        assert code == -signal.SIGKILL
-        assert not (tmp_path / "out/final").exists()
+    arguments = "train", (2, 4), signal.SIGKILL, *words
+    code = ended(stopped, *arguments, stderr=tmp_path / "stderr")
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "out/final").exists()
     code, lines = run("train", words, tmp_path / "stderr")
     assert code == 0, lines
     for name in ("speaker_encoder.safetensors", "training.json"):

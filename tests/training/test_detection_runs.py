@@ -75,27 +75,29 @@ def run(
     return made, data.loader(0)
 
 
-def _leave(corpus, folder, options):
-    state = train(*run(corpus, folder, dropout=0.0, **options))
-    state.pop("random")
-    torch.save({"state": state}, folder / f"rank{os.environ['RANK']}")
+def _leave(corpus, folder, batch_size):
+    left = []
+    for weights in (None, WEIGHTS):
+        options = {"weights": weights, "batch_size": batch_size, "dropout": 0.0}
+        made = run(corpus, folder / str(len(left)), **options, factor=3, epochs=1)
+        left.append(train(*made))
+        left[-1].pop("random")
+    torch.save({"left": left}, folder / f"rank{os.environ['RANK']}")
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_two_processes_are_one(corpus, tmp_path, weights):
+def test_two_processes_are_one(corpus, tmp_path):
     """Also where a batch of one has no bona fide recording, and with accumulation."""
     found = []
     for world in (1, 2):
         folder = tmp_path / str(world)
         folder.mkdir()
-        options = {"weights": weights, "factor": 3, "batch_size": 4 // world}
-        arguments = corpus, folder, {**options, "epochs": 1}
+        arguments = corpus, folder, 4 // world
         assert in_processes(_leave, world, *arguments) == [0] * world
-        found.append([saved(folder / f"rank{r}").state for r in range(world)])
-    (one,), (first, second) = found
-    assert_same(first, second)
-    for name, expected in one.items():
-        torch.testing.assert_close(first[name], expected, atol=1e-5, rtol=1e-5)
+        found += [saved(folder / f"rank{rank}").left for rank in range(world)]
+    for one, first, second in zip(*found, strict=True):
+        assert_same(first, second)
+        for name, expected in one.items():
+            torch.testing.assert_close(first[name], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_stopped_anywhere_it_ends_as_if_unbroken(corpus, tmp_path):

@@ -36,6 +36,7 @@ from speechbrain_ext.schedules import Constant
 from speechbrain_ext.training.brain import SpeakerBrain, check_trained, read_steps
 from speechbrain_ext.training.data import TrainingData
 from speechbrain_ext.training.distillation import Distillation, Projections
+from speechbrain_ext.training.resumable import unwrap
 from speechbrain_ext.training.terms import Classification
 from speechbrain_ext.utils.errors import InputError
 
@@ -126,6 +127,7 @@ def run(
     model=None,
     classifies=True,
     batch_size=7,
+    rate=0.003,
     **hparams,
 ):
     """(Brain, loader) of a student with two terms, or of one of them alone."""
@@ -150,7 +152,7 @@ def run(
         validate=False,
         steps_between_checkpoints=0,
         step_log=folder / "steps.csv",
-        lr_schedule=Constant(0.003),
+        lr_schedule=Constant(rate),
         **hparams,
     )
     return made, data.loader(0)
@@ -240,38 +242,53 @@ RUNS = {
 }
 
 
-def _leave(corpus, folder, name, batch_size):
-    make, dropouts, classifies, layers = RUNS[name]
-    channels = {"channels": [8, 8, 8, 8, 24], "padding": "zeros"}
-    head = WeightedSumECAPA(16, 3, 8, embedding_norm=True, **channels)
-    model = make(head, **dict.fromkeys(dropouts, 0.0))
-    before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
-    distillation = Distillation(teacher(), layers, True, squared_loss)
-    options = {"model": model, "classifies": classifies, "batch_size": batch_size}
-    sgd = partial(torch.optim.SGD, momentum=0.9)
-    state = train(*run(corpus, folder, distillation, **options, opt_class=sgd))
-    state.pop("random")
-    after = model.encoder.state_dict()
-    moved = {k for k, v in before.items() if not torch.equal(v, after[k])}
-    torch.save({"state": state, "moved": moved}, folder / f"rank{os.environ['RANK']}")
+def _leave(corpus, folder, batch_size):
+    """All runs in one process, which takes longer to start than they."""
+    left = {}
+    for name, (make, dropouts, classifies, layers) in RUNS.items():
+        torch.manual_seed(0)
+        channels = {"channels": [8, 8, 8, 8, 24], "padding": "zeros"}
+        head = WeightedSumECAPA(16, 3, 8, embedding_norm=True, **channels)
+        model = make(head, **dict.fromkeys(dropouts, 0.0))
+        distillation = Distillation(teacher(), layers, True, squared_loss)
+        options = {"model": model, "classifies": classifies, "batch_size": batch_size}
+        options |= {"opt_class": torch.optim.SGD, "rate": 1e-4}
+        brain, loader = run(corpus, folder / name, distillation, **options)
+        before = {k: v.clone() for k, v in brain.modules.state_dict().items()}
+        train(brain, loader)
+        after = {n: unwrap(module).state_dict() for n, module in brain.modules.items()}
+        left[name] = {
+            k: after[k.partition(".")[0]][k.partition(".")[2]] - v
+            for k, v in before.items()
+        }
+    torch.save(left, folder / f"rank{os.environ['RANK']}")
+
+
+@pytest.fixture(scope="module")
+def one_and_two(voices, tmp_path_factory):
+    """What one process left, and each of two."""
+    found = []
+    for world in (1, 2):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        arguments = voices, folder, 4 // world
+        assert in_processes(_leave, world, *arguments) == [0] * world
+        found += [vars(saved(folder / f"rank{rank}")) for rank in range(world)]
+    return found
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_are_one(voices, tmp_path, name):
-    """Also where layers have no gradient: nobody waits for them."""
-    found = []
-    for world in (1, 2):
-        folder = tmp_path / str(world)
-        folder.mkdir()
-        torch.manual_seed(0)
-        arguments = voices, folder, name, 4 // world
-        assert in_processes(_leave, world, *arguments) == [0] * world
-        found.append([saved(folder / f"rank{rank}") for rank in range(world)])
-    (one,), (first, second) = found
-    assert_same(first.state, second.state)
-    for key, expected in one.state.items():
-        torch.testing.assert_close(first.state[key], expected, atol=1e-5, rtol=1e-5)
-    trained = {key.split(".")[2] for key in first.moved if ".layers." in key}
+def test_two_processes_are_one(one_and_two, name):
+    """In how they move each tensor, by 7 short steps: rounding does not add up.
+
+    Also where layers have no gradient: nobody waits for them.
+    """
+    one, first, second = (left[name] for left in one_and_two)
+    assert_same(first, second)
+    for key, step in one.items():
+        limit = 0.01 * float(step.abs().max()) + 1e-6
+        torch.testing.assert_close(first[key], step, atol=limit, rtol=0)
+    moved = [key for key, step in first.items() if ".layers." in key and step.any()]
+    trained = {key.partition(".layers.")[2][0] for key in moved}
     assert trained == ({"0"} if name == "early state" else {"0", "1"})
 
 
