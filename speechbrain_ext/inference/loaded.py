@@ -15,6 +15,7 @@ from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder
 from speechbrain_ext.inference.sources import batch_of, sources_of
 from speechbrain_ext.inference.speech import SpeechDetector
+from speechbrain_ext.lobes.int8 import in_int8
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import autocast_type, has_float64
@@ -40,10 +41,18 @@ class LoadedModel:
 
     def __init__(self, model, source, run_opts=None, freeze_params=True):
         keep_freed_memory()
-        modules = {"speaker_encoder": model.hparams["speaker_encoder"]}
-        run_opts = checked_run_opts(run_opts)
+        encoder, run_opts = model.hparams["speaker_encoder"], checked_run_opts(run_opts)
+        int8 = run_opts.get("precision") == "int8"
+        if int8:  # which SpeechBrain does not know
+            if not freeze_params:
+                raise InputError(
+                    "precision int8: has no gradients, expected freeze_params=True"
+                )
+            encoder, run_opts = in_int8(encoder), {**run_opts, "precision": "fp32"}
+        modules = {"speaker_encoder": encoder}
         super().__init__(modules, model.hparams, run_opts, freeze_params)
         self._half = autocast_type(self.precision)
+        self.precision = "int8" if int8 else self.precision
         self.source, self.chunking = str(source), model.chunking
         self.speech, self.thresholds = model.speech, model.thresholds
 
@@ -56,6 +65,7 @@ class LoadedModel:
         overrides=None,
         fetch_config=None,
         freeze_params=True,
+        precision=None,
     ):
         """Load a model, strictly.
 
@@ -77,6 +87,9 @@ class LoadedModel:
             hub id.
         freeze_params : bool
             No gradients.
+        precision : str or None
+            Of the encoder: ``fp32``, ``bf16``, ``fp16``, or ``int8`` on a CPU
+            (:mod:`speechbrain_ext.lobes.int8`); None: that of ``run_opts``, else fp32.
 
         Returns
         -------
@@ -87,8 +100,9 @@ class LoadedModel:
         ------
         InputError
             Names the file that is missing, damaged, or does not fit; a folder of the
-            other kind of model.
+            other kind of model; a precision that the machine or the encoder has not.
         """
+        run_opts = checked_run_opts(run_opts, precision)
         folder = find_folder(source, savedir, fetch_config)
         model = cls.read_folder(folder, overrides)
         return cls(model, source, run_opts, freeze_params)

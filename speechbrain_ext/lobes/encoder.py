@@ -106,6 +106,9 @@ class Encoder(_Rebuildable):
         pretrained weights puts the configuration (a dict) in the place of ``source``.
     lora_targets : tuple of str
         Last parts of the names of the linear layers that LoRA adapts by default.
+    int8_layers : tuple of str
+        Those of the linear layers that may multiply in 8 bits on a CPU
+        (:mod:`speechbrain_ext.lobes.int8`): only called, their weights not read.
     """
 
     title = None
@@ -115,6 +118,7 @@ class Encoder(_Rebuildable):
     hidden_size: int
     n_states: int
     lora_targets = ()
+    int8_layers = ()
 
     def __init__(self, frozen=False, gradient_checkpointing=False):
         super().__init__()
