@@ -18,6 +18,7 @@ from speechbrain_ext.inference.speech import SpeechDetector
 from speechbrain_ext.lobes.int8 import in_int8
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.jobs import model_fingerprint
 from speechbrain_ext.utils.precision import autocast_type, has_float64
 
 
@@ -41,20 +42,26 @@ class LoadedModel:
 
     def __init__(self, model, source, run_opts=None, freeze_params=True):
         keep_freed_memory()
-        encoder, run_opts = model.hparams["speaker_encoder"], checked_run_opts(run_opts)
+        modules = {"speaker_encoder": model.hparams["speaker_encoder"]}
+        run_opts = checked_run_opts(run_opts)
         int8 = run_opts.get("precision") == "int8"
-        if int8:  # which SpeechBrain does not know
-            if not freeze_params:
-                raise InputError(
-                    "precision int8: has no gradients, expected freeze_params=True"
-                )
-            encoder, run_opts = in_int8(encoder), {**run_opts, "precision": "fp32"}
-        modules = {"speaker_encoder": encoder}
-        super().__init__(modules, model.hparams, run_opts, freeze_params)
+        if int8 and not freeze_params:
+            raise InputError(
+                "precision int8: has no gradients, expected freeze_params=True"
+            )
+        known = {**run_opts, "precision": "fp32"} if int8 else run_opts
+        super().__init__(modules, model.hparams, known, freeze_params)
         self._half = autocast_type(self.precision)
-        self.precision = "int8" if int8 else self.precision
         self.source, self.chunking = str(source), model.chunking
         self.speech, self.thresholds = model.speech, model.thresholds
+        if int8:
+            self._to_int8()
+
+    def _to_int8(self):
+        """Multiply in 8 bits from now on."""
+        _ = self.fingerprint  # of weights that are not kept
+        self.precision = "int8"
+        in_int8(self.mods.speaker_encoder)
 
     @classmethod
     def from_hparams(
@@ -111,6 +118,13 @@ class LoadedModel:
     def embedding_size(self):
         """Width E of the model's output."""
         return self.mods.speaker_encoder.embedding_size
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Of weights and windows: equal where embeddings can be compared."""
+        settings = self.chunking._asdict()
+        del settings["min_seconds"]  # refuses recordings and changes none
+        return model_fingerprint(self.mods.speaker_encoder, **settings)
 
     @functools.cached_property
     def detector(self):

@@ -6,6 +6,7 @@ the command line, else from the YAML file, else from the script's own default.
 
 import contextlib
 import logging
+from dataclasses import replace
 from io import StringIO
 from typing import get_args
 
@@ -57,8 +58,8 @@ def _parse_run_options(path, options):
         reason = output.getvalue().strip().rsplit("error: ", 1)[-1]
         raise InputError(f"command line: {reason}") from error
     if len(known) < len(options):
-        run_opts.eval_precision = "int8"
-        run_opts.overridden_args.add("eval_precision")
+        named = run_opts.overridden_args | {"eval_precision"}
+        run_opts = replace(run_opts, eval_precision="int8", overridden_args=named)
     return run_opts
 
 
