@@ -1,10 +1,10 @@
 """8 bits on a CPU: seconds, weights, cosine and EER of ways to multiply, in one table.
 
     python benchmarks/int8.py                        # w2v-BERT 2.0, dense
-    python benchmarks/int8.py --published FOLDER     # its published structure at 0.8 too
+    python benchmarks/int8.py --published FOLDER     # and its published 0.8 structure
     python benchmarks/int8.py --toy                  # 4 layers × 64, 1 s, for CI
     python benchmarks/int8.py --models --pretrained_folder results/final \\
-        --trials /data/trials.txt --test_folder /data/VoxCeleb1       # EER of one's own
+        --trials /data/trials.txt --test_folder /data/VoxCeleb1/wav    # one's own: EER
 
 Ways: ``float32``; ``int8``, which precision="int8" loads; torch's own dynamic
 quantisation of the same layers (one scale for all activations of a call), and bf16
@@ -118,7 +118,7 @@ def models_of(arguments):
 
 
 def ways_of(name, arguments):
-    """Of a trained model those that this package loads; else the published code, too."""
+    """Of a trained model those that can be loaded; else the published code, too."""
     if name in arguments.pretrained_folder:
         return [way for way in ("int8", "float32") if way in arguments.ways]
     return [*arguments.ways, *[PUBLISHED] * bool(arguments.published)]
@@ -169,13 +169,11 @@ def measured(name, way, arguments):
                 run = functools.partial(model.encoder.encode, x)
                 found["seconds"][str(seconds)] = timed(run, arguments)
     if folder and arguments.trials:
-        precision = {"float32": "fp32"}.get(way, way)
-        found["eer"], vectors = error_rates(folder, precision, arguments)
-        exact = (
-            vectors
-            if precision == "fp32"
-            else error_rates(folder, "fp32", arguments)[1]
-        )
+        rates, exact = error_rates(folder, "fp32", arguments)
+        vectors = exact
+        if way == "int8":
+            rates, vectors = error_rates(folder, way, arguments)
+        found["eer"] = rates
         found["cosine"] = float(torch.cosine_similarity(vectors, exact, -1).min())
     return found
 
@@ -240,7 +238,9 @@ def error_rates(folder, precision, arguments):
     names = sorted(
         {name for trials in lists.values() for name in trials.names.tolist()}
     )
-    verifier = SpeakerVerifier.from_hparams(folder, precision=precision)
+    verifier = SpeakerVerifier.from_hparams(
+        folder, run_opts={"noprogressbar": True}, precision=precision
+    )
     paths = [str(Path(arguments.test_folder or "", name)) for name in names]
     vectors = verifier.encode_files(paths)
     unit = nn.functional.normalize(vectors, dim=-1).numpy()
