@@ -7,39 +7,42 @@
         --trials /data/trials.txt --test_folder /data/VoxCeleb1/wav    # one's own: EER
 
 Ways: ``float32``; ``int8``, which precision="int8" loads; torch's own dynamic
-quantisation of the same layers (one scale for all activations of a call), and bf16
-autocast. Features [1, T, …] → all hidden states, equal ones for all. Each way has a
-process of its own, and all take turns; cosines are those of embeddings to float32's.
-Seconds of random weights are those of any; cosines are not. ``--cpu_time`` counts the
-seconds that processors worked, with one thread a fair measure beside other programs.
+quantisation of the same layers (one scale for all activations of a call); bf16
+autocast. Features [1, T, …] → all hidden states, the same ones for all ways, which take
+turns; cosines are those of embeddings to float32's. Seconds of random weights are those
+of any; cosines are not. ``--cpu_time`` counts the seconds that processors worked, with
+one thread a fair measure beside other programs.
 """
 
 import functools
-import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from encoders import TOY
-from harness import LeftOut, argument_parser, in_new_process, report, summarise
+from harness import LeftOut, argument_parser, in_turns, report, summarise
 from published import PublishedEncoder, pruned_configuration
 from torch import nn
 from transformers import Wav2Vec2BertConfig
 
 from speechbrain_ext.inference import SpeakerVerifier
+from speechbrain_ext.lobes.encoder import shared_copy
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.int8 import Int8Linear, in_int8, is_linear
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
-from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
+from speechbrain_ext.lobes.w2v_bert import (
+    W2VBertEncoder,
+    layer_shapes,
+    with_layer_shapes,
+)
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.scoring.trials import read_trials
 from speechbrain_ext.utils.allocator import keep_freed_memory
 
-SECONDS, ROUNDS, PASSES = (1.0, 3.0, 10.0, 30.0), 3, 5
+SECONDS, ROUNDS = (1.0, 3.0, 10.0, 30.0), 5
 FASTER = {("0.8", 3.0): 2.5}  # than the published code: promised of int8
 PUBLISHED = "published code"
 
@@ -84,98 +87,87 @@ def main(argv=None):
     add("--rounds", type=int, default=ROUNDS)
     add("--pretrained_folder", nargs="+", default=[], metavar="FOLDER")
     add("--trials", nargs="+", default=[], metavar="FILE", help="for the EER")
-    add("--test_folder", help="with the recordings of --trials")
+    add("--test_folder", default="", help="with the recordings of --trials")
     add("--cpu_time", action="store_true", help="seconds of work, not of the clock")
-    add("--one", nargs=2, metavar=("MODEL", "WAY"), help="its figures alone, as JSON")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the inference classes do
+    asked = ("dense", "0.8") if arguments.models is None else arguments.models
     if arguments.toy:
-        arguments.seconds = [1.0]
-    if arguments.one:
-        print(json.dumps(measured(*arguments.one, arguments)))
-        return
-    names, left_out = models_of(arguments)
+        arguments.seconds, asked = [1.0], ("dense",)
+    names = [name for name in asked if name != "0.8" or arguments.published]
+    left_out = [LeftOut(f"{name}, int8", PUBLISHED) for name in asked[len(names) :]]
     found = {}
-    for _ in range(1 if arguments.toy else arguments.rounds):
-        for name in names:
-            for way in ways_of(name, arguments):
-                figures = in_new_process(
-                    __file__, "--one", name, way, *words(arguments)
-                )
-                found.setdefault((name, way), []).append(figures)
-    rows = [row for key in found for row in rows_of(found, *key, arguments)]
+    for name in (*names, *arguments.pretrained_folder):
+        found[name] = measured(name, arguments)
+    rows = [row for name in found for row in rows_of(name, found[name], arguments)]
     report(rows + left_out, arguments, list(table(found, arguments)))
 
 
-def models_of(arguments):
-    """Names of models to measure, and rows for those that are left out."""
-    if arguments.toy:
-        return ["dense"], []
-    asked = ("dense", "0.8") if arguments.models is None else arguments.models
-    names = [name for name in asked if name != "0.8" or arguments.published]
-    left_out = [LeftOut(f"{name}, int8", PUBLISHED) for name in set(asked) - set(names)]
-    return [*names, *arguments.pretrained_folder], left_out
+# -- one model -------------------------------------------------------------------------
 
 
-def ways_of(name, arguments):
-    """Of a trained model those that can be loaded; else the published code, too."""
-    if name in arguments.pretrained_folder:
-        return [way for way in ("int8", "float32") if way in arguments.ways]
-    return [*arguments.ways, *[PUBLISHED] * bool(arguments.published)]
-
-
-def words(arguments):
-    """Options for the other processes."""
-    given = ["--threads", arguments.threads, "--seconds", *arguments.seconds]
-    for name in ("pretrained_folder", "trials"):
-        if values := getattr(arguments, name):
-            given += [f"--{name}", *values]
-    for name in ("test_folder", "published"):
-        if value := getattr(arguments, name):
-            given += [f"--{name}", value]
-    given += [f"--{name}" for name in ("cpu_time", "toy") if getattr(arguments, name)]
-    return given
-
-
-# -- one model, one way ----------------------------------------------------------------
-
-
-def measured(name, way, arguments):
-    """Seconds by length, MB of weights, cosine to float32, EER by list → dict."""
-    keep_freed_memory()  # as the inference classes do
+def measured(name, arguments):
+    """Way → dict of ``seconds`` (length → list), ``megabytes``, ``cosine``, ``eer``."""
     torch.manual_seed(0)
     folder = name if name in arguments.pretrained_folder else None
     model = load_pretrained(folder) if folder else random_model(name, arguments)
-    model.eval()
-    found = {"seconds": {}, "cosine": None, "eer": {}}
-    inputs = {s: model.encoder.example(s)[0] for s in arguments.seconds}
-    inputs = {s: torch.randn(x.shape) for s, x in inputs.items()}
-    if way == PUBLISHED:
-        found["megabytes"] = megabytes(model)
-        found["seconds"] = published_seconds(model.encoder, inputs, arguments)
-        return found
-    context = functools.partial(torch.autocast, "cpu", torch.bfloat16, way == "bf16")
+    models = {way: shared_copy(model.eval()) for way in arguments.ways}
     wav = 0.1 * torch.randn(1, 3 * model.encoder.sample_rate)
-    with torch.inference_mode():
+    found, runs, clocks = {}, {}, {}
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         exact = model(wav)
-        WAYS[way](model)
-        with context():
-            states, lens = model.encoder(wav)
-        embedding = model.head([state.float() for state in states], lens)
-        found["cosine"] = float(torch.cosine_similarity(embedding, exact, -1))
-        found["megabytes"] = megabytes(model)
-        for seconds, x in inputs.items():
-            with context():
-                run = functools.partial(model.encoder.encode, x)
-                found["seconds"][str(seconds)] = timed(run, arguments)
+        for way, own in models.items():
+            WAYS[way](own)
+            cosine = float(torch.cosine_similarity(embedded(own, wav, way), exact, -1))
+            found[way] = {"megabytes": megabytes(own), "cosine": cosine, "eer": {}}
+            runs[way] = functools.partial(encoded, own, way)
+        if arguments.published and not folder:
+            peer = published(model.encoder, arguments, scratch)
+            found[PUBLISHED] = {"megabytes": None, "cosine": None, "eer": {}}
+            runs[PUBLISHED], clocks[PUBLISHED] = lambda x: peer(), peer.process.pid
+        seconds = {way: {} for way in runs}
+        for length in arguments.seconds:
+            x = torch.randn(model.encoder.example(length)[0].shape)
+            if PUBLISHED in runs:
+                peer.take(x)
+            of_length = turns(runs, x, clocks, length, arguments)
+            for way, own in zip(runs, of_length):
+                seconds[way][length] = own
+        if PUBLISHED in runs:
+            peer.close()
+    for way, own in seconds.items():
+        found[way]["seconds"] = own
     if folder and arguments.trials:
-        rates, exact = error_rates(folder, "fp32", arguments)
-        vectors = exact
-        if way == "int8":
-            rates, vectors = error_rates(folder, way, arguments)
-        found["eer"] = rates
-        found["cosine"] = float(torch.cosine_similarity(vectors, exact, -1).min())
+        add_error_rates(found, folder, arguments)
     return found
+
+
+def encoded(model, way, x):
+    with torch.autocast("cpu", torch.bfloat16, way == "bf16"):
+        model.encoder.encode(x)
+
+
+def embedded(model, wav, way):
+    with torch.autocast("cpu", torch.bfloat16, way == "bf16"):
+        states, lens = model.encoder(wav)
+    return model.head([state.float() for state in states], lens)
+
+
+def turns(runs, x, clocks, length, arguments):
+    """Seconds of each way, round by round, of the clock or of work."""
+    functions = [functools.partial(run, x) for run in runs.values()]
+    clock = None
+    if arguments.cpu_time:
+        clock = functools.partial(worked, ["self", *clocks.values()])
+    rounds = arguments.rounds if length < 20 else 1
+    return in_turns(functions, rounds, 0, toy=arguments.toy, clock=clock)
+
+
+def worked(processes):
+    """Seconds that the threads of processes have worked."""
+    files = [f for p in processes for f in Path(f"/proc/{p}/task").glob("*/schedstat")]
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
 def random_model(name, arguments):
@@ -197,82 +189,59 @@ def megabytes(model):
     return size / 1e6
 
 
-def published_seconds(encoder, inputs, arguments):
-    values = {**encoder.config.to_dict(), "prune": False}
-    with tempfile.TemporaryDirectory() as scratch:
-        peer = PublishedEncoder(
-            *(arguments.published, values, encoder.state_dict()),
-            *(arguments.threads, scratch),
-        )
-        found = {}
-        for seconds, x in inputs.items():
-            peer.take(x)
-            found[str(seconds)] = timed(peer, arguments, peer.process.pid)
-        peer.close()
-    return found
+def published(encoder, arguments, scratch):
+    """The published code with our weights, in a process of its own."""
+    whole = with_layer_shapes(encoder.config, layer_shapes(encoder.config))
+    values = {**whole.to_dict(), "prune": False}
+    folder, weights = arguments.published, encoder.state_dict()
+    return PublishedEncoder(folder, values, weights, arguments.threads, scratch)
 
 
-def timed(function, arguments, process="self"):
-    """Median seconds of a call, of the clock or of the work of a process."""
-    clock = time.perf_counter
-    if arguments.cpu_time:
-        clock = functools.partial(worked, process)
-    function()
-    own = []
-    for _ in range(1 if arguments.toy else PASSES):
-        start = clock()
-        function()
-        own.append(clock() - start)
-    return statistics.median(own)
-
-
-def worked(process):
-    """Seconds that the threads of a process have worked."""
-    files = Path(f"/proc/{process}/task").glob("*/schedstat")
-    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
-
-
-def error_rates(folder, precision, arguments):
-    """EER in per cent of every list, and the embeddings of all its recordings."""
+def add_error_rates(found, folder, arguments):
+    """EER in per cent of every list, and the lowest cosine of all its recordings."""
     lists = {Path(path).stem: read_trials(path) for path in arguments.trials}
-    names = sorted(
-        {name for trials in lists.values() for name in trials.names.tolist()}
-    )
-    verifier = SpeakerVerifier.from_hparams(
-        folder, run_opts={"noprogressbar": True}, precision=precision
-    )
-    paths = [str(Path(arguments.test_folder or "", name)) for name in names]
-    vectors = verifier.encode_files(paths)
-    unit = nn.functional.normalize(vectors, dim=-1).numpy()
-    place, rates = {name: row for row, name in enumerate(names)}, {}
-    for name, trials in lists.items():
-        rows = np.array([place[one] for one in trials.names.tolist()])
-        scores = (unit[rows[trials.enrol]] * unit[rows[trials.test]]).sum(-1)
-        rates[name] = 100 * equal_error_rate(scores, trials.labels).eer
-    return rates, vectors
+    names = sorted({name for one in lists.values() for name in one.names.tolist()})
+    paths = [str(Path(arguments.test_folder, name)) for name in names]
+    place, exact = {name: row for row, name in enumerate(names)}, None
+    for way, precision in (("float32", "fp32"), ("int8", "int8")):
+        options = {"run_opts": {"noprogressbar": True}, "precision": precision}
+        vectors = SpeakerVerifier.from_hparams(folder, **options).encode_files(paths)
+        exact = vectors if exact is None else exact
+        unit = nn.functional.normalize(vectors, dim=-1).numpy()
+        own = found[way]
+        own["cosine"] = float(torch.cosine_similarity(vectors, exact, -1).min())
+        for name, trials in lists.items():
+            rows = np.array([place[one] for one in trials.names.tolist()])
+            scores = (unit[rows[trials.enrol]] * unit[rows[trials.test]]).sum(-1)
+            own["eer"][name] = 100 * equal_error_rate(scores, trials.labels).eer
 
 
 # -- report ----------------------------------------------------------------------------
 
 
-def rows_of(found, name, way, arguments):
-    """int8 beside another way → rows."""
-    if way == "int8" or (name, "int8") not in found:
-        return
-    ours, theirs = found[name, "int8"], found[name, way]
-    about = {"peer_name": way, "source": "features to all states"}
-    short = Path(name).parent.name or name
-    for seconds in arguments.seconds:
-        both = ([f["seconds"][str(seconds)] for f in side] for side in (ours, theirs))
-        mark = FASTER.get((name, seconds)) if way == PUBLISHED else None
-        title = f"{short}, {seconds:g} s, beside {way}"
-        yield summarise(title, "s", *both, mark=mark, **about)
-    sizes = ([f["megabytes"] for f in side] for side in (ours, theirs))
-    yield summarise(f"{short}, weights, beside {way}", "MB", *sizes, **about)
-    for one in ours[0]["eer"]:
-        both = ([f["eer"][one] for f in side] for side in (ours, theirs))
-        about = {"peer_name": way, "source": f"{one}, cosine scores"}
-        yield summarise(f"{short}, EER of {one}", "%", *both, **about)
+def rows_of(name, found, arguments):
+    """int8 beside the other ways → rows."""
+    ours, short = found.get("int8"), title(name)
+    for way in [way for way in found if ours and way != "int8"]:
+        theirs = found[way]
+        about = {"peer_name": way, "source": "features to all states"}
+        for length in arguments.seconds:
+            both = ours["seconds"][length], theirs["seconds"][length]
+            mark = FASTER.get((name, length)) if way == PUBLISHED else None
+            label = f"{short}, {length:g} s, beside {way}"
+            yield summarise(label, "s", *both, mark=mark, **about)
+        if theirs["megabytes"]:
+            sizes = [ours["megabytes"]], [theirs["megabytes"]]
+            yield summarise(f"{short}, weights, beside {way}", "MB", *sizes, **about)
+        for one in theirs["eer"]:
+            both = [ours["eer"][one]], [theirs["eer"][one]]
+            yield summarise(f"{short}, EER of {one}", "%", *both, **about)
+
+
+def title(name):
+    """Of a trained model the name of its run."""
+    path = Path(name)
+    return path.parent.name if path.name == "final" else path.name
 
 
 def table(found, arguments):
@@ -280,23 +249,20 @@ def table(found, arguments):
     lists = [Path(path).stem for path in arguments.trials]
     columns = [
         *("model", "way"),
-        *(f"s for {seconds:g} s" for seconds in arguments.seconds),
+        *(f"s for {length:g} s" for length in arguments.seconds),
         *("weights, MB", "cosine"),
         *(f"EER % {name}" for name in lists),
     ]
     yield f"| {' | '.join(columns)} |"
     yield "| --- " * len(columns) + "|"
-    for (name, way), rounds in found.items():
-        times = [
-            f"{statistics.median(f['seconds'][str(s)] for f in rounds):.3f}"
-            for s in arguments.seconds
-        ]
-        cosine, eer = rounds[0]["cosine"], rounds[0]["eer"]
-        cells = [Path(name).parent.name or name, way, *times]
-        cells += [f"{rounds[0]['megabytes']:.0f}"]
-        cells += ["–" if cosine is None else f"{cosine:.5f}"]
-        cells += [f"{eer[one]:.2f}" if one in eer else "–" for one in lists]
-        yield f"| {' | '.join(cells)} |"
+    for name, ways in found.items():
+        for way, own in ways.items():
+            cells = [title(name), way]
+            cells += [f"{statistics.median(s):.3f}" for s in own["seconds"].values()]
+            cells += [f"{own['megabytes']:.0f}" if own["megabytes"] else "–"]
+            cells += [f"{own['cosine']:.5f}" if own["cosine"] else "–"]
+            cells += [f"{own['eer'][k]:.2f}" if k in own["eer"] else "–" for k in lists]
+            yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
