@@ -61,7 +61,7 @@ def test_a_verifier_in_8_bits(whole, wavs):
     both = [verifier.encode_files(wavs) for verifier in (found, exact)]
     assert nearly(*both)
     alone = torch.cat([found.encode_files([wav]) for wav in wavs])
-    assert (both[0] - alone).norm() < 2e-3 * alone.norm()
+    assert (both[0] - alone).norm() < 1e-2 * alone.norm()
     decided = found.compare(wavs[0], wavs[1])
     assert decided.cosine == pytest.approx(exact.compare(*wavs[:2]).cosine, abs=5e-3)
     assert decided.llr is not None

