@@ -182,9 +182,7 @@ def megabytes(model):
     held = [*model.parameters(), *model.buffers()]
     size = sum(tensor.nbytes for tensor in held)
     for module in model.modules():
-        if isinstance(module, Int8Linear):
-            size += module.packed.numel()
-        elif isinstance(module, PerCall):
+        if isinstance(module, Int8Linear | PerCall):
             size += torch.ops.quantized.linear_unpack(module.packed)[0].numel()
     return size / 1e6
 
@@ -201,7 +199,7 @@ def add_error_rates(found, folder, arguments):
     """EER in per cent of every list, and the lowest cosine of all its recordings."""
     lists = {Path(path).stem: read_trials(path) for path in arguments.trials}
     names = sorted({name for one in lists.values() for name in one.names.tolist()})
-    paths = [str(Path(arguments.test_folder, name)) for name in names]
+    paths = [str(Path(arguments.test_folder, f"{name}.wav")) for name in names]
     place, exact = {name: row for row, name in enumerate(names)}, None
     for way, precision in (("float32", "fp32"), ("int8", "int8")):
         options = {"run_opts": {"noprogressbar": True}, "precision": precision}

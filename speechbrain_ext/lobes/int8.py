@@ -6,9 +6,9 @@
 
 One scale per output channel from the weights, and one per row (a frame) from the
 values that come: nothing is calibrated, and an embedding does not depend on what else
-is in its batch. The products are oneDNN's, of torch's own quantisation. Which layers
-of an encoder they are is said by the encoder (``int8_layers``); all else stays in
-float32.
+is in its batch. The products are FBGEMM's, of torch's own quantisation, which rounds
+rows while it packs them. Which layers of an encoder they are is said by the encoder
+(``int8_layers``); all else stays in float32.
 """
 
 import functools
@@ -20,9 +20,6 @@ from torch import nn
 from speechbrain_ext.utils.errors import InputError
 
 ZERO, LARGEST = 128, 127  # of x̂: what stands for 0, and how far it goes from there
-# oneDNN makes code for every number of rows of every matrix: 0.6 ms, and a pruned
-# encoder has 200 matrices of its own. So rows are taken by these numbers alone.
-BLOCKS = (128, 32)
 
 
 @functools.cache
@@ -32,17 +29,29 @@ def largest_weight():
     Without VNNI x86 processors add two products in 16 bits, which whole bytes overflow,
     without a word: there it is 63.
     """
-    x, scale = torch.full((BLOCKS[-1], 64), 255, dtype=torch.uint8), torch.ones(32)
+    x, scale = torch.full((1, 64), float(LARGEST)), torch.ones(8)
     for limit in (LARGEST, 63):
-        weight = torch.full((32, 64), limit, dtype=torch.int8)
+        weight = torch.full((8, 64), limit, dtype=torch.int8)
         try:
-            packed = torch.ops.onednn.qlinear_prepack(weight, None)
-            found = _multiplied(x, packed, scale)
-        except (RuntimeError, AttributeError, NotImplementedError):
+            found = multiplied(x, packed(weight, scale))
+        except (RuntimeError, AttributeError):
             return None
-        if bool((found == 64 * (255 - ZERO) * limit).all()):
+        if bool((found == 64 * LARGEST * limit).all()):
             return limit
     return None
+
+
+def packed(weight, scale):
+    """Ŵ [out, in], int8, and v [out] as FBGEMM has them."""
+    zeros = torch.zeros(len(scale), dtype=torch.long)
+    weight = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
+    return torch.ops.quantized.linear_prepack(weight, None)
+
+
+def multiplied(rows, weight):
+    """Rows [N, in] of at most ±127, rounded, times a packed weight → [N, out]."""
+    operation = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return operation(rows, 1.0, ZERO, weight)
 
 
 def check_int8(device):
@@ -54,7 +63,7 @@ def check_int8(device):
         )
     if largest_weight() is None:
         raise InputError(
-            "precision int8: torch has no 8-bit products of oneDNN on this machine, "
+            "precision int8: torch has no 8-bit products of FBGEMM on this machine, "
             "expected fp32"
         )
 
@@ -118,70 +127,43 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = rounded.shape
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        # in oneDNN's own order, which neither state_dict nor a fingerprint can read
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        # in FBGEMM's own order, which neither state_dict nor a fingerprint reads
+        self.packed = packed(rounded, scale)
         digest = bytearray(hashlib.sha256(rounded.numpy()).digest())
         self.register_buffer("digest", torch.frombuffer(digest, dtype=torch.uint8))
 
     def forward(self, x):
         """[..., in] → [..., out], float32."""
-        return self.of(Rounded(x))
+        return self.of(Scaled(x))
 
-    def of(self, rounded):
-        """Of :class:`Rounded` values, which several layers may share."""
-        parts = [_multiplied(x, self.packed, self.scale) for x in rounded.blocks]
-        y = torch.cat(parts)[: len(rounded.scale)].mul_(rounded.scale)
+    def of(self, scaled):
+        """Of :class:`Scaled` values, which several layers may share."""
+        y = multiplied(scaled.rows, self.packed).mul_(scaled.scale)
         y = y if self.bias is None else y.add_(self.bias)
-        return y.view(*rounded.shape, -1)
+        return y.view(*scaled.shape, -1)
 
     def extra_repr(self):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-class Rounded:
-    """Values [..., in] as rows of 8 bits: what :class:`Int8Linear` multiplies.
+class Scaled:
+    """Values [..., in] as rows of at most ±127: what :class:`Int8Linear` multiplies.
 
-    Attributes
-    ----------
-    shape : torch.Size
-        Of the values, less their last dimension.
-    scale : torch.Tensor
-        s, [N, 1].
-    blocks : tuple of torch.Tensor
-        uint8, of as many rows as :data:`BLOCKS` has; the last one is filled up.
+    ``rows`` [N, in], ``scale`` s, [N, 1], ``shape`` of the values less their last
+    dimension.
     """
 
     def __init__(self, x):
         self.shape = x.shape[:-1]
         rows = x.detach().float().reshape(-1, x.shape[-1])
-        large, small = BLOCKS
-        filled = rows.new_empty(len(rows) + -len(rows) % small, rows.shape[1])
-        filled[len(rows) :].zero_()
-        used = filled[: len(rows)]
-        largest = torch.abs(rows, out=used).amax(-1, keepdim=True)
+        largest = rows.abs().amax(-1, keepdim=True)
         self.scale = largest.div_(LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
-        torch.div(rows, self.scale, out=used)
-        # rounds and converts in one pass; int_repr would copy, four times as long
-        found = torch.quantize_per_tensor(filled, 1.0, ZERO, torch.quint8)
-        found = torch.empty(0, dtype=torch.uint8).set_(
-            found.untyped_storage(), 0, found.shape
-        )
-        many, few = divmod(len(found), large)
-        self.blocks = found.split([large] * many + [small] * (few // small))
-
-
-def _multiplied(rows, packed, scale):
-    """uint8 [n, in], packed weight → float32 [n, out], times ``scale`` [out]."""
-    zeros = torch.zeros(len(scale), dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
-        *(rows, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0),
-        *(torch.float32, "none", [], ""),
-    )
+        self.rows = rows / self.scale
 
 
 def each(layers, x):
-    """layer(x) of several layers of one input, which is rounded once → list."""
+    """layer(x) of several layers of one input, which is scaled once → list."""
     if all(type(layer) is Int8Linear for layer in layers):
-        rounded = Rounded(x)
-        return [layer.of(rounded) for layer in layers]
+        scaled = Scaled(x)
+        return [layer.of(scaled) for layer in layers]
     return [layer(x) for layer in layers]
