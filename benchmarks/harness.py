@@ -169,7 +169,7 @@ def compare(name, ours, peer, repeats=7, warmup=2, *, toy=False, memory=False, *
     return summarise(name, "s", *seconds, **about)
 
 
-def in_turns(functions, repeats=7, warmup=2, *, toy=False):
+def in_turns(functions, repeats=7, warmup=2, *, toy=False, clock=None):
     """Time functions in turns: rows of :func:`summarise` that share a peer's figures.
 
     Arguments
@@ -178,6 +178,8 @@ def in_turns(functions, repeats=7, warmup=2, *, toy=False):
         Without arguments.
     repeats, warmup, toy
         As for :func:`compare`.
+    clock : callable, optional
+        () → seconds; None: those of the clock on the wall.
 
     Returns
     -------
@@ -185,15 +187,16 @@ def in_turns(functions, repeats=7, warmup=2, *, toy=False):
         For each function the seconds of every round.
     """
     repeats, warmup, rest = (2, 0, 0) if toy else (repeats, warmup, REST)
+    clock = clock or time.perf_counter
     seconds = [[] for _ in functions]
     for turn in range(warmup + repeats):
         for function, of_function in zip(functions, seconds):
             time.sleep(rest)
             if turn >= warmup:
                 function()
-            start = time.perf_counter()
+            start = clock()
             function()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if turn >= warmup:
                 of_function.append(elapsed)
     return seconds

@@ -116,6 +116,10 @@ def add_model(parser):
     parser.add_argument("--savedir", help="where a model of the hub is kept")
     parser.add_argument("--device", help="cpu, cuda:1, mps (default: cuda if there)")
     parser.add_argument(
+        "--precision",
+        help="of the encoder: fp32 (default), bf16 or fp16 on a GPU, int8 on a CPU",
+    )
+    parser.add_argument(
         "--no_speech_detection",
         dest="speech_detection",
         action="store_const",
@@ -245,7 +249,8 @@ def load_verifier(arguments, **run_opts):
     if arguments.device:
         run_opts["device"] = arguments.device
     return SpeakerVerifier.from_hparams(
-        arguments.source, arguments.savedir, run_opts=run_opts
+        *(arguments.source, arguments.savedir, run_opts),
+        precision=arguments.precision,
     )
 
 
@@ -253,7 +258,9 @@ def load_detector(arguments, source, savedir=None):
     from speechbrain_ext.inference import SpoofingDetector
 
     run_opts = {"device": arguments.device} if arguments.device else None
-    return SpoofingDetector.from_hparams(source, savedir, run_opts=run_opts)
+    return SpoofingDetector.from_hparams(
+        *(source, savedir, run_opts), precision=arguments.precision
+    )
 
 
 def _detection_of(arguments):

@@ -28,6 +28,7 @@ from speechbrain_ext.inference.extraction import embed_to_file
 from speechbrain_ext.inference.folder import load_encoder
 from speechbrain_ext.inference.speech import SpeechConfig
 from speechbrain_ext.lobes.encoder import count_parameters
+from speechbrain_ext.lobes.int8 import in_int8
 from speechbrain_ext.pretrained import weights_file
 from speechbrain_ext.scoring.embeddings import load_speech_seconds, select_vectors
 from speechbrain_ext.scoring.enrolment import read_enrol_map
@@ -181,8 +182,11 @@ class Embedder:
         keep_freed_memory()
         self.folder = folder
         hparams, chunking = load_encoder(folder, used_by=used_by)
-        device = run_opts.device or infer_device()
+        int8 = eval_precision == "int8"
+        device = run_opts.device or ("cpu" if int8 else infer_device())
         self.model = hparams["speaker_encoder"].to(device)
+        if int8:
+            in_int8(self.model)
         self.size, self.detects = self.model.embedding_size, speech_detection
         chunking = chunking.changed(window_seconds, hop_seconds)
         if not isinstance(speech_detection, bool):

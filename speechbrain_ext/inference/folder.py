@@ -24,6 +24,7 @@ from speechbrain_ext.data.audio import SAMPLE_RATE
 from speechbrain_ext.inference.audio_input import ChunkingConfig
 from speechbrain_ext.inference.speech import SpeechConfig
 from speechbrain_ext.inference.thresholds import THRESHOLDS_FILE, load_thresholds
+from speechbrain_ext.lobes.int8 import check_int8
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.pretrained import (
     ENCODER_CONFIG,
@@ -38,7 +39,7 @@ from speechbrain_ext.scoring.backend import Backend, check_top_n, input_names
 from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.scoring.cohort import load_cohort
 from speechbrain_ext.utils.errors import InputError, naming
-from speechbrain_ext.utils.precision import check_device, has_bf16
+from speechbrain_ext.utils.precision import PRECISIONS, check_device, has_bf16
 from speechbrain_ext.utils.weights import find_or_fetch, is_hub_id
 
 logger = logging.getLogger(__name__)
@@ -52,16 +53,18 @@ FETCHED = [
 ]
 
 
-def checked_run_opts(run_opts):
+def checked_run_opts(run_opts, precision=None):
     """SpeechBrain's run options → a dict of those given, fit for this machine.
 
-    ``device`` is a GPU where there is one. ``precision`` is fp32 unless asked for, and
-    whatever is asked for on a device that does not compute in the one asked for.
+    ``device`` is a GPU where there is one, and the CPU for int8. ``precision`` is that
+    of the options unless it is given here; fp32 unless asked for, and in the place of
+    bf16 or fp16 on a device that does not compute in it.
 
     Raises
     ------
     InputError
-        No dict; an unknown option or precision; a device that is not there.
+        No dict; an unknown option or precision; a device that is not there; int8 on a
+        device, or a machine, that does not multiply in 8 bits.
     """
     if hasattr(run_opts, "overridden_args"):
         run_opts = {name: run_opts[name] for name in run_opts.overridden_args}
@@ -73,11 +76,18 @@ def checked_run_opts(run_opts):
             f"run_opts: {unknown[0]!r}, expected SpeechBrain's options, such as "
             "device, precision or noprogressbar"
         )
-    device = check_device(options.get("device") or None)
-    options["device"] = str(device)
+    if precision is not None:
+        options["precision"] = precision
     precision = options.get("precision", "fp32")
-    if precision not in ("fp32", "bf16", "fp16"):
-        raise InputError(f"precision {precision!r}, expected fp32, bf16 or fp16")
+    if precision not in PRECISIONS:
+        expected = ", ".join(PRECISIONS)
+        raise InputError(f"precision {precision!r}, expected one of {expected}")
+    chosen = "cpu" if precision == "int8" else None
+    device = check_device(options.get("device") or chosen)
+    options["device"] = str(device)
+    if precision == "int8":
+        check_int8(device)
+        return options
     fit = has_bf16(device) if precision == "bf16" else device.type != "cpu"
     if precision != "fp32" and not fit:
         logger.warning("precision fp32 instead of %s on %s", precision, device)

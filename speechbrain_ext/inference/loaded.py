@@ -15,8 +15,10 @@ from speechbrain_ext.inference.extraction import embed_files
 from speechbrain_ext.inference.folder import checked_run_opts, find_folder
 from speechbrain_ext.inference.sources import batch_of, sources_of
 from speechbrain_ext.inference.speech import SpeechDetector
+from speechbrain_ext.lobes.int8 import in_int8
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.jobs import model_fingerprint
 from speechbrain_ext.utils.precision import autocast_type, has_float64
 
 
@@ -42,10 +44,24 @@ class LoadedModel:
         keep_freed_memory()
         modules = {"speaker_encoder": model.hparams["speaker_encoder"]}
         run_opts = checked_run_opts(run_opts)
-        super().__init__(modules, model.hparams, run_opts, freeze_params)
+        int8 = run_opts.get("precision") == "int8"
+        if int8 and not freeze_params:
+            raise InputError(
+                "precision int8: has no gradients, expected freeze_params=True"
+            )
+        known = {**run_opts, "precision": "fp32"} if int8 else run_opts
+        super().__init__(modules, model.hparams, known, freeze_params)
         self._half = autocast_type(self.precision)
         self.source, self.chunking = str(source), model.chunking
         self.speech, self.thresholds = model.speech, model.thresholds
+        if int8:
+            self._to_int8()
+
+    def _to_int8(self):
+        """Multiply in 8 bits from now on."""
+        _ = self.fingerprint  # of weights that are not kept
+        self.precision = "int8"
+        in_int8(self.mods.speaker_encoder)
 
     @classmethod
     def from_hparams(
@@ -56,6 +72,7 @@ class LoadedModel:
         overrides=None,
         fetch_config=None,
         freeze_params=True,
+        precision=None,
     ):
         """Load a model, strictly.
 
@@ -77,6 +94,9 @@ class LoadedModel:
             hub id.
         freeze_params : bool
             No gradients.
+        precision : str or None
+            Of the encoder: ``fp32``, ``bf16``, ``fp16``, or ``int8`` on a CPU
+            (:mod:`speechbrain_ext.lobes.int8`); None: that of ``run_opts``, else fp32.
 
         Returns
         -------
@@ -87,8 +107,9 @@ class LoadedModel:
         ------
         InputError
             Names the file that is missing, damaged, or does not fit; a folder of the
-            other kind of model.
+            other kind of model; a precision that the machine or the encoder has not.
         """
+        run_opts = checked_run_opts(run_opts, precision)
         folder = find_folder(source, savedir, fetch_config)
         model = cls.read_folder(folder, overrides)
         return cls(model, source, run_opts, freeze_params)
@@ -97,6 +118,13 @@ class LoadedModel:
     def embedding_size(self):
         """Width E of the model's output."""
         return self.mods.speaker_encoder.embedding_size
+
+    @functools.cached_property
+    def fingerprint(self):
+        """Of weights and windows: equal where embeddings can be compared."""
+        settings = self.chunking._asdict()
+        del settings["min_seconds"]  # refuses recordings and changes none
+        return model_fingerprint(self.mods.speaker_encoder, **settings)
 
     @functools.cached_property
     def detector(self):

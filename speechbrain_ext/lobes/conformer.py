@@ -24,6 +24,7 @@ from speechbrain_ext.lobes.cpu_inference import (
     swish,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
+from speechbrain_ext.lobes.int8 import each
 from speechbrain_ext.lobes.relative_attention import attend
 
 
@@ -75,8 +76,8 @@ class RelativeKeyAttention(nn.Module):
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True where to look away."""
         query, key, value = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
-            for linear in (self.linear_q, self.linear_k, self.linear_v)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
+            for y in each((self.linear_q, self.linear_k, self.linear_v), x)
         )
         context = self.attend(
             query,

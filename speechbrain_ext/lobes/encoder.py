@@ -97,15 +97,14 @@ class Encoder(_Rebuildable):
     max_samples : int or None
         That of the longest; None: any. Inference cuts longer recordings into windows,
         a training whose crops are longer does not begin.
-    hidden_size : int
-        Width C of the hidden states.
-    n_states : int
-        Their number.
+    hidden_size, n_states : int
+        Width C of the hidden states, and their number.
     arguments : dict
         Of the constructor, less :data:`NOT_SAVED`. An encoder that starts from
         pretrained weights puts the configuration (a dict) in the place of ``source``.
-    lora_targets : tuple of str
-        Last parts of the names of the linear layers that LoRA adapts by default.
+    lora_targets, int8_layers : tuple of str
+        Last parts of the names of the linear layers that LoRA adapts by default, and of
+        those for 8 bits (:mod:`speechbrain_ext.lobes.int8`), which are only called.
     """
 
     title = None
@@ -114,7 +113,7 @@ class Encoder(_Rebuildable):
     max_samples = None
     hidden_size: int
     n_states: int
-    lora_targets = ()
+    lora_targets = int8_layers = ()
 
     def __init__(self, frozen=False, gradient_checkpointing=False):
         super().__init__()

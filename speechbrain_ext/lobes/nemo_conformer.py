@@ -70,6 +70,10 @@ class NemoConformerEncoder(Encoder):
 
     title = "NeMo Conformer"
     lora_targets = ("linear_q", "linear_v")
+    int8_layers = (
+        *("linear_q", "linear_k", "linear_v", "linear_out", "linear1", "linear2"),
+        *("pointwise_conv1", "pointwise_conv2"),
+    )
 
     def __init__(
         self, source, frozen=False, gradient_checkpointing=False, savedir=None

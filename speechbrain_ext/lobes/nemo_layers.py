@@ -24,6 +24,7 @@ from speechbrain_ext.lobes.cpu_inference import (
     swish,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
+from speechbrain_ext.lobes.int8 import each
 from speechbrain_ext.lobes.shifted_attention import ShiftedBias
 
 
@@ -99,8 +100,8 @@ class ShiftedAttention(nn.Module):
     def forward(self, x, table, padding=None):
         """[B, T, C], sinusoids [2T, C], padding [B, T] → [B, T, C]."""
         query, key, value = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
-            for linear in (self.linear_q, self.linear_k, self.linear_v)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
+            for y in each((self.linear_q, self.linear_k, self.linear_v), x)
         )
         positions = self.linear_pos(table).unflatten(-1, (-1, self.head_dim))
         # under autocast the sums with float32 biases would be float32

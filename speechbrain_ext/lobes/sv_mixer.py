@@ -322,7 +322,7 @@ class SVMixerEncoder(Student):
     title = "SV-Mixer"
     config_class = MixerConfig
     prefix = "svmixer."
-    lora_targets = ()
+    lora_targets = int8_layers = ()
     stack_class = MixerStack
     widths_by_layer = ("layer_units",)
 

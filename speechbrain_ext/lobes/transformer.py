@@ -13,6 +13,7 @@ from torch import nn
 from speechbrain_ext.lobes.attention import attend
 from speechbrain_ext.lobes.cpu_inference import Linear, activated, activation
 from speechbrain_ext.lobes.encoder import PrunableGroup
+from speechbrain_ext.lobes.int8 import each
 from speechbrain_ext.lobes.waveform_convolutions import PositionalConvolution
 
 
@@ -74,8 +75,8 @@ class Attention(nn.Module):
     def forward(self, x, padding=None, positions=None):
         """[B, T, D] → [B, T, D]; ``padding`` [B, T] is True where to look away."""
         query, key, value = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
-            for linear in (self.q_proj, self.k_proj, self.v_proj)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
+            for y in each((self.q_proj, self.k_proj, self.v_proj), x)
         )
         dropout = self.dropout if self.training else 0.0
         bias = self.bias(x, positions)

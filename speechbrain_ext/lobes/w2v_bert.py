@@ -105,6 +105,10 @@ class W2VBertEncoder(Encoder):
     title = "w2v-BERT"
     min_samples = MIN_SAMPLES
     lora_targets = ("linear_q", "linear_v")
+    int8_layers = (
+        *("linear_q", "linear_k", "linear_v", "linear_out"),
+        *("intermediate_dense", "output_dense", "pointwise_conv1", "pointwise_conv2"),
+    )
 
     def __init__(
         self, source, frozen=False, gradient_checkpointing=False, savedir=None

@@ -106,6 +106,10 @@ class WaveformEncoder(Encoder):
     """
 
     lora_targets = ("q_proj", "v_proj")
+    int8_layers = (
+        *("q_proj", "k_proj", "v_proj", "out_proj"),
+        *("intermediate_dense", "output_dense"),
+    )
     attention_class = Attention
     stack_class = TransformerStack
     widths_by_layer = ("num_attention_heads_group", "intermediate_size_group")

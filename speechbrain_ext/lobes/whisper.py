@@ -38,6 +38,7 @@ from speechbrain_ext.lobes.encoder import (
     padding_mask,
     shared_copy,
 )
+from speechbrain_ext.lobes.int8 import each
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import valid_counts
 from speechbrain_ext.utils.weights import load_strictly, read_source
@@ -83,8 +84,8 @@ class SelfAttention(nn.Module):
     def forward(self, x, padding=None):
         """[B, T, C] → [B, T, C]; ``padding`` [B, T] is True where to look away."""
         query, key, value = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
-            for linear in (self.q_proj, self.k_proj, self.v_proj)
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, H, T, d]
+            for y in each((self.q_proj, self.k_proj, self.v_proj), x)
         )
         dropout = self.dropout if self.training else 0.0
         # without a bias it is faster than blocks of scores, on CPUs too
@@ -210,6 +211,7 @@ class WhisperEncoder(Encoder):
 
     title = "Whisper"
     lora_targets = ("q_proj", "v_proj")
+    int8_layers = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ from speechbrain.utils.autocast import AMPConfig
 
 from speechbrain_ext.utils.errors import InputError
 
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # of inference
+
 
 def check_device(name=None):
     """The torch.device of a name, with its number where it is a GPU.
@@ -80,6 +82,9 @@ def full_precision(tensor):
 
 
 def autocast_type(name):
-    """SpeechBrain's ``fp32``, ``bf16``, ``fp16`` → torch type; None for ``fp32``."""
-    dtype = AMPConfig.from_name(name).dtype
+    """SpeechBrain's ``fp32``, ``bf16``, ``fp16`` → torch type; None for ``fp32``.
+
+    None for ``int8``, too: a model's layers are of that precision or not.
+    """
+    dtype = torch.float32 if name == "int8" else AMPConfig.from_name(name).dtype
     return None if dtype is torch.float32 else dtype

@@ -6,7 +6,9 @@ the command line, else from the YAML file, else from the script's own default.
 
 import contextlib
 import logging
+from dataclasses import replace
 from io import StringIO
+from typing import get_args
 
 import torch
 from speechbrain.core import RunOptions
@@ -24,6 +26,7 @@ RUN_OPTIONS = frozenset(HELP_TEXTS) | {"jit_module_keys", "compile_module_keys"}
 # new length of a batch would be compiled for.
 WRAPPING = ("jit", "jit_module_keys", "compile", "compile_module_keys")
 PRECISIONS = ("precision", "eval_precision")
+INT8 = "--eval_precision=int8"  # which SpeechBrain does not know
 INTERVALS = ("ckpt_interval_steps", "ckpt_interval_minutes")
 
 
@@ -47,12 +50,17 @@ def read_run_options(path, options):
 
 def _parse_run_options(path, options):
     """Run options → RunOptions; InputError for a value that SpeechBrain refuses."""
+    known = [option for option in options if option != INT8]
     try:
         with contextlib.redirect_stderr(StringIO()) as output:
-            return RunOptions.from_command_line_args([str(path), *options])[1]
+            run_opts = RunOptions.from_command_line_args([str(path), *known])[1]
     except SystemExit as error:  # argparse: the last line says why
         reason = output.getvalue().strip().rsplit("error: ", 1)[-1]
         raise InputError(f"command line: {reason}") from error
+    if len(known) < len(options):
+        named = run_opts.overridden_args | {"eval_precision"}
+        run_opts = replace(run_opts, eval_precision="int8", overridden_args=named)
+    return run_opts
 
 
 def _defaults_on_cpu(options):
@@ -99,17 +107,20 @@ def _check_precision(run_opts, cpu):
 def settle_run_options(run_opts, hparams, parameters):
     """Run options in ``hparams``: command line, else file, else function's default.
 
-    InputError: whole modules are to be compiled.
+    InputError: whole modules are to be compiled; int8 for a function without it.
     """
     for key in WRAPPING:
         if run_opts[key] or hparams.get(key):
             raise InputError(f"{key}: not supported, expected False")
+    takes = getattr(parameters.get("eval_precision"), "annotation", None)
+    if run_opts.eval_precision == "int8" and "int8" not in get_args(takes):
+        raise InputError(f"{INT8}: no precision to train with, expected fp32")
     for key in RUN_OPTIONS & set(parameters):
         hparams.setdefault(key, parameters[key].default)
     for key in PRECISIONS:
         if key in run_opts.overridden_args:
             hparams[key] = run_opts[key]
-        elif hparams.get(key, "fp32") != "fp32" and str(run_opts.device) == "cpu":
+        elif hparams.get(key) in ("bf16", "fp16") and str(run_opts.device) == "cpu":
             logger.warning("%s: fp32 instead of %s on the CPU", key, hparams[key])
             hparams[key] = "fp32"
     every = {

@@ -11,7 +11,6 @@ from tiny_verifier import load, make_folder, make_whole, write_voice
 
 from speechbrain_ext.__main__ import main
 from speechbrain_ext.inference import Voices
-from speechbrain_ext.inference.voices import fingerprint_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -101,7 +100,7 @@ def test_everybody_of_a_folder(model, corpus, store, capsys):
     found = run(capsys, "voices", store)
     assert [v["voice"] for v in found["voices"]] == ["Anna", "Bo Li", "Zoë", "李雷"]
     assert {v["recordings"] for v in found["voices"]} == {3}
-    assert found["model"] == fingerprint_of(load(model))
+    assert found["model"] == load(model).fingerprint
     words = ("--voices", store, "--source", model, "--replace")
     found = run(capsys, "enrol", "--folder", corpus, *words)
     assert found["n_voices"] == 4

@@ -68,8 +68,8 @@ def test_bf16_on_a_cpu_that_has_it(whole, monkeypatch):
         ({"device": "cuda:99"}, r"device 'cuda:99', but this machine has \d+ GPU"),
         ({"device": "toaster"}, "device 'toaster', expected cpu, cuda or cuda:0"),
         (
-            {"device": "cpu", "precision": "int8"},
-            "precision 'int8', expected fp32, bf16",
+            {"device": "cpu", "precision": "fp8"},
+            "precision 'fp8', expected one of fp32, bf16, fp16, int8",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import inspect
 
 import pytest
 import torch
+import torch.nn.functional as F
 from random_gates import relative_error, set_gates, size_of
 from tiny_encoder import BASE, noise, randomise, tiny_config, waveform_config
 from torch import nn
@@ -28,6 +29,7 @@ from speechbrain_ext.lobes.encoder import (
 )
 from speechbrain_ext.lobes.eres2net import ERes2NetV2
 from speechbrain_ext.lobes.heads import MFA
+from speechbrain_ext.lobes.int8 import in_int8, is_linear, largest_weight
 from speechbrain_ext.lobes.nemo_conformer import NemoConformerEncoder
 from speechbrain_ext.lobes.redimnet import ReDimNet, ReDimNet2
 from speechbrain_ext.lobes.resnet import ResNet, SimAMResNet
@@ -382,6 +384,30 @@ def test_without_its_last_layer_its_other_states_are_as_they_were(encoder):
     again = type(encoder)(**encoder.arguments)
     load_strictly(again, encoder.state_dict(), "shorter encoder")
     assert all(map(torch.equal, states_of(again.eval(), *padded()), expected))
+
+
+def test_in_8_bits_it_is_nearly_itself_or_refused(encoder):
+    """And a padded batch is its utterances alone, but for what rounds otherwise.
+
+    Where float32 differs in a last bit, a value may round to the next step of 255.
+    """
+    model = speaker_encoder(encoder)
+    if not encoder.int8_layers:
+        with pytest.raises(InputError, match=f"int8: {type(encoder).__name__} has no"):
+            in_int8(model)
+        return
+    if largest_weight() is None:
+        pytest.skip("no 8-bit products here")
+    wavs, wav_lens = padded()
+    with torch.no_grad():
+        exact = model(wavs, wav_lens)
+        found = in_int8(model)(wavs, wav_lens)
+        assert F.cosine_similarity(found, exact, -1).min() > 0.999
+        for row, seconds in enumerate(SECONDS):
+            alone = model(wavs[row : row + 1, : round(16000 * seconds)])
+            assert (found[row] - alone).norm() < 1e-2 * alone.norm()
+    left = {n.rsplit(".", 1)[-1] for n, m in encoder.named_modules() if is_linear(m)}
+    assert not left & set(encoder.int8_layers)
 
 
 # -- arguments and folders -------------------------------------------------------------

@@ -142,6 +142,23 @@ def pairs(trials):
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
+def test_in_8_bits(corpus, tmp_path):
+    """Its own embeddings, near those of float32, which are not taken for them."""
+    out = tmp_path / "out"
+    verify([*words_of(corpus, out), "--eval_precision=int8"], tmp_path)
+    found = by_id(out / "embeddings.npz")
+    hparams, chunking = load_encoder(corpus / "final")
+    manifest = read_manifest(out / "prepared/test.csv")
+    options = {"chunking": chunking, "progress": False}
+    model = hparams["speaker_encoder"]
+    embed_to_file(model, manifest, out / "embeddings.npz", **options)
+    for name, exact in by_id(out / "embeddings.npz").items():
+        vector = found[name]
+        norms = np.linalg.norm(vector) * np.linalg.norm(exact)
+        assert not np.array_equal(vector, exact)
+        assert vector @ exact > 0.999 * norms
+
+
 def test_as_norm_and_calibration(corpus, tmp_path):
     out = tmp_path / "out"
     words = words_of(corpus, out, *backend_words(corpus))

@@ -258,6 +258,23 @@ def test_without_a_gpu_the_cpu_is_taken_in_fp32(file, monkeypatch):
         assert "0 GPU(s)" in complaint(file, f"--device={name}")
 
 
+def test_8_bits_are_for_what_takes_them(file):
+    kinds = Literal["fp32", "int8"]
+
+    def evaluate(*, save, eval_precision: kinds = "fp32"):
+        """A script that takes them; ``read_more`` does not."""
+
+    word = "--eval_precision=int8"
+    file.write_text("save: x\n")
+    run_opts, hparams = load_run([str(file), word], evaluate)[1::2]
+    assert hparams["eval_precision"] == run_opts.eval_precision == "int8"
+    assert "no precision to train with" in complaint(file, word, function=read_more)
+    file.write_text("save: x\neval_precision: int8\n")
+    hparams = load_run([str(file), "--device=cpu"], evaluate)[3]
+    assert hparams["eval_precision"] == "int8"
+    assert "eval_precision: 'int8'" in complaint(file, function=read_more)
+
+
 def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -68,7 +68,7 @@ def verify(
     speech_detection: bool = False,
     max_batch_seconds: PositiveFloat = 240.0,
     num_workers: NonNegativeInt = 2,
-    eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    eval_precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
     n_resamples: NonNegativeInt = 200,
 ):
     """Check, prepare, embed, score, report. Keyword arguments are keys of a YAML file.
@@ -104,7 +104,7 @@ def verify(
     num_workers : int
         Threads that read recordings.
     eval_precision : str
-        Of the encoder. On a CPU fp32, unless the command line asks for bf16.
+        Of the encoder. On a CPU fp32 or int8, or bf16 if the command line asks for it.
     n_resamples : int
         Of the bootstrap over speakers; 0: no intervals.
     """

@@ -27,7 +27,6 @@ import json
 import os
 import shutil
 import unicodedata
-import weakref
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +45,6 @@ from speechbrain_ext.scoring.embeddings import (
 )
 from speechbrain_ext.utils.errors import InputError, describe_os_error, naming
 from speechbrain_ext.utils.files import parse_json, write_atomically
-from speechbrain_ext.utils.jobs import model_fingerprint
 
 WHAT = "a store of voices"
 KEY = "voices"  # in the metadata
@@ -54,7 +52,6 @@ FORMAT, VERSION = "speechbrain_ext voices", 1
 SCHEMA = {"format": FORMAT, "version": VERSION, "model": str, "names": [str]}
 ARRAYS = {"sums": "f8", "recordings": "i8", "seconds": "f8"}
 LOCK_SECONDS = 60  # a writer holds the lock for a fraction of one
-_FINGERPRINTS = weakref.WeakKeyDictionary()  # gigabytes are hashed for seconds
 JOINERS = "\u200c\u200d"  # without which Persian names and some emoji are others
 
 
@@ -91,7 +88,7 @@ class Voices:
 
     def __init__(self, verifier=None):
         self._verifier = verifier
-        self.model = None if verifier is None else fingerprint_of(verifier)
+        self.model = None if verifier is None else verifier.fingerprint
         self._voices = {}
         self._files = {}  # path → SHA-256 of what was last read from or written to it
         self._prepared = None
@@ -323,16 +320,6 @@ class Voices:
                 shutil.copymode(place, file.name)
             file.write(content)
         self._files[place] = hashlib.sha256(content).hexdigest()
-
-
-def fingerprint_of(verifier):
-    """Of weights and windows: equal where embeddings can be compared; found once."""
-    if verifier not in _FINGERPRINTS:
-        settings = verifier.chunking._asdict()
-        del settings["min_seconds"]  # refuses recordings and changes none
-        model = verifier.mods.speaker_encoder
-        _FINGERPRINTS[verifier] = model_fingerprint(model, **settings)
-    return _FINGERPRINTS[verifier]
 
 
 def embed_recordings(verifier, recordings, speech_detection=None, channel="mean"):

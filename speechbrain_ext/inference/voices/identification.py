@@ -36,7 +36,7 @@ from scipy.special import softmax
 from speechbrain_ext.inference.decisions import files_of, kept_warnings, log_odds
 from speechbrain_ext.inference.thresholds import checked_rate
 from speechbrain_ext.inference.verifier import SpeakerModel
-from speechbrain_ext.inference.voices import Voices, embed_recordings, fingerprint_of
+from speechbrain_ext.inference.voices import Voices, embed_recordings
 from speechbrain_ext.scoring.backend import TrialSide
 from speechbrain_ext.utils.errors import InputError, NoSpeechError, naming
 
@@ -147,7 +147,7 @@ def identify(
         raise InputError(f"voices {type(voices).__name__}, expected Voices or a file")
     if not len(voices):
         raise InputError("no voice is enrolled, expected at least one to compare with")
-    voices.check_model(fingerprint_of(verifier), verifier.source)
+    voices.check_model(verifier.fingerprint, verifier.source)
     if type(top) is not int or top < 1:
         raise InputError(f"top is {top!r}, expected a whole number of at least 1")
     decider = verifier._decider
