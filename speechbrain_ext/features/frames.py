@@ -24,13 +24,12 @@ CPU_CHUNK, CHUNK = 384, 65536
 
 
 def sample_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
-    """Valid samples of each row of a padded batch [B, T]: int64 [B] on its device.
+    """Valid samples of each row of a padded batch [B, T]: int64 [B] on the CPU.
 
     ``wav_lens`` [B] are relative to T. InputError: wrong shapes, or a row of fewer than
     ``minimum``.
     """
-    samples = listed_counts(wavs, wav_lens, minimum, rate)
-    return torch.tensor(samples, device=wavs.device)
+    return torch.tensor(listed_counts(wavs, wav_lens, minimum, rate))
 
 
 def listed_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
@@ -56,15 +55,11 @@ def listed_counts(wavs, wav_lens, minimum, rate=SAMPLE_RATE):
     return samples
 
 
-def without_padding(wavs, samples):
-    """Zeros in the padding, where NaN would pass through a window of zero."""
-    if int(samples.min()) == wavs.shape[1]:
-        return wavs
-    return zero_behind(wavs, samples)
-
-
 def zero_behind(x, count):
-    """Zeros from ``count`` [B] on: [B, T, …] → the same."""
+    """Zeros from ``count`` [B] on, where NaN would pass through a window of zero.
+
+    [B, T, …] → the same.
+    """
     places = torch.arange(x.shape[1], device=x.device)
     valid = places < count.unsqueeze(1)
     return x.where(valid.view(*valid.shape, *[1] * (x.dim() - 2)), 0.0)
@@ -73,9 +68,9 @@ def zero_behind(x, count):
 def mirrored(wavs, samples, margin):
     """[B, T] → [B, T + 2 margin]: so many samples mirrored at both ends of each row.
 
-    Row b ends after ``samples`` [B] of it; zeros follow what is mirrored there.
+    Row b ends after ``samples`` [B] of it, and zeros follow, also behind what is
+    mirrored there.
     """
-    wavs = without_padding(wavs, samples)
     steps = torch.arange(margin, device=wavs.device)
     before = wavs[:, 1 : margin + 1].flip(1)
     ends = samples.unsqueeze(1)

@@ -27,7 +27,6 @@ from speechbrain_ext.features.frames import (
     chunk_size,
     listed_counts,
     spectra_by_product,
-    without_padding,
     zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError
@@ -191,8 +190,10 @@ class KaldiFbank(nn.Module):
         with full_precision(wavs):
             wavs = wavs.float()
             if min(samples) < wavs.shape[1]:
-                wavs = without_padding(wavs, torch.tensor(samples, device=wavs.device))
+                wavs = zero_behind(wavs, torch.tensor(samples, device=wavs.device))
             features, lens = self._features(wavs, samples)
+        if wav_lens is None:  # made where it is used: no copy that a GPU waits for
+            return features.to(device), torch.ones(len(wavs), device=device)
         return features.to(device), lens.to(device)
 
     def _features(self, wavs, samples):

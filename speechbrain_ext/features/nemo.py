@@ -107,6 +107,7 @@ class NemoFeatures(nn.Module):
         frames = samples // self.hop
         longest, size = int(frames.max()), chunk_size(wavs.device)
         padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
+        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
             for some, n in zip(wavs.float().split(rows), samples.split(rows)):

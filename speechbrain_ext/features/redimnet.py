@@ -150,6 +150,7 @@ class ReDimNetFeatures(nn.Module):
         frames = self.frames_of(samples)
         longest, size = int(frames.max()), chunk_size(wavs.device)
         padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
+        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
             for some, n, valid in zip(

@@ -16,7 +16,6 @@ from speechbrain_ext.features.frames import (
     spectra_by_product,
     spectra_in_parts,
     transform,
-    without_padding,
     zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError
@@ -114,9 +113,11 @@ class SpeechBrainFbank(nn.Module):
         frames = samples // self.hop + 1
         longest, size = int(frames.max()), chunk_size(wavs.device)
         padded, rows = int(frames.min()) < longest, max(1, size // longest)
+        ends_early = int(samples.min()) < wavs.shape[1]
+        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
-            wavs = without_padding(wavs.float(), samples)
+            wavs = zero_behind(wavs.float(), samples) if ends_early else wavs.float()
             for some, n in zip(wavs.split(rows), frames.split(rows)):
                 log_mel = self._log_mel(self._centred(some), longest)
                 parts.append(self._normalised(log_mel, n if padded else None))

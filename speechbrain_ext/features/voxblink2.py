@@ -28,7 +28,6 @@ from speechbrain_ext.features.frames import (
     spectra_by_product,
     spectra_in_parts,
     transform,
-    without_padding,
     zero_behind,
 )
 from speechbrain_ext.features.kaldi import MELS, PREEMPHASIS
@@ -102,8 +101,9 @@ class VoxBlink2Features(nn.Module):
         frames = samples // HOP + 1
         longest = int(frames.max())
         padded = int(samples.min()) < wavs.shape[1]
+        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         with full_precision(wavs):
-            wavs = without_padding(wavs.float(), samples)
+            wavs = zero_behind(wavs.float(), samples) if padded else wavs.float()
             emphasised = self._emphasised(wavs, samples if padded else None)
             log_mel = self._log_mel(mirrored(emphasised, samples, MARGIN), longest)
             features = _centred(log_mel, frames if padded else None)

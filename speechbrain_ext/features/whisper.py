@@ -80,11 +80,13 @@ class WhisperFeatures(nn.Module):
             Wrong shape, or a row shorter than 201 samples.
         """
         samples = sample_counts(wavs, wav_lens, MIN_SAMPLES)
+        frames = samples // HOP
+        longest, padded = int(frames.max()), int(frames.min()) < int(frames.max())
+        ends_early = int(samples.min()) < wavs.shape[1]
+        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         with full_precision(wavs):
-            frames = samples // HOP
-            longest = int(frames.max())
-            padded = int(frames.min()) < longest
-            log_mel = self._log_mel(mirrored(wavs.float(), samples, MARGIN), longest)
+            wavs = zero_behind(wavs.float(), samples) if ends_early else wavs.float()
+            log_mel = self._log_mel(mirrored(wavs, samples, MARGIN), longest)
             features = self._above_floor(log_mel, frames if padded else None)
             return features, frames / longest
 

@@ -19,7 +19,7 @@ from speechbrain_ext.lobes.int8 import in_int8
 from speechbrain_ext.utils.allocator import keep_freed_memory
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.jobs import model_fingerprint
-from speechbrain_ext.utils.precision import autocast_type, has_float64
+from speechbrain_ext.utils.precision import allow_tf32, autocast_type, has_float64
 
 
 class LoadedModel:
@@ -54,6 +54,7 @@ class LoadedModel:
         self._half = autocast_type(self.precision)
         self.source, self.chunking = str(source), model.chunking
         self.speech, self.thresholds = model.speech, model.thresholds
+        allow_tf32(False)  # fp32 is what it says; whoever loads may allow it again
         if int8:
             self._to_int8()
 

@@ -18,6 +18,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
 
@@ -27,6 +28,11 @@ CPU_BLOCK = 256
 # Made at once, of two heads or more: they stay in the cache. A product of two matrices
 # or more is split between threads by matrix.
 CPU_SCORES, CPU_HEADS = 2**20, 2
+GPU_BACKENDS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 SMALL_SCORE = 60.0  # e^60 is 1e26: float32 holds sums of them, and e^-60 as well
 
 
@@ -60,7 +66,7 @@ def fused(query, key, value, padding=None, dropout=0.0, bias=None, block=FUSED_B
     bias = _as_object(bias)
     look = None if padding is None else ~padding[:, None, None, :]
     if bias is None:
-        context = F.scaled_dot_product_attention(query, key, value, look, dropout)
+        context = by_torch(query, key, value, look, dropout)
         return context.transpose(1, 2).flatten(2)
     frames, blocks = query.shape[2], []
     starts = [0] if block is None else range(0, frames, block)
@@ -70,11 +76,21 @@ def fused(query, key, value, padding=None, dropout=0.0, bias=None, block=FUSED_B
         if look is not None:
             mask = mask.masked_fill(~look, float("-inf"))
         queries = query[:, :, rows]
-        blocks.append(
-            F.scaled_dot_product_attention(queries, key, value, mask, dropout)
-        )
+        blocks.append(by_torch(queries, key, value, mask, dropout))
     context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
     return context.transpose(1, 2).flatten(2)
+
+
+def by_torch(query, key, value, bias=None, dropout=0.0):
+    """torch's attention; on a GPU without cuDNN's, which plans every shape anew.
+
+    Half a second each on some GPUs, and batches of whole recordings have a thousand.
+    """
+    attention = F.scaled_dot_product_attention
+    if not query.is_cuda:
+        return attention(query, key, value, bias, dropout)
+    with sdpa_kernel(GPU_BACKENDS):
+        return attention(query, key, value, bias, dropout)
 
 
 def blocked(query, key, value, padding=None, *, bias):
@@ -200,9 +216,15 @@ class ToeplitzBias:
     def rows(self, rows):
         """Of the queries ``rows``, a slice → [B, H, t, T]."""
         frames = self.gate.shape[2]
+        gate = self.gate[:, :, rows].unsqueeze(-1)
+        if self.by_distance.requires_grad:
+            # the gradient of an index would collide T times, that of windows is a sum
+            first, stop, _ = rows.indices(frames)
+            windows = self.by_distance.unfold(-1, frames, 1)
+            return gate * windows[:, frames - stop : frames - first].flip(1)
         place = torch.arange(frames, device=self.gate.device)
         distance = place - place[rows].unsqueeze(1) + frames - 1
-        return self.gate[:, :, rows].unsqueeze(-1) * self.by_distance[:, distance]
+        return gate * self.by_distance[:, distance]
 
     def write(self, scores, item, heads, rows):
         """Put that of one utterance and some heads into ``scores``, keys reversed."""

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from speechbrain_ext.lobes.attention import (
     FUSED_BLOCK,
+    by_torch,
     cpu_blocks,
     exponentials_,
     scores_are_small,
@@ -56,9 +57,7 @@ def fused(query, key, value, table, left, padding=None, dropout=0.0, block=FUSED
         bias = gather_distances(by_distance, left, start, key.shape[2])
         if padding is not None:
             bias = bias.masked_fill(padding[:, None, None, :], float("-inf"))
-        blocks.append(
-            F.scaled_dot_product_attention(queries, key, value, bias, dropout)
-        )
+        blocks.append(by_torch(queries, key, value, bias, dropout))
     context = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
     return context.transpose(1, 2).flatten(2)
 
@@ -138,8 +137,65 @@ def gather_distances(by_distance, left, start, frames):
 
     [..., t, left + 1 + right] → [..., t, frames].
     """
-    device = by_distance.device
+    if torch.is_grad_enabled() and by_distance.requires_grad:
+        return _Gathered.apply(by_distance, left, start, frames)
+    return _gathered(by_distance, left, start, frames)
+
+
+def _gathered(by_distance, left, start, frames):
+    device, last = by_distance.device, by_distance.shape[-1] - 1
     mine = torch.arange(by_distance.shape[-2], device=device).unsqueeze(1) + start
     distance = torch.arange(frames, device=device) - mine + left
-    distance = distance.clamp(0, by_distance.shape[-1] - 1)
+    distance = distance.clamp(0, last)
     return by_distance.gather(-1, distance.expand(*by_distance.shape[:-2], -1, -1))
+
+
+class _Gathered(torch.autograd.Function):
+    """:func:`_gathered` whose gradient is summed in a fixed order, in float32 at least.
+
+    That of a gather adds up to T numbers, one after another, into the same place of its
+    own type: on a GPU by atomics, which wait for each other, in bf16 with an error of a
+    per cent. Here every number of the band has a place of its own, in a view whose rows
+    begin one column further right; what is left of it is summed, and right of it is the
+    rest of the row's sum.
+    """
+
+    @staticmethod
+    def forward(ctx, by_distance, left, start, frames):
+        """As :func:`gather_distances`."""
+        ctx.left, ctx.start, ctx.distances = left, start, by_distance.shape[-1]
+        return _gathered(by_distance, left, start, frames)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """[..., t, frames] → [..., t, distances]."""
+        band = ctx.left, ctx.start, ctx.distances - 1
+        if gradient.device.type == "cpu":  # one utterance stays in the cache
+            found = torch.stack([_by_distance(part, *band) for part in gradient])
+        else:
+            found = _by_distance(gradient, *band)
+        return found, None, None, None
+
+
+def _by_distance(gradient, left, start, last):
+    """Sums of [..., t, frames] over keys of one distance: [..., t, last + 1]."""
+    rows, frames = gradient.shape[-2:]
+    total = _row_sums(gradient)
+    if last == 0:  # a table of one vector
+        return total.to(gradient.dtype)
+    before = gradient[..., : max(0, start + rows - left)].tril(start - left)
+    before = _row_sums(before)
+    # columns of the first query's band to those of the last one's
+    margins = left - 1 - start, start + rows + last - left - 1 - frames
+    band = F.pad(gradient, margins)
+    *outer, row, one = band.stride()
+    shape = (*gradient.shape[:-1], last - 1)
+    band = band.as_strided(shape, (*outer, row + one, one))
+    after = total - before - _row_sums(band)
+    return torch.cat([before.to(band.dtype), band, after.to(band.dtype)], -1)
+
+
+def _row_sums(x):
+    """[..., n] → [..., 1], in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return x.sum(-1, keepdim=True, dtype=wide)

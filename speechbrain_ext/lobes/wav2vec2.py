@@ -187,12 +187,11 @@ class WaveformEncoder(Encoder):
         InputError
             Not [B, T], or a row shorter than ``min_samples``.
         """
-        wavs, wav_lens = super().front_end(wavs, wav_lens)
         if not torch.compiler.is_compiling():
             check_lengths(wavs, wav_lens, self.min_samples)
         if self.standardise:
             wavs = standardised(wavs, wav_lens, self.variance_floor)
-        return wavs, wav_lens
+        return super().front_end(wavs, wav_lens)
 
     def encode(self, x, lens=None):
         """Waveform [B, T] and its lengths → L+1 states [B, T', D]."""
@@ -394,7 +393,9 @@ def check_lengths(wavs, wav_lens, min_samples):
     """InputError: not [B, T], or fewer valid samples than one frame takes."""
     if wavs.dim() != 2:
         raise InputError(f"waveforms: shape {tuple(wavs.shape)}, expected [B, T]")
-    shortest = int(valid_counts(wav_lens, wavs.shape[1]).min())
+    shortest = wavs.shape[1]
+    if wav_lens is not None:
+        shortest = int(valid_counts(wav_lens, wavs.shape[1]).min())
     if shortest < min_samples:
         raise InputError(
             f"waveform: {shortest} samples, expected {min_samples} or more"
@@ -402,13 +403,17 @@ def check_lengths(wavs, wav_lens, min_samples):
 
 
 def standardised(wavs, wav_lens, floor=VARIANCE_FLOOR):
-    """(x − mean) / √(var + floor) over the valid samples, 0 in the padding."""
+    """(x − mean) / √(var + floor) over the valid samples, 0 in the padding, if any."""
     with full_precision(wavs):
         wavs = wavs.to(torch.promote_types(wavs.dtype, torch.float32))
-        counts = valid_counts(wav_lens, wavs.shape[1]).to(wavs.device).unsqueeze(1)
-        valid = torch.arange(wavs.shape[1], device=wavs.device) < counts
-        mean = wavs.where(valid, 0.0).sum(1, keepdim=True) / counts
-        centred = (wavs - mean).where(valid, 0.0)
+        counts = wavs.shape[1]
+        if wav_lens is None:
+            centred = wavs - wavs.sum(1, keepdim=True) / counts
+        else:
+            counts = valid_counts(wav_lens, counts).to(wavs.device).unsqueeze(1)
+            valid = torch.arange(wavs.shape[1], device=wavs.device) < counts
+            mean = wavs.where(valid, 0.0).sum(1, keepdim=True) / counts
+            centred = (wavs - mean).where(valid, 0.0)
         variance = centred.square().sum(1, keepdim=True) / counts
         return centred * torch.rsqrt(variance + floor)
 

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from speechbrain_ext.lobes.encoder import Encoder, PrunableGroup
-from speechbrain_ext.pruning.gates import GroupGate
+from speechbrain_ext.pruning.gates import GroupGate, expected_units
 from speechbrain_ext.pruning.groups import gated_groups, remove_gates
 from speechbrain_ext.utils.errors import InputError
 
@@ -58,6 +58,11 @@ class CostModel:
         self.groups = groups
         self.rest = rest
         self.measure = measure
+        alike = {}
+        for number, cost in enumerate(groups):
+            alike.setdefault(cost.gate.kind, []).append(number)
+        self.alike = list(alike.values())  # numbers of groups whose gates are of a kind
+        self.factors = None
 
     @property
     def full(self):
@@ -73,23 +78,46 @@ class CostModel:
         """Cost of what :func:`~speechbrain_ext.pruning.surgery.prune` leaves: int."""
         return self.of([int(cost.gate.kept().sum()) for cost in self.groups])
 
-    def of(self, units):
-        """Cost with so many units in each group: int."""
-        return self._total(units, [bool(count) for count in units])
-
     def expected(self):
         """Expected cost, a float64 scalar with a gradient."""
-        expected = [cost.gate.expected() for cost in self.groups]
-        return self._total(*zip(*expected)) if expected else self.rest
+        if not self.groups:
+            return self.rest
+        gates = [[self.groups[n].gate for n in numbers] for numbers in self.alike]
+        units, alive = map(torch.cat, zip(*map(expected_units, gates)))
+        unit, fixed, pair, places = self._factors(units.device)
+        total = self.rest + (unit * units + fixed * alive).sum()
+        if len(pair):
+            one, other = units[places]
+            total = total + (pair * one * other).sum()
+        return total
 
-    def _total(self, units, alive):
+    def _factors(self, device):
+        """Of groups in the order of ``alike``, and of pairs: tensors, made once."""
+        if self.factors is None or self.factors[0].device != device:
+            order = [number for numbers in self.alike for number in numbers]
+            costs = [self.groups[number] for number in order]
+            pairs = [
+                (pair, order.index(number), order.index(other))
+                for number, cost in enumerate(self.groups)
+                for other, pair in cost.pairs
+                if other <= number  # each pair once
+            ]
+            of_groups = [cost.unit for cost in costs], [cost.fixed for cost in costs]
+            rows, places = [*of_groups, [p[0] for p in pairs]], [p[1:] for p in pairs]
+            with torch.inference_mode(False):  # else they could never meet a gradient
+                made = [torch.tensor(row, dtype=torch.float64) for row in rows]
+                made.append(torch.tensor(places, dtype=torch.int64).t())
+                self.factors = [tensor.to(device) for tensor in made]
+        return self.factors
+
+    def of(self, units):
+        """Cost with so many units in each group: int."""
         total = self.rest
-        for cost, count, any_kept in zip(self.groups, units, alive):
-            total = total + cost.unit * count + cost.fixed * any_kept
-        for number, cost in enumerate(self.groups):
+        for number, (cost, count) in enumerate(zip(self.groups, units)):
+            total += cost.unit * count + cost.fixed * bool(count)
             for other, pair in cost.pairs:
                 if other <= number:  # each pair once
-                    total = total + pair * units[number] * units[other]
+                    total += pair * count * units[other]
         return total
 
 

@@ -295,24 +295,10 @@ class GroupGate(nn.Module):
             return torch.zeros(self.size, dtype=torch.bool)
         return torch.ones(self.size, dtype=torch.bool) if kept is None else kept.cpu()
 
-    def expected(self):
-        """(E[units kept], P(any is kept)), float64 scalars with a gradient.
-
-        Gates are independent: E = p_w Σ p_i and P = p_w (1 − Π (1 − p_i)).
-        """
-        units, alive = float(self.size), 1.0
-        if self.units is not None:
-            logits = self.units.logit_above()
-            kept = logits.sigmoid()
-            if self.floor:
-                kept = kept.masked_fill(self._protected(), 1.0)
-            else:
-                alive = -torch.expm1(F.logsigmoid(-logits).sum())
-            units = kept.sum()
-        if self.whole is not None:
-            whole = self.whole.logit_above().sigmoid().squeeze(0)
-            units, alive = units * whole, alive * whole
-        return units, alive
+    @property
+    def kind(self):
+        """Those of one kind can be computed with at once."""
+        return self.size, self.floor, self.units is None, self.whole is None
 
     def removal_order(self):
         """Unit numbers, the smallest log α first; floors are the end of this list."""
@@ -325,3 +311,32 @@ class GroupGate(nn.Module):
         )
         protected[self.removal_order()[self.size - self.floor :]] = True
         return protected
+
+
+def expected_units(gates):
+    """(E[units kept], P(any is kept)) of GroupGates of one ``kind``: float64 [n] each.
+
+    Gates are independent: E = p_w Σ p_i and P = p_w (1 − Π (1 − p_i)). A GPU would take
+    longer to be told of module after module than to compute.
+    """
+    size, floor, *_ = gates[0].kind
+    logits = _stacked([gate.units or gate.whole for gate in gates])
+    units, alive = logits.new_full((len(gates),), size), logits.new_ones(len(gates))
+    if gates[0].units is not None:
+        kept = logits.sigmoid()
+        if floor:
+            order = logits.detach().argsort(descending=True, stable=True)
+            kept = kept.scatter(1, order[:, :floor], 1.0)
+        else:
+            alive = -torch.expm1(F.logsigmoid(-logits).sum(1))
+        units = kept.sum(1)
+    if gates[0].whole is not None:
+        whole = _stacked([gate.whole for gate in gates]).sigmoid().squeeze(1)
+        units, alive = units * whole, alive * whole
+    return units, alive
+
+
+def _stacked(gates):
+    """Logits of P(z > 0): float64 [n, size]."""
+    together = torch.stack([gate.log_alpha for gate in gates]).double()
+    return together - BETA * math.log(-GAMMA / ZETA)

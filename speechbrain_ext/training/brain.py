@@ -10,6 +10,7 @@ exactly :mod:`speechbrain_ext.training.resumable`.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Outputs:
     """What the terms are given of a batch.
 
     ``embeddings`` [B, 1, E] and ``states``, list of [B, T', C], each only where a term
-    needs it; ``lens`` [B], valid part of T', or None; ``labels`` [B].
+    needs it; ``lens`` [B], valid part of T', or None where nothing is padded, as in
+    every batch of crops; ``labels`` [B].
     """
 
     embeddings: torch.Tensor | None
@@ -131,6 +133,7 @@ class SpeakerBrain(ResumableBrain):
             term.to(self.device)
         self.step_log = step_log and StepLog(step_log)
         self.lora_checked = False
+        self.columns = {}  # of the last batch
         self.group = []  # loss and columns of each batch in this accumulation group
 
     # -- one step ------------------------------------------------------------------
@@ -139,12 +142,13 @@ class SpeakerBrain(ResumableBrain):
         """Batch → Outputs."""
         batch = batch.to(self.device)
         encoder = unwrap(self.modules.speaker_encoder).encoder
-        x, lens = encoder.front_end(batch.wavs, None)
+        # crops are of one length: without any lengths nothing looks for padding, for
+        # which a GPU would be waited for
+        x, _ = encoder.front_end(batch.wavs, None)
         for term in self.terms:
-            term.before(batch.wavs, x, lens, encoder)
-        embeddings, states = self.modules.speaker_encoder(x, lens)
-        lens = encoder.output_lens(x, lens)
-        return Outputs(embeddings, states, lens, batch.labels)
+            term.before(batch.wavs, x, None, encoder)
+        embeddings, states = self.modules.speaker_encoder(x)
+        return Outputs(embeddings, states, None, batch.labels)
 
     def compute_objectives(self, predictions, batch, stage):
         """Outputs → loss, a scalar. The states live no longer than they have to."""
@@ -165,19 +169,26 @@ class SpeakerBrain(ResumableBrain):
         for term in self.terms:
             term.on_step(self.modules, progress)
 
+    def watched(self):
+        """The columns of the step's row that are tensors."""
+        self.columns = {}
+        if self.step_log is not None:
+            for term in self.terms:
+                self.columns |= term.columns()
+        return {k: v for k, v in self.columns.items() if torch.is_tensor(v)}
+
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Write the step's row: tensors are averaged over its accumulation group."""
-        columns = {k: v for term in self.terms for k, v in term.columns().items()}
-        if self.step_log is None or not columns:
+        if not self.columns:
             return
-        averaged = {k: v for k, v in columns.items() if torch.is_tensor(v)}
-        self.group.append(torch.stack([loss, *averaged.values()]).detach())
+        read = {k: v for k, v in self.read.items() if k == "loss" or k in self.columns}
+        self.group.append(read)
         if should_step:
-            means = torch.stack(self.group).mean(0).tolist()
-            means = dict(zip(("loss", *averaged), means))
+            means = {k: sum(r[k] for r in self.group) / len(self.group) for k in read}
             row = {"epoch": self.hparams.epoch_counter.current, "loss": None}
             if if_main_process():
-                self.step_log.add(self.optimizer_step, {**row, **columns, **means})
+                columns = {**row, **self.columns, **means}
+                self.step_log.add(self.optimizer_step, columns)
             self.group = []
 
     def check_loss_isfinite(self, loss):
@@ -188,7 +199,7 @@ class SpeakerBrain(ResumableBrain):
         InputError
             With epoch, step, and what a term says of it.
         """
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss):
             for term in self.terms:
                 term.check_finite(self._check_finite)
             super().check_loss_isfinite(loss)

@@ -31,6 +31,7 @@ from speechbrain_ext.lobes.heads.detection import Detection as DetectionHead
 from speechbrain_ext.scoring.detection import min_dcf_of
 from speechbrain_ext.scoring.metrics import equal_error_rate
 from speechbrain_ext.training.terms import Term
+from speechbrain_ext.training.validation import READERS
 from speechbrain_ext.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -143,13 +144,15 @@ class DetectionErrors:
         bool [N].
     batch_seconds : float
         Padded seconds of audio in one batch.
+    num_workers : int
+        Threads that read the next batches.
     """
 
     measure = "minDCF"
 
-    def __init__(self, manifest, is_bonafide, batch_seconds=300):
+    def __init__(self, manifest, is_bonafide, batch_seconds=300, num_workers=READERS):
         self.manifest, self.is_bonafide = manifest, is_bonafide
-        self.batch_seconds = batch_seconds
+        self.batch_seconds, self.num_workers = batch_seconds, num_workers
 
     @classmethod
     def of(
@@ -158,6 +161,7 @@ class DetectionErrors:
         batch_seconds=300,
         n_recordings: PositiveInt | None = None,
         seed: NonNegativeInt = 1986,
+        num_workers: NonNegativeInt = READERS,
     ):
         """From a preparation; None where there are no development recordings.
 
@@ -170,6 +174,7 @@ class DetectionErrors:
             So many, drawn once from each class by its share; None: all.
         seed : int
             Of the drawing.
+        num_workers : int
 
         Raises
         ------
@@ -188,7 +193,7 @@ class DetectionErrors:
             "validation on %d bona fide recordings and %d spoofs",
             *(is_bonafide.sum(), (~is_bonafide).sum()),
         )
-        return cls(manifest, is_bonafide, batch_seconds)
+        return cls(manifest, is_bonafide, batch_seconds, num_workers)
 
     def __call__(self, model, device, precision=None, progress=True):
         """``minDCF`` with the costs of ASVspoof 5, ``EER`` in percent."""
@@ -197,6 +202,7 @@ class DetectionErrors:
             self.manifest,
             device,
             self.batch_seconds,
+            num_workers=self.num_workers,
             precision=precision,
             progress=progress,
         )

@@ -126,7 +126,7 @@ class Distillation(Term):
             return
         with torch.no_grad():
             if not self.teacher.same_front_end(encoder):
-                x, lens = self.teacher.front_end(wavs, None)
+                x, _ = self.teacher.front_end(wavs, None)
             self.targets = self.teacher.encode(x, lens)
 
     def loss(self, outputs, modules, step):

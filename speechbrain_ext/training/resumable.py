@@ -21,12 +21,15 @@ import math
 import os
 import signal
 import sys
+import time
 
 import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import if_main_process
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_ext.training.checkpoints import RandomState, TrainedState
@@ -93,12 +96,17 @@ class ResumableBrain(sb.Brain):
     ---------
     sampler : CropBatchSampler
         Of the training loader.
+    bf16_gradients : bool
+        GPUs exchange their gradients in bf16: half the bytes.
     **options
         As for ``speechbrain.Brain``.
     """
 
-    def __init__(self, *, sampler, **options):
+    def __init__(self, *, sampler, bf16_gradients=False, **options):
         super().__init__(**options)
+        self.bf16_gradients = bf16_gradients
+        if bf16_gradients and self.distributed_launch and self.device_type == "cpu":
+            raise InputError("bf16_gradients: True, expected False on a CPU")
         if self.grad_accumulation_factor < 1:
             raise InputError(
                 f"grad_accumulation_factor: {self.grad_accumulation_factor}, expected "
@@ -111,6 +119,7 @@ class ResumableBrain(sb.Brain):
         sampler.accumulate(self.grad_accumulation_factor)
         self.stop_signal = 0  # what reached this process
         self.stopping = 0  # what all processes have agreed on
+        self.read = {}  # numbers of the last batch
         if self.checkpointer is not None:
             self._add_recoverables()
 
@@ -126,12 +135,22 @@ class ResumableBrain(sb.Brain):
                 with batch_norm_explained():
                     outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            self.check_loss_isfinite(loss)
             self.scaler.scale(loss / group).backward()
+        norms = self.clip_gradients() if should_step else {}
+        # all at once: a GPU's queue runs empty at every look at one of its numbers
+        self.read = read_together({"loss": loss, **norms, **self.watched()})
+        self.check_loss_isfinite(self.read["loss"])
+        if not self.scaler.is_enabled():  # in fp16 it skips such steps by itself
+            for name in norms:
+                self._check_finite(name, self.read[name])
         if should_step:
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
-        return loss.detach().cpu()
+        return torch.tensor(self.read["loss"], dtype=loss.dtype)
+
+    def watched(self):
+        """Name → scalar tensor of this batch, to be found as a number in ``read``."""
+        return {}
 
     def progress(self):
         """Epochs done, counted in optimiser steps."""
@@ -143,33 +162,36 @@ class ResumableBrain(sb.Brain):
     def check_loss_isfinite(self, loss):
         """Stop before the weights are spoilt, in place of SpeechBrain's patience.
 
-        Raises
-        ------
-        InputError
-            With epoch and step.
+        ``loss`` is a number or a scalar tensor. InputError: with epoch and step.
         """
         self._check_finite("loss", loss)
 
     def _check_finite(self, name, value):
-        if not torch.isfinite(value):
+        if torch.is_tensor(value):
+            value = float(value.detach())
+        if not math.isfinite(value):
             raise InputError(
-                f"{name} is {float(value.detach())} in epoch "
+                f"{name} is {value} in epoch "
                 f"{self.hparams.epoch_counter.current}, step {self.step}, expected a "
                 "finite value; checkpoints are as before"
             )
 
-    def optimizers_step(self):
-        """Clip every module by its own norm, then step.
+    def clip_gradients(self):
+        """Clip every module by its own norm → norms before, by "gradient of …".
 
-        A ``max_grad_norm`` of 0 or below clips nothing. InputError: a gradient that is
-        not finite, with epoch and step.
+        A ``max_grad_norm`` of 0 or below clips nothing.
         """
         self.scaler.unscale_(self.optimizer)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else math.inf
-        for name, module in self.modules.items():
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), limit)
-            if not self.scaler.is_enabled():  # in fp16 it skips such steps by itself
-                self._check_finite(f"gradient of {name}", norm)
+        return {
+            f"gradient of {name}": torch.nn.utils.clip_grad_norm_(
+                module.parameters(), limit
+            )
+            for name, module in self.modules.items()
+        }
+
+    def optimizers_step(self):
+        """Step, with gradients that are clipped and finite."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,9 +300,13 @@ class ResumableBrain(sb.Brain):
         """Between accumulation groups only: gradients are in no checkpoint."""
         if not self._group_ends():
             return False
-        self._agree_on_stopping()
-        due = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-        return due or bool(self.stopping)
+        minutes = (time.time() - last_ckpt_time) / 60
+        due = self.checkpointer is not None and (
+            0 < self.ckpt_interval_minutes < minutes
+            or 0 < self.ckpt_interval_steps <= steps_since_ckpt
+        )
+        self._agree_on_stopping(due)
+        return self.stopping > 0 or self.due
 
     def _save_intra_epoch_ckpt(self):
         self.sampler.step_done = self.step
@@ -298,9 +324,11 @@ class ResumableBrain(sb.Brain):
             )
         self._stop_if_agreed()
 
-    def _agree_on_stopping(self):
-        # a signal may have reached one process alone, and at any moment
-        self.stopping = max_over_ranks(self.stop_signal, self.device)
+    def _agree_on_stopping(self, due=False):
+        # a signal may have reached one process alone, and at any moment; nor do their
+        # clocks say at the same step that a checkpoint is due
+        agreed = max_over_ranks([self.stop_signal, due], self.device)
+        self.stopping, self.due = agreed[0], bool(agreed[1])
 
     def _stop_if_agreed(self):
         if self.stopping:
@@ -355,16 +383,29 @@ class ResumableBrain(sb.Brain):
 
     def _wrap_distributed(self):
         """DistributedDataParallel; BatchNorm over the batches of all processes."""
-        if self.distributed_launch and self.device_type == "cpu":
-            # torch's synchronised BatchNorm, which SpeechBrain takes, is for GPUs only
-            for name, module in self.modules.items():
-                if any(p.requires_grad for p in module.parameters()):
-                    module = synchronise_batch_norm(module)
-                    self.modules[name] = DistributedDataParallel(
-                        module, find_unused_parameters=self.find_unused_parameters
-                    )
-        else:
+        if not self.distributed_launch:
             super()._wrap_distributed()
+            return
+        for name, module in self.modules.items():
+            if not any(p.requires_grad for p in module.parameters()):
+                continue
+            if self.device_type == "cpu":
+                # torch's synchronised BatchNorm is for GPUs only
+                module = synchronise_batch_norm(module)
+                self.modules[name] = DistributedDataParallel(
+                    module, find_unused_parameters=self.find_unused_parameters
+                )
+                continue
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            self.modules[name] = wrapped = DistributedDataParallel(
+                module,
+                device_ids=[self.device],
+                find_unused_parameters=self.find_unused_parameters,
+                broadcast_buffers=False,  # the same everywhere: BatchNorm's are synced
+                gradient_as_bucket_view=True,  # else all gradients are there twice
+            )
+            if self.bf16_gradients:
+                wrapped.register_comm_hook(None, bf16_compress_hook)
 
 
 def is_of_epoch(checkpoint):
@@ -375,3 +416,9 @@ def is_of_epoch(checkpoint):
 def unwrap(module):
     """The module without its DistributedDataParallel wrapper."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def read_together(values):
+    """Name → scalar tensor, of one device: name → number, in one transfer."""
+    together = torch.stack([value.detach() for value in values.values()])
+    return dict(zip(values, together.cpu().tolist()))

@@ -96,8 +96,10 @@ class Term:
         ---------
         wavs : torch.Tensor
             [B, T].
-        x, lens : torch.Tensor
+        x : torch.Tensor
             What ``encoder.front_end`` made of them.
+        lens : torch.Tensor or None
+            None where nothing is padded, as in every batch of crops.
         encoder : Encoder
             The one that trains.
         """
@@ -108,8 +110,8 @@ class Term:
         Arguments
         ---------
         outputs : Outputs
-            ``embeddings`` [B, 1, E], ``states`` list of [B, T', C], ``lens`` [B] and
-            ``labels`` [B].
+            ``embeddings`` [B, 1, E], ``states`` list of [B, T', C], ``lens`` [B] or
+            None, and ``labels`` [B].
         modules : mapping
             All trained modules by name, wrapped for several processes where there are.
         step : int
@@ -335,13 +337,12 @@ class Budget(Term):
     def loss(self, outputs, modules, step):
         """The Lagrangian of the expected size."""
         penalty = modules["budget"](step)
-        self.values = {
+        self.values = {  # tensors: whoever reads a number of a GPU waits for it
             "sparsity": penalty.sparsity,
             "target": penalty.target,
-            "lambda1": self.budget.lambda1,
-            "lambda2": self.budget.lambda2,
+            "lambda1": self.budget.lambda1.detach().clone(),
+            "lambda2": self.budget.lambda2.detach().clone(),
         }
-        self.values = {k: float(v.detach()) for k, v in self.values.items()}
         self.penalty = penalty.loss
         return penalty.loss
 
@@ -356,7 +357,8 @@ class Budget(Term):
 
     def epoch_stats(self, modules):
         """Where the pruning is; what would be left now, and its MACs of 1 s."""
-        return self.values | {k: c.remaining() for k, c in self.counts.items()}
+        now = {k: float(value) for k, value in self.values.items()}
+        return now | {k: c.remaining() for k, c in self.counts.items()}
 
     def finish(self, speaker_encoder, modules):
         """Take the units of closed gates out."""

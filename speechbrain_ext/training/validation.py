@@ -10,6 +10,8 @@ standard error rule of Breiman et al., "Classification and regression trees", 19
 import logging
 import math
 
+from pydantic import NonNegativeInt
+
 from speechbrain_ext.data.manifest import read_manifest
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.scoring.embeddings import cosine_scores
@@ -17,6 +19,8 @@ from speechbrain_ext.scoring.metrics import equal_error_rate, min_dcf
 from speechbrain_ext.scoring.trials import read_trials, rows_of
 
 logger = logging.getLogger(__name__)
+
+READERS = 4  # threads: a GPU embeds sooner than one of them decodes
 
 
 class EERTrials:
@@ -32,18 +36,20 @@ class EERTrials:
         Of its IDs.
     batch_seconds : float
         Padded seconds of audio in one batch.
+    num_workers : int
+        Threads that read the next batches.
     """
 
     measure = "EER"
 
-    def __init__(self, manifest, trials, batch_seconds=300):
+    def __init__(self, manifest, trials, batch_seconds=300, num_workers=READERS):
         self.manifest = manifest
         self.trials = trials
         self.rows = rows_of(trials, manifest.ids, str(trials.path))
-        self.batch_seconds = batch_seconds
+        self.batch_seconds, self.num_workers = batch_seconds, num_workers
 
     @classmethod
-    def of(cls, prepared, batch_seconds=300):
+    def of(cls, prepared, batch_seconds=300, num_workers: NonNegativeInt = READERS):
         """From a preparation; None where no speakers were held out."""
         if prepared.valid is None:
             logger.info("no validation speakers: the last epoch counts as the best")
@@ -54,7 +60,7 @@ class EERTrials:
             "validation on %d other speakers, %d utterances, %d trials",
             *(len(manifest.speaker_names), len(manifest), len(trials)),
         )
-        return cls(manifest, trials, batch_seconds)
+        return cls(manifest, trials, batch_seconds, num_workers)
 
     def __call__(self, model, device, precision=None, progress=True):
         """``EER`` in percent, ``minDCF`` at p_target 0.01."""
@@ -63,6 +69,7 @@ class EERTrials:
             self.manifest,
             device,
             self.batch_seconds,
+            num_workers=self.num_workers,
             precision=precision,
             progress=progress,
         )

@@ -60,13 +60,13 @@ def rank_and_world():
     return 0, 1
 
 
-def max_over_ranks(value, device):
-    """The largest of the ranks' integers."""
+def max_over_ranks(values, device):
+    """Of a list of integers the largest of the ranks, each for itself."""
     if not is_distributed_initialized():
-        return value
-    tensor = torch.tensor(value, device=device)
+        return values
+    tensor = torch.tensor(values, device=device, dtype=torch.int64)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return int(tensor)
+    return tensor.cpu().tolist()
 
 
 def mean_over_ranks(value, device):

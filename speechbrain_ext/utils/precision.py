@@ -68,13 +68,35 @@ def valid_counts(lens, total):
     return torch.round(lens.cpu().double() * total).long()
 
 
+def allow_tf32(allowed):
+    """Whether products of float32 on a GPU may be of TF32, which has 10 bits, or not.
+
+    SpeechBrain allows it when it is imported, to all of the process.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def _full_precision_on_gpu():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32(False)
+    try:
+        with torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def full_precision(tensor):
-    """A context without autocast on the device of ``tensor``.
+    """A context without autocast on the device of ``tensor``, and without TF32.
 
     For margins, cosines, statistics and features. Where there is no autocast, as for
     meta tensors (and, before torch 2.5, on Apple's GPUs), nothing is to be done.
     """
     device = tensor.device.type
+    if device == "cuda":
+        return _full_precision_on_gpu()
     available = torch.amp.is_autocast_available(device)
     if not (available and torch.is_autocast_enabled(device)):
         return contextlib.nullcontext()

@@ -123,6 +123,13 @@ def settle_run_options(run_opts, hparams, parameters):
         elif hparams.get(key) in ("bf16", "fp16") and str(run_opts.device) == "cpu":
             logger.warning("%s: fp32 instead of %s on the CPU", key, hparams[key])
             hparams[key] = "fp32"
+        gpu = str(run_opts.device) != "cpu" and torch.cuda.is_available()
+        emulated = gpu and not has_bf16(torch.device("cuda"))
+        if emulated and hparams.get(key) == "bf16":
+            raise InputError(
+                f"{key}: bf16, but this GPU has no such products, expected "
+                f"--{key}=fp16 or --{key}=fp32"
+            )
     every = {
         key: run_opts[key]
         if key in run_opts.overridden_args

@@ -13,10 +13,11 @@ from tiny_verifier import load, make_folder, plain, write_voice
 from speechbrain_ext.data.manifest import Manifest
 from speechbrain_ext.evaluation.verification import Embedder
 from speechbrain_ext.inference.audio_input import ChunkingConfig
-from speechbrain_ext.inference.engine import encode, plan_jobs
+from speechbrain_ext.inference.engine import SAMPLES, encode, lengthened, plan_jobs
 from speechbrain_ext.inference.extraction import extract_embeddings
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import valid_counts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +37,30 @@ def manifest_of(paths):
 def close(found, expected, scale=1e-5):
     expected = np.asarray(expected)
     np.testing.assert_allclose(found, expected, atol=scale * np.abs(expected).max())
+
+
+# ---- shapes that a GPU has met -------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [SAMPLES - 3, SAMPLES, SAMPLES + 1, 30_000])
+def test_a_longer_batch_gives_the_same(samples):
+    model, wavs = make_model().eval(), 0.1 * torch.randn(3, samples)
+    wav_lens = torch.tensor([samples, samples - 777, samples // 2]) / samples
+    longer, lens = lengthened(wavs, wav_lens)
+    assert longer.shape == (3, -(-samples // SAMPLES) * SAMPLES)
+    counts = [samples, samples - 777, samples // 2]
+    assert valid_counts(lens, longer.shape[1]).tolist() == counts
+    with torch.no_grad():
+        expected = encode(model, wavs, wav_lens, "cpu")
+        close(encode(model, longer, lens, "cpu"), expected)
+
+
+def test_a_longer_batch_is_no_longer_than_an_encoder_takes():
+    wavs, full = torch.ones(1, SAMPLES + 10), torch.ones(1)
+    for most, expected in ((SAMPLES + 10, 10), (SAMPLES + 99, 99), (10**6, SAMPLES)):
+        longer, lens = lengthened(wavs, full, most)
+        assert longer.shape[1] == SAMPLES + expected
+        assert valid_counts(lens, longer.shape[1]).item() == SAMPLES + 10
 
 
 # ---- verify.py and SpeakerVerifier ---------------------------------------------------

@@ -367,6 +367,11 @@ def test_front_end_then_encode_is_forward(encoder):
     with torch.no_grad():
         states = encoder.encode(x, lens)
     assert all(map(torch.equal, states, states_of(encoder, wavs, wav_lens)))
+    x, lens = encoder.front_end(wavs, None)  # as training does it, without any lengths
+    with torch.no_grad():
+        states = encoder.encode(x), encoder.encode(x, lens)
+    assert all(map(torch.equal, *states))
+    assert encoder.output_lens(x, None) is None
     assert isinstance(encoder.same_front_end(copy.deepcopy(encoder)), bool)
 
 

@@ -11,7 +11,12 @@ from speechbrain_ext.lobes.attention import (
     SMALL_SCORE,
     scores_are_small,
 )
-from speechbrain_ext.lobes.relative_attention import attend, banded, fused
+from speechbrain_ext.lobes.relative_attention import (
+    attend,
+    banded,
+    fused,
+    gather_distances,
+)
 
 LEFT, RIGHT = 5, 2
 BLOCK = 32
@@ -163,6 +168,48 @@ def test_blocks_change_neither_result_nor_gradients(block):
     found = torch.autograd.grad(parts.square().sum(), tensors)
     for one, other in zip(found, wanted):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def gathered_gradient(by_distance, gradient, left, start):
+    """What autograd makes of a gather, in float64."""
+    rows, frames = gradient.shape[-2:]
+    places = torch.arange(frames) - torch.arange(rows).unsqueeze(1) - start + left
+    places = places.clamp(0, by_distance.shape[-1] - 1).expand(gradient.shape)
+    zeros = torch.zeros(by_distance.shape, dtype=torch.float64)
+    return zeros.scatter_add_(-1, places, gradient.double())
+
+
+@pytest.mark.parametrize(("left", "right"), [(64, 8), (5, 2), (0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("heads", [1, 3, 16])
+@pytest.mark.parametrize("frames", [1, 2, 29, 65, 73, 99, 149, 299])
+def test_the_gradient_by_distance_is_that_of_the_gather(frames, heads, left, right):
+    by_distance = noise(heads, frames, left + 1 + right).requires_grad_(True)
+    weights = noise(heads, frames, frames)
+    found = gather_distances(by_distance, left, 0, frames)
+    (found,) = torch.autograd.grad(found, by_distance, weights)
+    expected = gathered_gradient(by_distance, weights, left, 0)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "rows"), [(0, 7), (3, 4), (20, 9), (28, 1)])
+@pytest.mark.parametrize(("left", "right"), [(5, 2), (0, 1), (40, 40)])
+def test_the_gradient_by_distance_of_some_queries(left, right, start, rows):
+    by_distance = noise(2, rows, left + 1 + right).double().requires_grad_(True)
+
+    def gathered(x):
+        return gather_distances(x, left, start, 29)
+
+    assert torch.autograd.gradcheck(gathered, by_distance, fast_mode=True)
+
+
+def test_the_gradient_by_distance_is_summed_in_float32():
+    """A sum that runs in bf16 would round every one of its 299 steps."""
+    by_distance = torch.zeros(1, 299, 9, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.full((1, 299, 299), 0.01, dtype=torch.bfloat16)
+    found = gather_distances(by_distance, 4, 0, 299)
+    (found,) = torch.autograd.grad(found, by_distance, weights)
+    expected = gathered_gradient(by_distance, weights, 4, 0)
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=2**-8)
 
 
 def test_which_way_is_taken(monkeypatch):

@@ -30,7 +30,13 @@ from speechbrain_ext.pruning import (
     expected_parameters,
     prune,
 )
-from speechbrain_ext.pruning.costs import mac_costs, parameter_costs
+from speechbrain_ext.pruning.costs import (
+    CostModel,
+    GroupCost,
+    mac_costs,
+    parameter_costs,
+)
+from speechbrain_ext.pruning.gates import GroupGate
 from speechbrain_ext.pruning.groups import gated_groups
 from speechbrain_ext.utils.errors import InputError
 
@@ -167,6 +173,72 @@ def test_expectation_is_the_mean_of_hard_gates():
     error = 5 * counts.std() / len(counts) ** 0.5
     assert value(counts.mean()) == pytest.approx(expected, abs=float(error))
     assert error < 0.01 * expected
+
+
+def one_by_one(costs):
+    """The expected cost by its formula, group after group."""
+    units, alive = [], []
+    for cost in costs.groups:
+        gate, p = cost.gate, torch.ones(cost.gate.size, dtype=torch.float64)
+        if gate.units is not None:
+            p = gate.units.logit_above().sigmoid()
+        safe = p.argsort(descending=True, stable=True)[: gate.floor]
+        p = p.index_fill(0, safe, 1.0)
+        whole = 1.0
+        if gate.whole is not None:
+            whole = gate.whole.logit_above().sigmoid().squeeze()
+        units.append(whole * p.sum())
+        alive.append(whole * (1 - (1 - p).prod()))
+    total = costs.rest
+    for number, cost in enumerate(costs.groups):
+        total = total + cost.unit * units[number] + cost.fixed * alive[number]
+        for other, pair in cost.pairs:
+            if other <= number:
+                total = total + pair * units[number] * units[other]
+    return total
+
+
+def mixed_gates():
+    """Groups of several kinds, neighbours and not, that share costs in pairs."""
+    options = [
+        {"size": 5},
+        {"size": 7, "floor": 2},
+        {"size": 5, "gate_whole": True},
+        {"size": 4, "gate_units": False, "gate_whole": True},
+        {"size": 5, "can_vanish": False},
+        {"size": 7, "floor": 2},
+        {"size": 5},
+    ]
+    gates = [set_gates(GroupGate(**some), "soft", n) for n, some in enumerate(options)]
+    pairs = {0: ((6, 11), (0, 3)), 2: ((1, 13),), 1: ((2, 13),), 6: ((0, 11),)}
+    return CostModel(
+        [
+            GroupCost(None, gate, 100 + n, 10 * n, pairs.get(n, ()))
+            for n, gate in enumerate(gates)
+        ],
+        rest=1234,
+        measure="parameters",
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"whole": ["heads", "ffn1"]}, {"floors": {"heads": 1, "conv": 3}}]
+)
+def test_all_gates_at_once_are_one_after_another(options):
+    check_at_once(parameter_costs(gated_encoder(**options)))
+
+
+def test_gates_of_all_kinds_at_once_are_one_after_another():
+    check_at_once(mixed_gates())
+
+
+def check_at_once(costs):
+    parameters = [p for cost in costs.groups for p in cost.gate.parameters()]
+    found, expected = costs.expected(), one_by_one(costs)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    gradients = (torch.autograd.grad(x, parameters) for x in (found, expected))
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 def test_gates_do_not_count_and_new_ones_are_open():

@@ -309,6 +309,7 @@ def test_hybrid_pruning_of_the_recipe(corpus, tmp_path):
     words = [*data_words(corpus), *SMALL, "--number_of_epochs=2", "--sparsity=0.4"]
     words += [f"--encoder_source={tmp_path}/tiny.json", "--warmup_steps=3"]
     words += ["--mhfa.heads=2", "--compression_size=8", "--embedding_size=8"]
+    words += ["--multiple=1"]
     words = [
         "hparams/hybrid_wavlm_mhfa.yaml",
         *words,

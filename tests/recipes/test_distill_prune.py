@@ -58,6 +58,7 @@ def prune1_words(corpus, out, *more):
         *(f"--teacher_folder={corpus}/stage2", f"--output_folder={out}"),
         *(f"--number_of_epochs={EPOCHS}", f"--sparsity={SPARSITY}"),
         *("--warmup_steps=10", "--lr=0.01", "--gate_lr=0.5", "--multiplier_lr=1.0"),
+        "--multiple=1",  # tiny widths
         *more,
     ]
 

@@ -109,7 +109,7 @@ def hybrid_words(corpus, name, out, *more):
         *(f"hparams/{file}.yaml", *data_words(corpus), *small),
         *(f"--pretrained_folder={corpus}/{name}", f"--output_folder={out}"),
         *(f"--sparsity={SPARSITY}", "--warmup_steps=8", "--lr=0.001"),
-        *("--gate_lr=0.5", "--multiplier_lr=1.0", *words, *more),
+        *("--gate_lr=0.5", "--multiplier_lr=1.0", "--multiple=1", *words, *more),
     ]
 
 

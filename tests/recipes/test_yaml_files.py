@@ -225,7 +225,7 @@ def test_pruning(load, tiny):
     pruning = hparams["terms"][1]
     assert type(pruning) is Budget
     assert pruning.gate_lr == pruning.multiplier_lr == 2e-2
-    assert pruning.multiple == 1
+    assert pruning.multiple == 8
     assert pruning.add_gates.keywords["kinds"] == ["heads", "ffn1", "ffn2", "conv"]
 
     def budget(*words):

@@ -278,6 +278,7 @@ def test_8_bits_are_for_what_takes_them(file):
 def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
     with open(file, "a") as more:
         more.write("eval_precision: bf16\n")
     _, run_opts, _, hparams = load_run([str(file)], read)
@@ -292,6 +293,18 @@ def test_with_gpus_the_file_and_the_command_line_count(file, monkeypatch):
     assert load_run([str(file), "--device=cuda"], read)[1].device is None
     for name in ("cuda:0", "cuda:1"):  # all processes would read it
         assert "the GPU of its own number" in complaint(file, f"--device={name}")
+
+
+def test_a_gpu_without_bf16_is_refused_it(file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: emulated)
+    expected = "precision: bf16, but this GPU has no such products, expected --precisi"
+    assert expected in complaint(file, "--precision=bf16")
+    assert values(file, "--precision=fp16")["precision"] == "fp16"
+    with open(file, "a") as more:
+        more.write("precision: bf16\n")
+    assert expected in complaint(file)
 
 
 @pytest.mark.parametrize("key", ["compile", "jit"])

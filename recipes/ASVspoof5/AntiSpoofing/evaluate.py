@@ -30,6 +30,7 @@ from speechbrain_ext.scoring.calibration import QualityCalibrator
 from speechbrain_ext.utils.config import load_run
 from speechbrain_ext.utils.distributed import leave_group, main_process_first
 from speechbrain_ext.utils.errors import InputError, command_line
+from speechbrain_ext.utils.precision import allow_tf32
 
 
 def evaluate(
@@ -43,6 +44,7 @@ def evaluate(
     window_seconds: PositiveFloat | None = None,
     hop_seconds: PositiveFloat | None = None,
     max_seconds: PositiveFloat | None = None,
+    tf32: bool = False,
     max_batch_seconds: PositiveFloat = 240.0,
     num_workers: NonNegativeInt = 2,
     eval_precision: Literal["fp32", "bf16", "fp16", "int8"] = "fp32",
@@ -64,6 +66,8 @@ def evaluate(
         Longer recordings are scored in windows; None: those of the model's folder.
     max_seconds : float, optional
         Longer recordings are cut to this much from their middle.
+    tf32 : bool
+        Products of fp32 may be of TF32 on a GPU: about twice as fast, with 10 bits.
     max_batch_seconds : float
         Padded seconds of audio in a batch: bounds the memory.
     num_workers : int
@@ -73,6 +77,7 @@ def evaluate(
     n_resamples : int
         Of the bootstrap over speakers; 0: no intervals.
     """
+    allow_tf32(tf32)
     if n_resamples == 1:
         raise InputError(f"n_resamples: {n_resamples}, expected 0 or at least 2")
     folder = Path(output_folder)

@@ -245,26 +245,23 @@ def _once_per_machine(make):
         (descriptor, memory), description = make()
         os.close(descriptor)
         return memory, description
-    # of the CPU: before a Brain has chosen its GPU, all ranks are on the first one
-    group = distributed.new_group(backend="gloo")
     rank = distributed.get_rank()
-    hosts = _gather(socket.gethostname(), group)
+    hosts = _gather(socket.gethostname())
     leader = hosts.index(hosts[rank])
     owner, message = rank == leader, None
     if owner:
         (descriptor, memory), description = make()
         message = os.getpid(), descriptor, description
-    pid, number, description = _gather(message, group)[leader]
+    pid, number, description = _gather(message)[leader]
     if not owner:
         try:
             memory = _open_of(pid, number)
         except OSError:  # another container under the same name
             owner = True
             (descriptor, memory), description = make()
-    distributed.barrier(group)
+    distributed.barrier()
     if owner:
         os.close(descriptor)
-    distributed.destroy_process_group(group)
     return memory, description
 
 
@@ -287,7 +284,7 @@ def _open_of(pid, descriptor):
         os.close(other)
 
 
-def _gather(value, group):
+def _gather(value):
     values = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value, group=group)
+    torch.distributed.all_gather_object(values, value)
     return values

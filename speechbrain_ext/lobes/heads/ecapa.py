@@ -17,7 +17,10 @@ from torch import nn
 
 from speechbrain_ext.lobes.cpu_inference import inference_on_cpu
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
-from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    LastLinear,
+)
 from speechbrain_ext.lobes.heads.statistics import side_by_side
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
@@ -97,7 +100,7 @@ class ECAPAPooling(Head):
             **POOLINGS[flavour],
         )
         self.norm = nn.BatchNorm1d(2 * input_size)
-        self.bottleneck = nn.Linear(2 * input_size, embedding_size)
+        self.bottleneck = LastLinear(2 * input_size, embedding_size)
         self.embedding_norm = (
             nn.BatchNorm1d(embedding_size) if embedding_norm else nn.Identity()
         )

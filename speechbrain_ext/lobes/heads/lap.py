@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from speechbrain_ext.lobes.encoder import Head, padding_mask
 from speechbrain_ext.lobes.heads.pooling import (
     AttentiveStatisticsPooling,
+    LastLinear,
     norm_of_frames,
 )
 from speechbrain_ext.utils.distributed import sum_over_processes
@@ -89,7 +90,7 @@ class LAP(Head):
             frame_dropout=dropout,
         )
         self.norm = nn.BatchNorm1d(2 * channels)
-        self.bottleneck = nn.Linear(2 * channels, embedding_size)
+        self.bottleneck = LastLinear(2 * channels, embedding_size)
         self.embedding_norm = nn.BatchNorm1d(embedding_size)
         for name, parameter in self.named_parameters():
             if name.endswith("weight") and parameter.dim() > 1:

@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, PrunableGroup, padding_mask
-from speechbrain_ext.lobes.heads.pooling import AttentiveStatisticsPooling
+from speechbrain_ext.lobes.heads.pooling import (
+    AttentiveStatisticsPooling,
+    LastLinear,
+)
 from speechbrain_ext.utils.errors import InputError, check_at_least
 
 SPEECHBRAIN_FLOOR = 1e-12  # of the variance in its pooling
@@ -92,7 +95,7 @@ class MFA(Head):
         channels = input_size * self.read_states(n_states, layers)
         self.pooling = AttentiveStatisticsPooling(channels, pooling_size or input_size)
         self.norm = nn.BatchNorm1d(2 * channels) if normalise else nn.Identity()
-        self.bottleneck = nn.Linear(2 * channels, embedding_size)
+        self.bottleneck = LastLinear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
@@ -150,7 +153,7 @@ class ConformerMFA(Head):
             context_correction=0,
         )
         self.norm = nn.BatchNorm1d(2 * channels)
-        self.bottleneck = nn.Linear(2 * channels, embedding_size)
+        self.bottleneck = LastLinear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""
@@ -211,7 +214,7 @@ class AdapterMFA(Head):
         channels = adapter_size * n_states
         self.pooling = AttentiveStatisticsPooling(channels, adapter_size)
         self.norm = nn.BatchNorm1d(2 * channels) if normalise else nn.Identity()
-        self.bottleneck = nn.Linear(2 * channels, embedding_size)
+        self.bottleneck = LastLinear(2 * channels, embedding_size)
 
     def forward(self, states, lens=None):
         """L+1 states [B, T, C], lens [B] relative → [B, 1, E]."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head, padding_mask
-from speechbrain_ext.lobes.heads.pooling import weighted_sum
+from speechbrain_ext.lobes.heads.pooling import LastLinear, weighted_sum
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
@@ -61,7 +61,7 @@ class MHFA(Head):
         self.keys = nn.Linear(input_size, compression_size)
         self.values = nn.Linear(input_size, compression_size)
         self.attention = self._query(compression_size, heads)
-        self.bottleneck = nn.Linear(heads * compression_size, embedding_size)
+        self.bottleneck = LastLinear(heads * compression_size, embedding_size)
 
     def _query(self, size, heads):
         return nn.Linear(size, heads)

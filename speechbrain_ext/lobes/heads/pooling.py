@@ -120,6 +120,18 @@ class AttentiveStatisticsPooling(nn.Module):
         return torch.where(out.all(1, keepdim=True), kept, out)
 
 
+class LastLinear(nn.Linear):
+    """The map to the embedding: in the type of its weights, also under autocast.
+
+    What scores are made of would else be rounded to bf16 at its very end.
+    """
+
+    def forward(self, x):
+        """[B, in] → [B, out]."""
+        with full_precision(x):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def _wide(x):
     """float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

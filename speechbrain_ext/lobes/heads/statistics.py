@@ -17,6 +17,7 @@ from speechbrain_ext.lobes.heads.pooling import (
     CONTEXT_FLOOR,
     VARIANCE_FLOOR,
     AttentiveStatisticsPooling,
+    LastLinear,
     moments,
     weighted_sum,
 )
@@ -76,10 +77,10 @@ class TSTP(Head):
             raise InputError(f"channels={channels}, expected a divisor of {input_size}")
         self.channels, self.variance_eps = channels, variance_eps
         width = 2 * (channels or input_size)
-        self.bottleneck = nn.Linear(width, embedding_size, bias=bias)
+        self.bottleneck = LastLinear(width, embedding_size, bias=bias)
         if second_layer:
             self.norm = nn.BatchNorm1d(embedding_size, affine=False)
-            self.last = nn.Linear(embedding_size, embedding_size)
+            self.last = LastLinear(embedding_size, embedding_size)
         if embedding_norm:
             self.embedding_norm = nn.BatchNorm1d(embedding_size, affine=False)
 
@@ -99,7 +100,7 @@ class TSTP(Head):
             mean, variance = moments(x, padding)
             deviation = (variance + self.variance_eps).clamp(min=CONTEXT_FLOOR).sqrt()
             pooled = torch.cat([mean, deviation], dim=1)
-        e = self.bottleneck(pooled.to(self.bottleneck.weight.dtype))
+        e = self.bottleneck(pooled)
         if hasattr(self, "last"):
             e = self.last(self.norm(F.relu(e)))
         if hasattr(self, "embedding_norm"):
@@ -142,7 +143,7 @@ class WeightedSumLinear(Head):
         check_at_least("embedding_size", embedding_size, 1)
         read = self.read_states(n_states, layers)
         self.layer_weights = nn.Parameter(torch.zeros(read))
-        self.linear = nn.Linear(input_size, embedding_size)
+        self.linear = LastLinear(input_size, embedding_size)
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
@@ -151,7 +152,7 @@ class WeightedSumLinear(Head):
         with full_precision(x):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(1, 2)
             mean, _ = moments(wide, padding)
-        return self.linear(mean.to(self.linear.weight.dtype)).unsqueeze(1)
+        return self.linear(mean).unsqueeze(1)
 
 
 class ASP(Head):
@@ -204,13 +205,13 @@ class ASP(Head):
             variance_floor=variance_floor,
             context_eps=context_eps,
         )
-        self.bottleneck = nn.Linear(2 * input_size, embedding_size)
+        self.bottleneck = LastLinear(2 * input_size, embedding_size)
 
     def forward(self, states, lens=None):
         """States [B, T, D], lens [B] relative → [B, 1, E]."""
         x = side_by_side(self.chosen(states))
         pooled = self.pooling(x, padding_mask(x.shape[1], lens))
-        return self.bottleneck(pooled.to(self.bottleneck.weight.dtype)).unsqueeze(1)
+        return self.bottleneck(pooled).unsqueeze(1)
 
 
 def side_by_side(states):

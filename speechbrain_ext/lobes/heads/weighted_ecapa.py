@@ -20,6 +20,7 @@ from torch import nn
 from speechbrain_ext.lobes.encoder import Head, padding_mask, shared_copy
 from speechbrain_ext.lobes.heads.pooling import (
     AttentiveStatisticsPooling,
+    LastLinear,
     norm_of_frames,
     weighted_sum,
 )
@@ -123,6 +124,7 @@ class WeightedSumECAPA(Head):
             lin_neurons=embedding_size,
             global_context=global_context,
         )
+        self.ecapa_tdnn.fc.__class__ = _LastConv1d
 
     @property
     def min_frames(self):
@@ -194,6 +196,15 @@ class WeightedSumECAPA(Head):
         return x * (variance + INSTANCE_NORM_EPS).rsqrt()
 
 
+class _LastConv1d(Conv1d):
+    """ECAPA-TDNN's last map as :class:`LastLinear`: no autocast."""
+
+    def forward(self, x):
+        """[B, D, 1] → [B, E, 1]."""
+        with full_precision(x):
+            return super().forward(x.to(self.conv.weight.dtype))
+
+
 # -- zero padding ----------------------------------------------------------------------
 
 
@@ -245,7 +256,7 @@ class ZeroPaddedECAPA(nn.Module):
             context_eps=1e-7,
         )
         self.norm = nn.BatchNorm1d(2 * last)
-        self.bottleneck = nn.Linear(2 * last, embedding_size)
+        self.bottleneck = LastLinear(2 * last, embedding_size)
         self.embedding_norm = (
             nn.BatchNorm1d(embedding_size) if embedding_norm else nn.Identity()
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.encoder import Head
+from speechbrain_ext.lobes.heads.pooling import LastLinear
 from speechbrain_ext.lobes.heads.pooling import weighted_sum as sum_of_states
 from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision, valid_counts
@@ -74,7 +75,7 @@ class XVector(Head):
         inputs = itertools.chain([channels[0]], channels)
         layers = zip(inputs, channels, kernels, dilations)
         self.tdnn = nn.ModuleList(TDNN(*layer) for layer in layers)
-        self.feature_extractor = nn.Linear(2 * channels[-1], embedding_size)
+        self.feature_extractor = LastLinear(2 * channels[-1], embedding_size)
 
     @property
     def min_frames(self):
@@ -103,7 +104,7 @@ class XVector(Head):
             x = layer(x)
         inside = torch.arange(x.shape[1]) < valid.unsqueeze(1)
         pooled = _statistics(x, inside.unsqueeze(-1).to(x.device))
-        return self.feature_extractor(pooled.to(x.dtype)).unsqueeze(1)
+        return self.feature_extractor(pooled).unsqueeze(1)
 
 
 class TDNN(nn.Module):
