@@ -25,6 +25,7 @@ if __name__ == "__main__":
     main()
 '''
 BAD = '"""A bad one."""\nimport sys\nsys.exit("a warning\\nthe disk is on fire\\n")\n'
+WITHOUT_GPU = '"""One."""\nimport sys\nsys.exit("error: gpu.py needs a GPU")\n'
 SILENT = '"""A silent one."""\n'
 DEADLY = '"""Ends the run."""\nimport os\nos.kill(os.getppid(), 9)\n'
 
@@ -73,6 +74,18 @@ def test_a_script_that_fails_keeps_its_place(folder):
     text = (folder / "RESULTS.md").read_text()
     assert text.count("| speed |") == 2
     assert "Failed" not in text
+
+
+def test_a_script_that_needs_a_gpu_is_left_out(folder):
+    """What a machine with a GPU has found stays."""
+    (folder / "gpu.py").write_text(GOOD)
+    assert run(folder).returncode == 0
+    (folder / "gpu.py").write_text(WITHOUT_GPU)
+    done = run(folder)
+    assert done.returncode == 0
+    assert "gpu: left out, needs a GPU" in done.stderr
+    assert kept(folder, "gpu")["error"] is None
+    assert (folder / "RESULTS.md").read_text().count("| speed |") == 2
 
 
 def test_a_run_that_is_killed_keeps_what_was_done(folder):

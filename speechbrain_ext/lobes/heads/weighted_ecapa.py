@@ -178,9 +178,10 @@ class WeightedSumECAPA(Head):
     def _embed_masked(self, x, padding):
         """[B, T, C] and True in its padding [B, T] → [B, 1, E]."""
         with full_precision(x):
-            if padding is None:
-                padding = x.new_zeros(x.shape[:2], dtype=torch.bool)
-            inside = ~padding.unsqueeze(-1)
+            # a mask for the network only where it hides something: BatchNorm by a mask
+            # makes a GPU wait, 28 times
+            mask = x.new_zeros(x.shape[:2]).bool() if padding is None else padding
+            inside = ~mask.unsqueeze(-1)
             x = self._normalised(x.float(), inside, inside.sum(1, keepdim=True))
         return self.ecapa_tdnn(x, padding).unsqueeze(1)
 
