@@ -56,8 +56,8 @@ def write_results(chain, rows):
             file.write(f"| {' | '.join(row)} |\n")
             file.write(f"| {' | '.join(['---'] * len(row))} |\n" * (number == 0))
         file.write(
-            "\nminDCF: at a prior of 0.01; of spoofing, the challenge's. Cllr: in bits. "
-            "Published figures\nare EER %, of others' runs.\n"
+            "\nminDCF: at a prior of 0.01; of spoofing, the challenge's. Cllr in bits. "
+            "Published\nfigures are EER %, of others' runs.\n"
         )
     return table(cells, right=set(range(3, len(TITLES))))
 

@@ -37,11 +37,11 @@ from speechbrain_ext.utils.files import write_json
 from speechbrain_ext.utils.jobs import digest_of
 
 # Overrides that decide how a stage is computed, and not what.
-HOW = frozenset(
-    "device distributed_backend noprogressbar num_workers batch_size global_batch "
-    "grad_accumulation_factor gradient_checkpointing max_batch_seconds shards "
-    "valid_batch_seconds noise_cache_mib ckpt_interval_minutes ckpt_interval_steps "
-    "max_bad_recordings output_folder".split()
+HOW = (
+    *("device", "distributed_backend", "noprogressbar", "num_workers", "output_folder"),
+    *("batch_size", "global_batch", "grad_accumulation_factor", "max_batch_seconds"),
+    *("gradient_checkpointing", "valid_batch_seconds", "noise_cache_mib", "shards"),
+    *("ckpt_interval_minutes", "ckpt_interval_steps", "max_bad_recordings"),
 )
 STOPPING = [
     getattr(signal, name)
@@ -82,7 +82,7 @@ def run_chain(chain, plan_only=False):
     with _locked(chain), _Signals() as signals:
         states = _states(chain, made_from)
         print("\n".join(describe(chain, states)), flush=True)
-        rows = []
+        rows, began = [], time.monotonic()
         for number, stage in enumerate(chain.stages, start=1):
             title = f"[{number}/{len(chain.stages)}] {stage.name}"
             if states[stage.name] == "done":
@@ -95,13 +95,16 @@ def run_chain(chain, plan_only=False):
             if (found := rows_of(chain, done)) != rows:
                 rows = found
                 lines = write_results(chain, rows)
+        print(f"all {len(chain.stages)} stages are done, {_time(_since(began))} of now")
         if rows:
-            print("\n" + "\n".join(lines))
-            print(f"\nresults        {chain.folder / 'results.md'}")
+            print("", *lines, f"({chain.folder / 'results.md'})", sep="\n")
+        for stage in chain.stages:
+            if stage.show:
+                print("", *_output(_log(chain, stage)), sep="\n")
         print(chain.end, end="", flush=True)
 
 
-# ---- what is done ----------------------------------------------------------------------
+# ---- what is done --------------------------------------------------------------------
 
 
 def _made_from(chain):
@@ -147,6 +150,10 @@ def _states(chain, made_from):
     return states
 
 
+def _log(chain, stage):
+    return chain.folder / "chain" / f"{stage.name}.log"
+
+
 def _read_record(path):
     """A record, or None where there is none that is whole."""
     try:
@@ -182,13 +189,13 @@ def _rests_on(chain, stage, name):
     )
 
 
-# ---- one stage -------------------------------------------------------------------------
+# ---- one stage -----------------------------------------------------------------------
 
 
 def _run_stage(chain, stage, title, made_from, signals):
     """Run it to its end, and mark it done."""
     signals.stop_before(stage)
-    record, log = _record(chain, stage), chain.folder / "chain" / f"{stage.name}.log"
+    record, log = _record(chain, stage), _log(chain, stage)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(chain, stage)
     shown = ["python" if word == sys.executable else word for word in command]
@@ -197,11 +204,11 @@ def _run_stage(chain, stage, title, made_from, signals):
     began = time.monotonic()
     with _Progress(title, log) as progress:
         code = _wait(chain, stage, command, log, progress, signals)
-    took = _time(time.monotonic() - began)
+    took = _time(_since(began))
     if code == 0:
         made = {"made_from": made_from, "folder": stage.folder.exists()}
-        write_json(record, {**made, "state": "done", "seconds": _seconds(began)})
-        print(f"{title}: done in {took}  {last_line(log)}", flush=True)
+        write_json(record, {**made, "state": "done", "seconds": _since(began)})
+        print(f"{title}: done in {took}  {last_line(log)[:100]}", flush=True)
         return
     signals.stop_before(stage)
     raise InputError(
@@ -227,14 +234,13 @@ def _by_torchrun(launcher):
 
 def _check_launcher(launcher):
     """InputError for a launcher whose processes would not know of one another."""
-    if launcher and Path(launcher[0]).name in ("srun", "mpirun"):
-        if not _by_torchrun(launcher):
-            raise InputError(
-                f"--launcher={shlex.join(launcher)}: each task would train alone, "
-                "expected torchrun behind it: srun --ntasks-per-node=1 … torchrun "
-                "--nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d "
-                "--rdzv_endpoint=node0:29500"
-            )
+    program = Path(launcher[0]).name if launcher else ""
+    if program in ("srun", "mpirun") and not _by_torchrun(launcher):
+        raise InputError(
+            f"--launcher={shlex.join(launcher)}: each task would train alone, expected "
+            f"torchrun behind it: {program} --ntasks-per-node=1 torchrun --nnodes=2 "
+            "--nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=node0:29500"
+        )
 
 
 def _wait(chain, stage, command, log, progress, signals):
@@ -290,7 +296,7 @@ def _stop_with_parent(parent):
     return ask
 
 
-# ---- locks and signals -----------------------------------------------------------------
+# ---- locks and signals ---------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -365,7 +371,7 @@ class _Signals:
             raise SystemExit(128 + self.seen[0])
 
 
-# ---- progress --------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------
 
 
 class _Progress:
@@ -388,7 +394,7 @@ class _Progress:
         now = time.monotonic()
         if now - self.at < (1 if self.live else LINE_EVERY):
             return
-        self.at, line = now, last_line(self.log)
+        self.at, line = now, last_line(self.log)[:200]
         text = f"{self.title} {_time(now - self.began)}  {line}"
         if self.live:
             width = os.get_terminal_size(sys.stdout.fileno()).columns
@@ -400,32 +406,34 @@ class _Progress:
 
 def last_line(log):
     """What a log says last, without who says it when."""
-    return _last_lines(log, 4096)[-1]
+    return _output(log, 4096)[-1]
 
 
 def _reason(log):
     """Why a stage failed: its last error, or the last line of its log."""
-    lines = _last_lines(log, 65536)
+    lines = _output(log)
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines)[-1].removeprefix("error: ")
 
 
-def _last_lines(log, size):
+def _output(log, size=65536):
     """Lines of the log's end that the last start of the stage has written; or [""]."""
     with open(log, "rb") as file:
         file.seek(max(0, os.path.getsize(log) - size))
         lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.rstrip() for line in lines if line.strip()]
     begins = [n for n, line in enumerate(lines) if line.startswith(_BEGIN)]
     lines = lines[begins[-1] + 1 :] if begins else lines
-    return [_PREFIX.sub("", line)[:200] for line in lines] or [""]
+    return [_PREFIX.sub("", line) for line in lines] or [""]
 
 
-def _seconds(began):
+def _since(began):
     return round(time.monotonic() - began, 1)
 
 
 def _time(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return (
+        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    )

@@ -16,19 +16,21 @@
           hparams: hparams/verify.yaml
           overrides: {pretrained_folder: <stage2>/final}
           published: {cosine: {Vox1-O: 0.14}} # EER %: score → list → figure
-        - name: model
-          command: [-m, speechbrain_ext, export, --output=<model>, …] # without launcher
-    end: The model is in <model>. # said at the end
+        - name: sizes
+          command: [-m, speechbrain_ext, sizes, <verify2>, …] # without the launcher
+          show: True # what it prints is shown at the end
+    end: The model is in <stage2>. # said at the end
 
 ``<stage1>`` is the folder of an earlier stage or the own one, ``<recipe>`` that of the
 scripts, ``<key>`` what the command line says for ``--key``. A stage may also have
-``hours`` (of one GPU), ``seconds_per_step`` and ``utterances`` (of an epoch), from which
-the plan counts, and ``gigabytes`` of checkpoints. What the command line says goes to
-every stage whose file takes it, before what the chain says; ``--STAGE.key=…`` goes to
-one.
+``hours`` (of one GPU), ``seconds_per_step`` and ``utterances`` (of an epoch), from
+which the plan counts, and ``gigabytes`` of checkpoints. What the command line says goes
+to every stage whose file takes it, and counts more than what the chain says;
+``--STAGE.key=…`` goes to one.
 """
 
 import importlib.util
+import os
 import re
 import shlex
 import sys
@@ -69,6 +71,7 @@ _STAGE = {
     "overrides?": dict,
     "command?": list,
     "published?": dict,
+    "show?": bool,
     **_FIGURES,
 }
 _CHAIN = {
@@ -101,6 +104,8 @@ class Stage(NamedTuple):
         Score → list → EER %.
     figures : dict
         For the plan: ``hours`` and others, as in the file.
+    show : bool
+        Whether what it prints is shown at the chain's end.
     tree, values : mapping
         The hparams file and the overrides in its shape.
     """
@@ -114,6 +119,7 @@ class Stage(NamedTuple):
     needs: list
     published: dict
     figures: dict
+    show: bool = False
     tree: Mapping = {}
     values: Mapping = {}
 
@@ -256,26 +262,28 @@ def _stage(entry, recipe, folder, look_up):
     if (command is None) == (entry.get("script") is None):
         raise InputError("expected either a script or a command")
     figures = {key.rstrip("?"): entry.get(key.rstrip("?")) for key in _FIGURES}
-    of_all = figures, entry.get("published", {})
+    stage = Stage(
+        *(name, [], folder, command is None, None, {}, [], entry.get("published", {})),
+        *(figures, entry.get("show", False)),
+    )
     if command is not None:
         words = [w for word in command for w in look_up.several(_text(word))]
-        _check_script(words)
-        return Stage(name, words, folder, False, None, {}, [], of_all[1], of_all[0])
+        return stage._replace(words=_checked(words))
     if "hparams" not in entry:
         raise InputError("no hparams, expected the script's YAML file")
-    script, hparams = (recipe / entry[key] for key in ("script", "hparams"))
-    _check_script([str(script)])
-    overrides = {k: _text(v) for k, v in entry.get("overrides", {}).items()}
-    return Stage(
-        *(name, [str(script)], folder, True, hparams, overrides, []),
-        *(of_all[1], of_all[0]),
+    return stage._replace(
+        words=_checked([os.path.normpath(recipe / entry["script"])]),
+        hparams=Path(os.path.normpath(recipe / entry["hparams"])),
+        overrides={k: _text(v) for k, v in entry.get("overrides", {}).items()},
     )
 
 
-def _check_script(words):
+def _checked(words):
+    """The words, whose first is a script that exists, or ``-m`` for a module."""
     if not words or (words[0] != "-m" and not Path(words[0]).exists()):
         first = words[0] if words else "nothing"
         raise InputError(f"{first}: no such script")
+    return words
 
 
 def _with_overrides(stage, common, given, own, look_up):
@@ -323,11 +331,11 @@ def _check_paths(stage, chain):
         return
     for key, text in stage.overrides.items():
         last = key.split(".")[-1]
-        for item in _items(text or ""):
-            is_file = last.endswith("_source") and item and item.endswith(".json")
-            expected = EXISTING.search(last) and not MADE.search(last)
-            inside = item and Path(item).is_relative_to(chain.folder)
-            if (expected or is_file) and item and not inside and not Path(item).exists():
+        expected = EXISTING.search(last) and not MADE.search(last)
+        for item in filter(None, _items(text or "")):
+            is_file = last.endswith("_source") and item.endswith(".json")
+            later = Path(item).is_relative_to(chain.folder)  # a stage makes it
+            if (expected or is_file) and not later and not Path(item).exists():
                 raise InputError(f"--{key}: {item}: no such file or folder")
 
 

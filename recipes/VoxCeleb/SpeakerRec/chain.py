@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 r"""A whole paper by one command: the stages of a chain, one after the other.
 
-    python chain.py chains/paper_lora_voxblink2.yaml --launcher="torchrun --nproc_per_node=8" \
+    python chain.py chains/paper_table2.yaml --launcher="torchrun --nproc_per_node=8" \
         --train_folders=/data/VoxCeleb2 --test_folders=/data/VoxCeleb1 \
         --trial_lists=[/data/vox1_o.txt,/data/vox1_e.txt,/data/vox1_h.txt] \
-        --musan_folder=/data/musan --rirs_folder=/data/RIRS_NOISES \
-        --voxblink2_folders=/data/VoxBlink2/audio --spk2videos=/data/VoxBlink2/data/spk2videos
+        --musan_folder=/data/musan --rirs_folder=/data/RIRS_NOISES
 
 First it says what it will do (with ``--plan`` nothing more), and checks that all files,
 folders and keys exist. Stopped or killed at any moment, the same command continues; a
