@@ -58,6 +58,16 @@ MADE = re.compile(r"(output|save|convert|mixed)_folder$")
 # So much is in the chain's own folder: results.md, locks, logs.
 RESERVED = ("recipe", "chain", "output_folder")
 
+
+def _published(value):
+    """{score: {list: EER %}}."""
+    return all(
+        type(rate) in (int, float)
+        for rates in value.values()
+        for rate in rates.values()
+    )
+
+
 _FIGURES = {
     "hours?": float,
     "seconds_per_step?": float,
@@ -70,7 +80,7 @@ _STAGE = {
     "hparams?": str,
     "overrides?": dict,
     "command?": list,
-    "published?": dict,
+    "published?": _published,
     "show?": bool,
     **_FIGURES,
 }

@@ -3,10 +3,44 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
 from toy_chain import run_toy, start_toy, write_toy
+
+RANKS = """\
+import os, signal, sys, time
+from pathlib import Path
+
+import torch.distributed as dist
+
+
+def toy(run_opts, /, *, output_folder: str, data_folder: str = None):
+    ...
+
+
+if __name__ == "__main__":
+    words = dict(word[2:].split("=", 1) for word in sys.argv[2:] if "=" in word)
+    folder, rank = Path(words["output_folder"]), os.environ["RANK"]
+    folder.mkdir(parents=True, exist_ok=True)
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *about: stopped.append(about[0]))
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if (folder / f"saved{rank}").exists():
+        (folder / f"continued{rank}").touch()
+    else:
+        (folder / f"began{rank}").touch()
+        while not stopped:
+            time.sleep(0.01)
+        time.sleep(0.5)  # as long as a checkpoint takes
+        assert len(stopped) == 1
+        dist.barrier()
+        (folder / f"saved{rank}").touch()
+        os._exit(143)
+    dist.destroy_process_group()
+"""
 
 
 @pytest.fixture
@@ -175,3 +209,24 @@ def test_the_launcher_comes_before_scripts_alone(recipe):
     assert "expected torchrun behind it" in errors[0]
     code, _, errors = run_toy(recipe, "--launcher=no_such_program")
     assert code == 0  # all is done
+
+
+def test_under_torchrun_the_ranks_are_told_to_stop(tmp_path):
+    recipe = write_toy(tmp_path)
+    (recipe / "toy.py").write_text(RANKS)
+    stages = "stages:\n    - {name: one, script: toy.py, hparams: toy.yaml}\n"
+    (recipe / "chain.yaml").write_text(stages)
+    (recipe / "toy.yaml").write_text("output_folder: x\n")
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone"
+    launcher = f"--launcher={torchrun} --nproc_per_node=2"
+    process = start_toy(recipe, launcher)
+    out = tmp_path / "out/one"
+    for rank in range(2):
+        wait_for(out / f"began{rank}", 60)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    assert all((out / f"saved{rank}").exists() for rank in range(2))
+    code, _, errors = run_toy(recipe, launcher)
+    assert (code, errors) == (0, [])
+    assert all((out / f"continued{rank}").exists() for rank in range(2))
