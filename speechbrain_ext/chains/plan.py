@@ -75,10 +75,10 @@ def describe(chain, states):
                 str(number),
                 stage.name,
                 _runs(stage),
-                ", ".join(stage.needs) or "–",
+                _first(stage.needs),
                 _shown(cost.steps, ",d"),
-                _shown(cost.hours, ".1f"),
-                _shown(cost.gigabytes, ".1f"),
+                _shown(cost.hours, ".2f"),
+                _shown(cost.gigabytes, ".0f"),
                 states[stage.name],
             )
         )
@@ -117,6 +117,12 @@ def _runs(stage):
         return f"{Path(stage.words[0]).name} {stage.hparams.stem}"
     words = [word for word in stage.words if not word.startswith("-")]
     return " ".join(Path(word).name for word in words[:2])
+
+
+def _first(names, most=3):
+    """Names in a column that has no room for all of them."""
+    more = f", … ({len(names)})" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "–"
 
 
 def _shown(value, form):
