@@ -87,7 +87,7 @@ def test_the_plan_comes_first_and_each_stage_says_what_it_did(recipe, unbroken):
     shown = [line for line in lines if line.startswith("$ ")]
     assert len(shown) == 4
     assert shown[1].startswith(f"$ python {recipe}/toy.py {recipe}/toy.yaml --")
-    assert any(line.startswith("[2/4] two: done in 0:0") for line in lines)
+    assert any(line.startswith("[2/4] two: done in ") for line in lines)
     assert products(recipe) == unbroken
 
 
@@ -105,7 +105,7 @@ def test_what_is_done_is_not_done_again(recipe, unbroken):
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_chain_goes_on_to_the_same_end(recipe, unbroken, ending):
-    process = start_toy(recipe, "--two.seconds=0.2")
+    process = start_toy(recipe, SECONDS_OF_two=60)
     wait_for(recipe.parent / "out/two/saved")
     os.kill(process.pid, ending)
     process.join(30)
@@ -116,15 +116,11 @@ def test_a_stopped_chain_goes_on_to_the_same_end(recipe, unbroken, ending):
         line = (recipe.parent / "stderr").read_text().splitlines()[-1]
         name = ending.name
         assert line == f"stopped by {name} in two; the same command continues"
-    # seconds decides how long it takes; the toy's result does not depend on it
-    code, lines, errors = run_toy(recipe, "--two.seconds=0.2")
+    code, lines, errors = run_toy(recipe)
     assert (code, errors) == (0, [])
     assert "[1/4] one: done before" in lines
     assert starts(recipe, "one") == ["0"]
-    first, second = starts(recipe, "two")
-    # SIGINT kills the toy, SIGTERM lets it end its step: nothing that is saved is lost
-    assert first == "0"
-    assert int(second) >= 1
+    assert starts(recipe, "two") == ["0", "1"]
     assert products(recipe) == unbroken
 
 
@@ -140,12 +136,10 @@ def test_killed_at_arbitrary_moments(recipe, unbroken):
 
 
 def test_one_chain_in_a_folder(recipe):
-    process = start_toy(recipe, "--one.seconds=0.5")
+    process = start_toy(recipe, SECONDS_OF_one=60)
     wait_for(recipe.parent / "out/one/saved")
-    errors = recipe.parent / "stderr"
     other = write_toy(recipe.parent / "recipe")
-    words = f"--output_folder={recipe.parent}/out"
-    code, _, lines = run_toy(other, words)
+    code, _, lines = run_toy(other, f"--output_folder={recipe.parent}/out")
     assert code == 1
     assert lines == [
         f"error: {recipe.parent}/out: another chain (process {process.pid}) is running "
@@ -154,7 +148,8 @@ def test_one_chain_in_a_folder(recipe):
     process.terminate()
     process.join(30)
     assert process.exitcode == 143
-    assert errors.read_text().startswith("stopped by SIGTERM in one")
+    text = (recipe.parent / "stderr").read_text()
+    assert text.startswith("stopped by SIGTERM in one")
 
 
 def test_a_changed_override_is_refused_until_its_folders_are_removed(recipe):
@@ -190,10 +185,9 @@ def test_a_stage_that_fails_ends_the_chain_in_one_line(recipe):
     code, _, errors = run_toy(recipe, "--two.fails=True")
     out = recipe.parent / "out"
     assert code == 1
-    assert errors == [
-        "error: two ended with exit code 1 after 0:00: the sky is falling; its log: "
-        f"{out}/chain/two.log"
-    ]
+    (line,) = errors
+    assert line.startswith("error: two ended with exit code 1 after ")
+    assert line.endswith(f": the sky is falling; its log: {out}/chain/two.log")
     assert not (out / "check").exists()
     assert "step 4" in (out / "chain/two.log").read_text()
 

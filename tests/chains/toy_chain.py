@@ -19,7 +19,7 @@ from pathlib import Path
 
 def toy(run_opts, /, *, output_folder: str, steps: int, lr: float = 1.0,
         pretrained_folder: str = None, data_folder: str = None, num_workers: int = 0,
-        seconds: float = 0.0, fails: bool = False):
+        fails: bool = False):
     ...
 
 
@@ -42,7 +42,9 @@ def main():
         beside.write_text(json.dumps([step, value]))
         os.replace(beside, saved)
         print(f"here - INFO - step {step}", flush=True)
-        time.sleep(float(words.get("seconds", 0)))
+        end = time.monotonic() + float(os.environ.get(f"SECONDS_OF_{folder.name}", 0))
+        while not stopped and time.monotonic() < end:
+            time.sleep(0.005)
         if stopped:
             print("stopped by SIGTERM", flush=True)
             sys.exit(143)
@@ -144,11 +146,15 @@ def printing(stdout, words):
     run_words(*words)
 
 
-def start_toy(recipe, *more):
-    """Start the chain in a process: its output is ``stdout`` and ``stderr`` beside."""
+def start_toy(recipe, *more, **environment):
+    """Start the chain in a process: its output is ``stdout`` and ``stderr`` beside.
+
+    ``SECONDS_OF_one=60`` has each step of that stage take so long.
+    """
     folder = recipe.parent
     words = words_of(recipe, f"--data_folder={folder}", *more)
-    return start(printing, folder / "stdout", words, stderr=folder / "stderr")
+    stdout, stderr = folder / "stdout", folder / "stderr"
+    return start(printing, stdout, words, stderr=stderr, **environment)
 
 
 def run_toy(recipe, *more, seconds=60):
