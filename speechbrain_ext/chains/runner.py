@@ -51,6 +51,8 @@ STOPPING = [
 POLL = 0.1  # seconds
 LINE_EVERY = 60  # seconds, of progress where there is no terminal
 _PR_SET_PDEATHSIG = 1
+# Of a script's own one line, or of the end of a traceback.
+_ERROR = re.compile(r"error: |(?!.*ChildFailedError)[\w.]*(Error|Exception)\b")
 _BEGIN = "=== "  # of a line of the log: a stage starts
 # "2026-11-29 12:00:00,000 - speechbrain.core - INFO - ", or "speechbrain.core - "
 _PREFIX = re.compile(r"^(?:[\d:, -]+ - )?(?:[\w.]+ - )(?:[A-Z]+ - )?")
@@ -410,9 +412,12 @@ def last_line(log):
 
 
 def _reason(log):
-    """Why a stage failed: its last error, or the last line of its log."""
+    """Why a stage failed: its last error, or the last line of its log.
+
+    Under torchrun its own summary comes last, which says less.
+    """
     lines = _output(log)
-    errors = [line for line in lines if line.startswith("error: ")]
+    errors = [line for line in lines if _ERROR.match(line)]
     return (errors or lines)[-1].removeprefix("error: ")
 
 

@@ -98,7 +98,7 @@ stages:
       published: {cosine: {Vox1-O: 0.14}}
       hours: 3
     - name: copy
-      command: [<recipe>/copy.py, <two>/final/model, <copy>]
+      command: [<recipe>/copy_model.py, <two>/final/model, <copy>]
 end: |
     the copy is in <copy>
 """
@@ -110,7 +110,7 @@ def write_toy(folder, change=("", "")):
     recipe.mkdir(exist_ok=True)
     (recipe / "toy.py").write_text(TOY)
     (recipe / "toy_verify.py").write_text(VERIFY)
-    (recipe / "copy.py").write_text(
+    (recipe / "copy_model.py").write_text(
         "import pathlib, shutil, sys\n"
         "pathlib.Path(sys.argv[2]).mkdir()\n"
         "shutil.copy(sys.argv[1], sys.argv[2])\n"
