@@ -272,15 +272,21 @@ def _wait(chain, stage, command, log, progress, signals):
                 progress.show()
             for number in signals.seen[passed:]:
                 passed += 1
-                _pass_on(number, process, stage)
+                _pass_on(number, process, command, stage)
 
 
-def _pass_on(number, process, stage):
-    """Send a signal to a stage: under torchrun to its ranks."""
+def _pass_on(number, process, command, stage):
+    """Send a signal to a stage: under torchrun to its ranks.
+
+    Not to all processes: loader workers leave it to their rank, which would miss them.
+    """
+    targets = [process]
     with contextlib.suppress(psutil.Error, OSError):
-        children = psutil.Process(process.pid).children()
-        ranks = [child for child in children if stage.words[0] in child.cmdline()]
-        for target in ranks or [process]:
+        if _by_torchrun(command):
+            children = psutil.Process(process.pid).children()
+            ranks = [child for child in children if stage.words[0] in child.cmdline()]
+            targets = ranks or targets
+        for target in targets:
             target.send_signal(number)
 
 

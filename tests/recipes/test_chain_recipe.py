@@ -40,7 +40,7 @@ def words(corpus, tmp_path):
     """The command line of a tiny chain."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     return [
-        *(str(tmp_path / "tiny.yaml"), *data_words(corpus), *SMALL),
+        *(str(tmp_path / "tiny.yaml"), *data_words(corpus), *SMALL, "--num_workers=1"),
         *(f"--encoder_source={corpus}/tiny.json", f"--output_folder={tmp_path}/out"),
     ]
 
