@@ -157,7 +157,7 @@ def start_toy(recipe, *more, **environment):
     return start(printing, stdout, words, stderr=stderr, **environment)
 
 
-def run_toy(recipe, *more, seconds=60):
+def run_toy(recipe, *more, seconds=200):
     """→ (exit code, lines of stdout, lines of stderr)."""
     process = start_toy(recipe, *more)
     process.join(seconds)
