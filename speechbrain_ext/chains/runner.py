@@ -20,7 +20,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -31,6 +30,14 @@ from pathlib import Path
 import psutil
 
 from speechbrain_ext.chains.plan import describe
+from speechbrain_ext.chains.progress import (
+    BEGIN,
+    Progress,
+    clock,
+    last_line,
+    lines_of,
+    reason,
+)
 from speechbrain_ext.chains.results import rows_of, write_results
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_json
@@ -49,13 +56,7 @@ STOPPING = [
     if hasattr(signal, name)
 ]
 POLL = 0.1  # seconds
-LINE_EVERY = 60  # seconds, of progress where there is no terminal
 _PR_SET_PDEATHSIG = 1
-# Of a script's own one line, or of the end of a traceback.
-_ERROR = re.compile(r"error: |(?!.*ChildFailedError)[\w.]*(Error|Exception)\b")
-_BEGIN = "=== "  # of a line of the log: a stage starts
-# "2026-11-29 12:00:00,000 - speechbrain.core - INFO - ", or "speechbrain.core - "
-_PREFIX = re.compile(r"^(?:[\d:, -]+ - )?(?:[\w.]+ - )(?:[A-Z]+ - )?")
 
 
 def run_chain(chain, plan_only=False):
@@ -97,12 +98,13 @@ def run_chain(chain, plan_only=False):
             if (found := rows_of(chain, done)) != rows:
                 rows = found
                 lines = write_results(chain, rows)
-        print(f"all {len(chain.stages)} stages are done, {_time(_since(began))} of now")
+        took = clock(time.monotonic() - began)
+        print(f"all {len(chain.stages)} stages are done; this took {took}")
         if rows:
             print("", *lines, f"({chain.folder / 'results.md'})", sep="\n")
         for stage in chain.stages:
             if stage.show:
-                print("", *_output(_log(chain, stage)), sep="\n")
+                print("", *lines_of(_log(chain, stage)), sep="\n")
         print(chain.end, end="", flush=True)
 
 
@@ -200,23 +202,32 @@ def _run_stage(chain, stage, title, made_from, signals):
     record, log = _record(chain, stage), _log(chain, stage)
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(chain, stage)
-    shown = ["python" if word == sys.executable else word for word in command]
-    print(f"{title}\n$ {shlex.join(shown)}", flush=True)
+    print(f"{title}\n$ {_shown(command)}", flush=True)
     write_json(record, {"made_from": made_from, "state": "begun", "folder": None})
     began = time.monotonic()
-    with _Progress(title, log) as progress:
+    with Progress(title, log) as progress:
         code = _wait(chain, stage, command, log, progress, signals)
-    took = _time(_since(began))
+    took = clock(time.monotonic() - began)
     if code == 0:
         made = {"made_from": made_from, "folder": stage.folder.exists()}
-        write_json(record, {**made, "state": "done", "seconds": _since(began)})
+        write_json(
+            record,
+            {**made, "state": "done", "seconds": round(time.monotonic() - began)},
+        )
         print(f"{title}: done in {took}  {last_line(log)[:100]}", flush=True)
         return
     signals.stop_before(stage)
     raise InputError(
-        f"{stage.name} ended with exit code {code} after {took}: {_reason(log)}; "
+        f"{stage.name} ended with exit code {code} after {took}: {reason(log)}; "
         f"its log: {log}"
     )
+
+
+def _shown(command):
+    """A command as it may be typed where the chain was started."""
+    here = f"{os.getcwd()}{os.sep}"
+    words = ["python" if word == sys.executable else word for word in command]
+    return shlex.join([word.replace(here, "") for word in words])
 
 
 def command_of(chain, stage):
@@ -248,7 +259,7 @@ def _check_launcher(launcher):
 def _wait(chain, stage, command, log, progress, signals):
     """Start the command, pass signals on, show progress → its exit code."""
     with _stage_lock(chain, signals, stage) as lock, open(log, "ab") as output:
-        line = f"{_BEGIN}{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
+        line = f"{BEGIN}{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n"
         output.write(line.encode())
         output.flush()
         try:
@@ -377,74 +388,3 @@ class _Signals:
             line = f"stopped by {name} in {stage.name}; the same command continues"
             print(line, file=sys.stderr, flush=True)
             raise SystemExit(128 + self.seen[0])
-
-
-# ---- progress ------------------------------------------------------------------------
-
-
-class _Progress:
-    """The last line of a stage's log: on a terminal always, else now and then."""
-
-    def __init__(self, title, log):
-        self.title, self.log, self.began = title, log, time.monotonic()
-        self.shown, self.at = "", self.began
-        self.live = sys.stdout.isatty()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self.live:
-            print("\r\033[K", end="", flush=True)
-
-    def show(self):
-        """A line, if it is time for one and there is something new to say."""
-        now = time.monotonic()
-        if now - self.at < (1 if self.live else LINE_EVERY):
-            return
-        self.at, line = now, last_line(self.log)[:200]
-        text = f"{self.title} {_time(now - self.began)}  {line}"
-        if self.live:
-            width = os.get_terminal_size(sys.stdout.fileno()).columns
-            print(f"\r\033[K{text[: width - 1]}", end="", flush=True)
-        elif line != self.shown:
-            print(text, flush=True)
-        self.shown = line
-
-
-def last_line(log):
-    """What a log says last, without who says it when."""
-    return _output(log, 4096)[-1]
-
-
-def _reason(log):
-    """Why a stage failed: its last error, or the last line of its log.
-
-    Under torchrun its own summary comes last, which says less.
-    """
-    lines = _output(log)
-    errors = [line for line in lines if _ERROR.match(line)]
-    return (errors or lines)[-1].removeprefix("error: ")
-
-
-def _output(log, size=65536):
-    """Lines of the log's end that the last start of the stage has written; or [""]."""
-    with open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - size))
-        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    lines = [line.rstrip() for line in lines if line.strip()]
-    begins = [n for n, line in enumerate(lines) if line.startswith(_BEGIN)]
-    lines = lines[begins[-1] + 1 :] if begins else lines
-    return [_PREFIX.sub("", line) for line in lines] or [""]
-
-
-def _since(began):
-    return round(time.monotonic() - began, 1)
-
-
-def _time(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-    )
