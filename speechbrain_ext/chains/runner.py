@@ -214,7 +214,8 @@ def _run_stage(chain, stage, title, made_from, signals):
             record,
             {**made, "state": "done", "seconds": round(time.monotonic() - began)},
         )
-        print(f"{title}: done in {took}  {last_line(log)[:100]}", flush=True)
+        said = "" if stage.show else f"  {last_line(log)[:100]}"  # or: at the end
+        print(f"{title}: done in {took}{said}", flush=True)
         return
     signals.stop_before(stage)
     raise InputError(

@@ -9,6 +9,10 @@ import time
 import pytest
 from toy_chain import run_toy, start_toy, write_toy
 
+from speechbrain_ext.chains.results import rows_of, write_results
+from speechbrain_ext.chains.stages import Chain, Stage
+from speechbrain_ext.utils.files import write_json
+
 RANKS = """\
 import os, signal, sys, time
 from pathlib import Path
@@ -224,3 +228,18 @@ def test_under_torchrun_the_ranks_are_told_to_stop(tmp_path):
     code, _, errors = run_toy(recipe, launcher)
     assert (code, errors) == (0, [])
     assert all((out / f"continued{rank}").exists() for rank in range(2))
+
+
+def test_figures_of_spoofs_are_those_of_all_attacks(tmp_path):
+    stage = Stage("spoofs", [], tmp_path / "spoofs", True, "x.yaml", {}, [], {}, {})
+    pooled = {"eer_percent": 12.5, "min_dcf": 0.25, "cllr": None}
+    system = {"system": "llr", "title": "calibrated", "pooled": pooled}
+    results = {"lists": [{"list": "eval", "systems": [system]}]}
+    write_json(stage.folder / "results.json", results)
+    chain = Chain("toy", tmp_path, [stage], [], "")
+    assert rows_of(chain, []) == []
+    (row,) = rows_of(chain, ["spoofs"])
+    assert (row["list"], row["eer_percent"], row["min_dcf"]) == ("eval", 12.5, 0.25)
+    write_results(chain, [row])
+    line = "| spoofs | eval | calibrated | 12.50 | – | 0.250 | – | – |"
+    assert line in (tmp_path / "results.md").read_text().splitlines()
