@@ -48,6 +48,7 @@ setup(
         "soundfile>=0.12",
         "silero-vad>=6.2.3,<7",  # its weights, which are inside
         "matplotlib>=3.7",
+        "psutil",  # which processes torchrun started
         "tqdm",
     ],
     extras_require={

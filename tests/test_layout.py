@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "speechbrain_ext"
 FLOORS = (
     *("utils", "features", "lobes", "losses", "schedules", "adaptation"),
     *("scoring", "data", "pruning", "pretrained", "profiling", "inference"),
-    *("evaluation", "training", "export", "app", "cli", "__main__"),
+    *("evaluation", "training", "export", "chains", "app", "cli", "__main__"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 # No index holds the package: by its bare name pip would install a stranger's.

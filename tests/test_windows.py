@@ -17,7 +17,8 @@ for name in ("pthread_sigmask", "sigwaitinfo", "sigwait", "sigtimedwait"):
     delattr(signal, name)
 import fcntl, mmap
 import matplotlib.figure, peft, pyarrow.csv, scipy.stats, scipy.signal, soundfile
-import torch._dynamo, torch.distributed, torchaudio, transformers, filelock, silero_vad
+import torch._dynamo, torch.distributed, torchaudio, transformers, filelock, psutil
+import silero_vad
 import speechbrain.core, speechbrain.inference.speaker
 from speechbrain.lobes.models import ECAPA_TDNN
 from transformers import Wav2Vec2BertModel

@@ -189,7 +189,9 @@ def _build(folder, size):
     try:
         lengths = {}
         contents = files(size)
-        for name, content in tqdm(contents, "demo corpus", size.files, unit="file"):
+        for name, content in tqdm(
+            *(contents, "demo corpus", size.files), unit="file", disable=None
+        ):
             with write_atomically(beside / name, "wb") as file:
                 file.write(content)
             lengths[name] = len(content)

@@ -31,13 +31,19 @@ def add_profile(commands):
     sizes.add_argument(
         "--output", required=True, help="folder for sizes.md, sizes.json, sizes.png"
     )
+    sizes.add_argument(
+        "--seconds",
+        type=float,
+        help="also time them on an utterance of so many seconds (default: not)",
+    )
 
 
 def run_sizes(arguments):
     """Print the table; write it, and the picture."""
     from speechbrain_ext.evaluation.sizes import error_by_size, write_error_by_size
 
-    found = error_by_size(arguments.results, arguments.system)
+    keep_freed_memory()  # as inference does
+    found = error_by_size(arguments.results, arguments.system, arguments.seconds)
     print(write_error_by_size(arguments.output, found))
 
 
@@ -136,13 +142,10 @@ def _profile_random(arguments):
 def _profile_saved(arguments):
     import torch
 
-    from speechbrain_ext.profiling import profile_folder
+    from speechbrain_ext.profiling import profile_folders
 
     (seconds,) = [10.0] if arguments.seconds is None else arguments.seconds
-    rows = {
-        folder: profile_folder(folder, seconds)
-        for folder in arguments.pretrained_folder
-    }
+    rows = profile_folders(arguments.pretrained_folder, seconds)
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return

@@ -1,13 +1,16 @@
 """Error rate against size: what several verified models gain by being larger.
 
-results folders of verify.py → parameters, multiply-adds of 1 s, EER of every list
+results folders of verify.py → parameters, multiply-adds of 1 s, time, EER of every list
 """
 
+import os
 from pathlib import Path
+
+import torch
 
 from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import load_pretrained
-from speechbrain_ext.profiling import count_macs
+from speechbrain_ext.profiling import count_macs, seconds_per_second
 from speechbrain_ext.scoring.plots import new_figure, save_figure
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import read_json, write_atomically, write_json
@@ -23,7 +26,7 @@ _RESULTS = {
 }
 
 
-def error_by_size(folders, system=None):
+def error_by_size(folders, system=None, seconds=None):
     """Size and error rates of verified models.
 
     Arguments
@@ -32,6 +35,8 @@ def error_by_size(folders, system=None):
         Of verify.py: each names its model, as it was given there.
     system : str, optional
         As "cosine", "as_norm", "llr". None: the last that all of them have.
+    seconds : float, optional
+        Length of an utterance that the models are timed on, in turns.
 
     Returns
     -------
@@ -39,6 +44,8 @@ def error_by_size(folders, system=None):
         ``system`` and ``models``, the smallest first: ``results``, ``model`` (folders),
         ``encoder`` and ``head`` (parameters), ``macs`` of 1 s, and ``eer``: list →
         ``percent`` and, where it was measured, ``interval_95``, both in per cent.
+        With ``seconds`` also ``seconds``, the utterance's and in each model what it
+        took.
 
     Raises
     ------
@@ -56,10 +63,11 @@ def error_by_size(folders, system=None):
     systems = _common(tables, "system")
     if system is not None and system not in systems:
         raise InputError(f"system {system!r}, expected one of {', '.join(systems)}")
-    system, models = system or systems[-1], []
+    system, rows, models = system or systems[-1], [], []
     for folder, (source, rates) in found.items():
         model = load_pretrained(source)
-        models.append(
+        models.append(model)
+        rows.append(
             {
                 "results": str(folder),
                 "model": source,
@@ -69,8 +77,13 @@ def error_by_size(folders, system=None):
                 "eer": {name: rates[name][system] for name in lists},
             }
         )
-    models.sort(key=lambda row: row["encoder"] + row["head"])
-    return {"system": system, "models": models}
+    about = {"system": system, "models": rows}
+    if seconds is not None:
+        about["seconds"] = seconds
+        for row, speed in zip(rows, seconds_per_second(models, seconds)):
+            row["seconds"] = speed * seconds
+    rows.sort(key=lambda row: row["encoder"] + row["head"])
+    return about
 
 
 def write_error_by_size(folder, found):
@@ -80,16 +93,22 @@ def write_error_by_size(folder, found):
     """
     folder, models = Path(folder), found["models"]
     lists = list(models[0]["eer"])
-    head = ["model", "encoder", "head", "G MACs of 1 s"]
+    head, timed = ["model", "encoder", "head", "G MACs of 1 s"], "seconds" in found
+    head += [f"ms for {found['seconds']:g} s"] if timed else []
     head += [f"EER % on {name}" for name in lists]
     lines = [head, ["---"] * len(head)]
-    for row in models:
+    names = _short_names([row["model"] for row in models])
+    for name, row in zip(names, models):
         sizes = f"{row['encoder']:,}", f"{row['head']:,}", f"{row['macs'] / 1e9:.4g}"
-        lines.append([row["model"], *sizes, *map(_cell, row["eer"].values())])
+        took = [f"{1000 * row['seconds']:.1f}"] if timed else []
+        lines.append([name, *sizes, *took, *map(_cell, row["eer"].values())])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = f"Scores: {found['system']}; intervals of 95 %."
+    if timed:
+        note += f" Time: {torch.get_num_threads()} threads, one utterance, in turns."
     write_json(folder / "sizes.json", found)
     with write_atomically(folder / "sizes.md") as file:
-        file.write(f"{table}\n\nScores: {found['system']}; intervals of 95 %.\n")
+        file.write(f"{table}\n\n{note}\n")
     plot_error_by_size(folder / "sizes.png", found)
     return table
 
@@ -139,6 +158,12 @@ def _common(tables, what):
             f"results of {len(tables)} have no {what} in common, expected one"
         )
     return keys
+
+
+def _short_names(folders):
+    """Folders without what all of them are below."""
+    common = os.path.commonpath(folders) if len({*folders}) > 1 else ""
+    return [os.path.relpath(folder, common) if common else folder for folder in folders]
 
 
 def _cell(rate):

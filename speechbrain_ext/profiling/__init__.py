@@ -36,7 +36,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "counted_operations",
-    "profile_folder",
+    "profile_folders",
     "profile_model",
     "profile_recipe",
     "random_model",
@@ -79,50 +79,53 @@ def count_macs(speaker_encoder, seconds=1.0):
     return counter.get_total_flops() // 2
 
 
-def seconds_per_second(model, seconds=10.0, repeats=5, sample_rate=16000):
-    """Seconds of computing for one second of audio: the real-time factor.
+def seconds_per_second(models, seconds=10.0, repeats=5):
+    """Seconds of computing for one second of audio: the real-time factor of each model.
 
     One utterance at a time, features included, on the model's device with as many
-    threads as torch has.
+    threads as torch has. The models take turns, so that whatever else the machine does
+    falls on all of them.
 
     Arguments
     ---------
-    model : torch.nn.Module
-        wavs [B, T] → anything; in eval mode.
+    models : sequence of SpeakerEncoder
+        In eval mode.
     seconds : float
         Length of the utterance.
     repeats : int
-        Timed calls, after one that is not; their median counts.
-    sample_rate : int
-        Hz.
+        Timed calls of each, after one that is not; their median counts.
 
     Returns
     -------
-    float
+    list of float
     """
-    device = next(model.parameters()).device
-    wavs = 0.1 * torch.randn(1, int(sample_rate * seconds), device=device)
-    elapsed = []
+    elapsed = [[] for _ in models]
     with torch.inference_mode():
         for _ in range(1 + repeats):
-            start = time.perf_counter()
-            model(wavs).sum().item()  # waits for a GPU
-            elapsed.append(time.perf_counter() - start)
-    return statistics.median(elapsed[1:]) / seconds
+            for model, times in zip(models, elapsed):
+                device = next(model.parameters()).device
+                samples = int(model.encoder.sample_rate * seconds)
+                wavs = 0.1 * torch.randn(1, samples, device=device)
+                start = time.perf_counter()
+                model(wavs).sum().item()  # waits for a GPU
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times[1:]) / seconds for times in elapsed]
 
 
-def profile_folder(folder, seconds=10.0):
-    """Sizes, multiply-adds and speed of a saved model, dense or pruned.
+def profile_folders(folders, seconds=10.0):
+    """Sizes, multiply-adds and speed of saved models, dense or pruned.
 
-    → dict of ``encoder``, ``head`` (parameters), ``macs`` of 1 s,
-    ``seconds_per_second`` of an utterance of ``seconds``.
+    → {folder: dict of ``encoder``, ``head`` (parameters), ``macs`` of 1 s,
+    ``seconds_per_second`` of an utterance of ``seconds``}.
     """
-    model = load_pretrained(folder)
-    model.encoder.example(seconds)  # too short for it: an error
-    rate = model.encoder.sample_rate
+    models = [load_pretrained(folder) for folder in folders]
+    for model in models:
+        model.encoder.example(seconds)  # too short for it: an error
     return {
-        **_sizes(model, 1.0),
-        "seconds_per_second": seconds_per_second(model, seconds, sample_rate=rate),
+        folder: {**_sizes(model, 1.0), "seconds_per_second": speed}
+        for folder, model, speed in zip(
+            folders, models, seconds_per_second(models, seconds)
+        )
     }
 
 

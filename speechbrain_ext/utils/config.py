@@ -131,15 +131,9 @@ def load_run(argv, function):
     if not argv or argv[0].startswith("-"):
         raise InputError("no hyperparameter file; expected: SCRIPT.py hparams/x.yaml")
     path, *words = argv
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such hyperparameter file")
     options, texts = split_words(words)
     run_opts = read_run_options(path, options)
-    tree = read_tree(path)
-    parameters = keywords_of(function)
-    _check_missing(path, tree, texts, function)
-    overrides = parse_overrides(path, tree, texts, parameters)
-    _check_keys(path, tree, overrides, parameters)
+    tree, overrides, parameters = _read(path, texts, function)
     hparams = load_yaml(path, overrides, new_keys=True)
     options = {k: v for k, v in hparams.items() if k in RUN_OPTIONS - set(parameters)}
     hparams = {k: v for k, v in hparams.items() if k in {*parameters, *options}}
@@ -152,6 +146,45 @@ def load_run(argv, function):
     if not inspect.getfullargspec(function).varkw:
         hparams = {k: v for k, v in hparams.items() if k in parameters}
     return path, run_opts, overrides, hparams
+
+
+def check_run(path, texts, function):
+    """What can be told of a run before anything of it is built or read.
+
+    Arguments
+    ---------
+    path : str or Path
+        The YAML file.
+    texts : dict of str to str
+        Overrides as typed, run options not among them.
+    function : callable
+        As for :func:`load_run`.
+
+    Returns
+    -------
+    tree : mapping
+        The file, with tags.
+    overrides : dict
+        Nested as the file is.
+
+    Raises
+    ------
+    InputError
+        As :func:`load_run`, but for values and devices.
+    """
+    tree, overrides, parameters = _read(path, texts, function)
+    with naming(path):
+        _check_unread(tree, parameters)
+    return tree, overrides
+
+
+def _read(path, texts, function):
+    """The file, its overrides and the function's parameters, as far as keys go."""
+    tree, parameters = read_tree(path), keywords_of(function)
+    _check_missing(path, tree, texts, function)
+    overrides = parse_overrides(path, tree, texts, parameters)
+    _check_keys(path, tree, overrides, parameters)
+    return tree, overrides, parameters
 
 
 def load_yaml(path, overrides=None, new_keys=False):
@@ -252,20 +285,25 @@ def parse_overrides(path, tree, texts, parameters=()):
 
 def _place(path, tree, key, parameters):
     """The names that lead to what ``--key`` sets, from the outermost on."""
-    *outer, last = key.split(".")
-    inside = tree
-    for name in outer:
-        inside = inside.get(name) if isinstance(inside, Mapping) else None
-    takes = parameters if inside is tree else _takes(inside)
-    if isinstance(inside, Mapping) and (last in inside or last in takes):
-        return [*outer, last]
-    places = [] if outer else list(_takers(tree, last))
+    places = places_of(tree, key, parameters)
     if len(places) > 1:
         names = " or ".join(f"--{'.'.join(place)}" for place in places)
         raise InputError(f"--{key}: several objects in {path} take it: {names}")
     if not places:
         raise _unknown(path, tree, key, parameters)
     return places[0]
+
+
+def places_of(tree, key, parameters):
+    """What ``--key`` may set in a file: lists of names, from the outermost on."""
+    *outer, last = key.split(".")
+    inside = tree
+    for name in outer:
+        inside = inside.get(name) if isinstance(inside, Mapping) else None
+    takes = parameters if inside is tree else _takes(inside)
+    if isinstance(inside, Mapping) and (last in inside or last in takes):
+        return [[*outer, last]]
+    return [] if outer else list(_takers(tree, last))
 
 
 def _unknown(path, tree, key, parameters):
@@ -320,6 +358,8 @@ def _dotted_names(tree, prefix=""):
 
 def read_tree(path):
     """The YAML file as a mapping with its tags."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such hyperparameter file")
     try:
         tree = YAML().load(Path(path).read_text(encoding="utf-8"))
     except DuplicateKeyError as error:

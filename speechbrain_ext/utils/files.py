@@ -158,8 +158,13 @@ def parse_json(content, path, schema, others=True, what="JSON"):
         )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as {what} ({error})") from error
-    _check_json(f"{path}: ", "", values, schema, others, what)
+    check_values(path, values, schema, others, what)
     return values
+
+
+def check_values(path, values, schema, others=True, what="JSON"):
+    """As :func:`read_json` does, of values that were read from the file ``path``."""
+    _check_json(f"{path}: ", "", values, schema, others, what)
 
 
 def _without_duplicates(pairs):

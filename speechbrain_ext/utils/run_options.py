@@ -1,11 +1,13 @@
 """SpeechBrain's run options: what a machine needs, and who says what they are.
 
-Without a GPU the device is the CPU, and gloo joins the processes. A value comes from
-the command line, else from the YAML file, else from the script's own default.
+Without a GPU the device is the CPU, and gloo joins the processes; without a terminal
+there are no progress bars. A value comes from the command line, else from the YAML
+file, else from the script's own default.
 """
 
 import contextlib
 import logging
+import sys
 from dataclasses import replace
 from io import StringIO
 from typing import get_args
@@ -43,6 +45,8 @@ def read_run_options(path, options):
     if get_local_rank() is not None:
         options = [option for option in options if option != "--device=cuda"]
     options = [*options, *_defaults_on_cpu(options)]
+    if not sys.stderr.isatty():  # a bar would fill a log with lines
+        options.append("--noprogressbar")
     run_opts = _parse_run_options(path, options)
     _check_device(run_opts)
     return run_opts

@@ -60,3 +60,14 @@ def test_models_of_other_lists_are_not_compared(tmp_path, model):
     ]
     with pytest.raises(InputError, match="2 have no list in common, expected one"):
         error_by_size(folders)
+
+
+def test_models_are_timed_where_it_is_asked_for(tmp_path, model):
+    folders = [
+        write_results(tmp_path / name, model, [system("cosine", 4.0)]) for name in "ab"
+    ]
+    found = error_by_size(folders, seconds=0.5)
+    assert all(row["seconds"] > 0 for row in found["models"])
+    table = write_error_by_size(tmp_path, found)
+    assert "| G MACs of 1 s | ms for 0.5 s | EER % on vox1_o |" in table
+    assert "in turns" in (tmp_path / "sizes.md").read_text()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,6 +170,7 @@ def test_profile_of_saved_models(saved, capsys):
 def test_speed_is_the_median_over_the_length():
     class Slow(torch.nn.Module):
         calls = []
+        encoder = SimpleNamespace(sample_rate=16000)
 
         def __init__(self):
             super().__init__()
@@ -178,9 +180,9 @@ def test_speed_is_the_median_over_the_length():
             self.calls.append(wavs.shape)
             return self.weight
 
-    speed = seconds_per_second(Slow(), seconds=2.0, repeats=3)
-    assert Slow.calls == [(1, 32000)] * 4
-    assert 0 < speed < 1
+    speeds = seconds_per_second([Slow(), Slow()], seconds=2.0, repeats=3)
+    assert Slow.calls == [(1, 32000)] * 8
+    assert all(0 < speed < 1 for speed in speeds)
 
 
 RECIPE = """

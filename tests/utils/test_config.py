@@ -1,5 +1,6 @@
 """Command lines and YAML files: what they mean, and one line for what is wrong."""
 
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -80,7 +81,13 @@ def test_without_overrides_the_file_counts(file):
     assert overrides == {}
     assert hparams["save"] == "results/one/save"
     assert hparams["section"]["inner"] == {"name": "x", "low": 1.5}
-    assert run_opts.noprogressbar is False
+    assert run_opts.device == "cpu"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_bars_are_for_terminals(file, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert load_run([str(file)], read)[1].noprogressbar is not terminal
 
 
 @pytest.mark.parametrize(
