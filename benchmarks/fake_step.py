@@ -33,7 +33,7 @@ from speechbrain_ext.data.dataset import Batch
 from speechbrain_ext.data.manifest import Manifest, write_manifest
 from speechbrain_ext.data.prepare.pipeline import Prepared
 from speechbrain_ext.lobes import encoder
-from speechbrain_ext.training import terms
+from speechbrain_ext.training import detection, terms
 from speechbrain_ext.utils.config import load_run, read_tree
 from speechbrain_ext.utils.errors import InputError, command_line
 from speechbrain_ext.utils.files import write_json
@@ -368,6 +368,7 @@ def without_files():
         mock.patch.object(pretrained, save),
         mock.patch.object(pretrained, load, lambda model, folder: model.eval()),
         mock.patch.object(terms, "load_classifier"),
+        mock.patch.object(detection.Detection, "check_resumed"),  # reads a number
         mock.patch.object(encoder, "checkpoint", checkpoint),
     ):
         forget_constants()
