@@ -13,6 +13,7 @@ from speechbrain_ext.lobes.conformer import (
     LayerShape,
     Linear,
     RelativeKeyAttention,
+    depthwise,
 )
 
 FULL = LayerShape(hidden=24, head_dim=6, heads=4, ffn1=40, ffn2=32, conv=24)
@@ -203,3 +204,18 @@ def test_a_bias_after_the_product_is_the_same_map():
         assert linear(x).dtype == torch.bfloat16
     linear(x).sum().backward()
     assert linear.bias.grad.tolist() == [6.0] * 5
+
+
+@pytest.mark.parametrize("channels", [1, 2, 14, 17, 40])
+def test_few_channels_in_bf16_are_those_in_float32(channels):
+    """What pruning leaves; oneDNN's bf16 kernel never returned from 2 to 16."""
+    x, weight = noise(3, 50, channels), noise(channels, 1, 31).requires_grad_()
+    expected = depthwise(x, weight, None, 30, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = depthwise(x.bfloat16(), weight, None, 30, 0)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(
+        found.float(), expected, atol=0.03 * float(expected.abs().max())
+    )
+    found.float().sum().backward()
+    assert weight.grad.isfinite().all()
