@@ -102,7 +102,7 @@ def depth_of(path):
             if isinstance(found, Path)
             else found().to_dict()
         )
-        return next(values[key] for key in DEPTHS if key in values)
+        return next((values[key] for key in DEPTHS if key in values), 0)
     return 0
 
 
