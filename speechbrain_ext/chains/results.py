@@ -7,6 +7,7 @@ that leaves figures: verify.py's, and evaluate.py's of spoofing detectors.
 from pathlib import Path
 
 from speechbrain_ext.chains.plan import table
+from speechbrain_ext.scoring.report import markdown_table
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import read_json, write_atomically, write_json
 
@@ -49,17 +50,15 @@ def rows_of(chain, done):
 
 def write_results(chain, rows):
     """Write both files → the table as lines."""
-    cells = [TITLES, *map(_cells, rows)]
+    cells = list(map(_cells, rows))
     write_json(chain.folder / "results.json", {"chain": chain.name, "rows": rows})
     with write_atomically(chain.folder / "results.md") as file:
-        for number, row in enumerate(cells):
-            file.write(f"| {' | '.join(row)} |\n")
-            file.write(f"| {' | '.join(['---'] * len(row))} |\n" * (number == 0))
         file.write(
-            "\nminDCF: at a prior of 0.01; of spoofing, the challenge's. Cllr in bits. "
+            f"{markdown_table(TITLES, cells)}\n\n"
+            "minDCF: at a prior of 0.01; of spoofing, the challenge's. Cllr in bits. "
             "Published\nfigures are EER %, of others' runs.\n"
         )
-    return table(cells, right=set(range(3, len(TITLES))))
+    return table([TITLES, *cells], right=set(range(3, len(TITLES))))
 
 
 def _row(stage, result, system):

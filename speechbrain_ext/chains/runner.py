@@ -39,6 +39,7 @@ from speechbrain_ext.chains.progress import (
     reason,
 )
 from speechbrain_ext.chains.results import rows_of, write_results
+from speechbrain_ext.training.resumable import STOPPING
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import write_json
 from speechbrain_ext.utils.jobs import digest_of
@@ -50,11 +51,6 @@ HOW = (
     *("gradient_checkpointing", "valid_batch_seconds", "noise_cache_mib", "shards"),
     *("ckpt_interval_minutes", "ckpt_interval_steps", "max_bad_recordings"),
 )
-STOPPING = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1")
-    if hasattr(signal, name)
-]
 POLL = 0.1  # seconds
 _PR_SET_PDEATHSIG = 1
 

@@ -12,6 +12,7 @@ from speechbrain_ext.lobes.encoder import count_parameters
 from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.profiling import count_macs, seconds_per_second
 from speechbrain_ext.scoring.plots import new_figure, save_figure
+from speechbrain_ext.scoring.report import markdown_table
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.files import read_json, write_atomically, write_json
 
@@ -96,13 +97,13 @@ def write_error_by_size(folder, found):
     head, timed = ["model", "encoder", "head", "G MACs of 1 s"], "seconds" in found
     head += [f"ms for {found['seconds']:g} s"] if timed else []
     head += [f"EER % on {name}" for name in lists]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     names = _short_names([row["model"] for row in models])
     for name, row in zip(names, models):
         sizes = f"{row['encoder']:,}", f"{row['head']:,}", f"{row['macs'] / 1e9:.4g}"
         took = [f"{1000 * row['seconds']:.1f}"] if timed else []
         lines.append([name, *sizes, *took, *map(_cell, row["eer"].values())])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(head, lines)
     note = f"Scores: {found['system']}; intervals of 95 %."
     if timed:
         note += f" Time: {torch.get_num_threads()} threads, one utterance, in turns."
