@@ -125,6 +125,12 @@ def argument_parser(description):
         metavar="FOLDER",
         help="published code (https://github.com/ZXHY-82/w2v-BERT-2.0_SV), as a peer",
     )
+    parser.add_argument(
+        "--wespeaker",
+        type=_folder,
+        metavar="FOLDER",
+        help="a checkout of https://github.com/wenet-e2e/wespeaker, as a peer",
+    )
     return parser
 
 

@@ -41,6 +41,7 @@ LIBRARY = (
     "run_all",
     "what_fits",
 )
+PEERS = "published", "wespeaker"  # whose code is not installed
 NO_GPU = "needs a GPU"  # how the complaint of such a script ends
 WRITTEN = ("RESULTS.md", "*.png", "results")
 
@@ -78,9 +79,12 @@ def parse(argv):
     parser.add_argument("--toy", action="store_true", help="small sizes")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--published", metavar="FOLDER", help="the published code")
+    parser.add_argument("--wespeaker", metavar="FOLDER", help="wespeaker's code")
     arguments = parser.parse_args(argv)
-    if arguments.published and not Path(arguments.published).is_dir():
-        parser.error(f"--published {arguments.published}: no such folder")
+    for peer in PEERS:
+        folder = getattr(arguments, peer)
+        if folder and not Path(folder).is_dir():
+            parser.error(f"--{peer} {folder}: no such folder")
     return arguments
 
 
@@ -102,9 +106,10 @@ def run_script(path, arguments):
     if arguments.threads:
         options += ["--threads", str(arguments.threads)]
     shown = options
-    if arguments.published:  # where it lies is nobody's business
-        shown = [*options, "--published FOLDER"]
-        options = [*options, "--published", arguments.published]
+    for peer in PEERS:
+        if folder := getattr(arguments, peer):  # where it lies is nobody's business
+            shown = [*shown, f"--{peer} FOLDER"]
+            options = [*options, f"--{peer}", folder]
     found = {
         "name": path.stem,
         "title": ast.get_docstring(ast.parse(path.read_text())).splitlines()[0],

@@ -1,5 +1,7 @@
 """docs/gpu.md: what fits on 24, 40 and 80 GB, and how long it takes, for every recipe.
 
+The README's table of what each published row needs is written from the same figures.
+
     python benchmarks/what_fits.py                        # measure what is new; write
     python benchmarks/what_fits.py --anew stage2_joint    # measure these again
     python benchmarks/what_fits.py --check stage2_joint   # at full size: within 5 %?
@@ -35,13 +37,14 @@ from fake_step import (
 )
 from fake_step import leaves as leaves_of
 
+from speechbrain_ext.scoring.report import markdown_table
 from speechbrain_ext.utils.config import read_tree
 from speechbrain_ext.utils.errors import InputError, command_line
 from speechbrain_ext.utils.files import write_atomically, write_json
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "what_fits.json"
-PAGE = HERE.parent / "docs/gpu.md"
+PAGE, README = HERE.parent / "docs/gpu.md", HERE.parent / "README.md"
 BEGIN, END = "<!-- written by benchmarks/what_fits.py -->\n", "<!-- end -->\n"
 ANTISPOOFING = RECIPES / "ASVspoof5/AntiSpoofing/hparams"
 FILES = {
@@ -75,6 +78,76 @@ ALIKE = {
     "table1/stage1_wavlm_camhfa": "table1/stage1_wavlm_mhfa",
     "table1/stage3_mhfa": "table1/stage2_mhfa",
 }
+# Published row → its EER % on Vox1-O / E / H, its chain if there is one, its stages.
+_LORA, _ADAPTER = "stage1_lora_adapter_mfa", "stage1_adapter_mfa"
+_JOINT = "stage2_joint", "stage3_lmft"
+_ECAPA, _LARGE_MARGIN = (
+    ("table1/stage2_ecapa", "table1/stage3_ecapa"),
+    "fbank/large_margin",
+)
+_PRUNING = "prune1_distill", "prune2_distill", "stage1_pruned"
+ROWS = {
+    "w2v-BERT 2.0, LoRA Adapter-MFA, VoxBlink2, AS-norm, QMF": (
+        *("0.12 / 0.27 / 0.55", "paper_lora_voxblink2"),
+        ("stage1_lora_voxblink2", "stage2_voxblink2", "stage3_lmft"),
+    ),
+    "the same, VoxCeleb2 alone, cosine": (
+        *("0.23 / 0.46 / 1.03", "paper_table2"),
+        (_LORA, *_JOINT),
+    ),
+    "Adapter-MFA": ("0.18 / 0.37 / 0.81", "paper_table2", (_ADAPTER, *_JOINT)),
+    "pruned to a fifth": (
+        *("0.18 / – / –", "paper_pruned"),
+        (_LORA, "stage2_joint", *_PRUNING, *_JOINT),
+    ),
+    "WavLM Base+ + MHFA, hybrid pruning, 70 %": (
+        *("0.73 / 0.84 / 1.61", "hybrid_sweep"),
+        ("table1/stage1_wavlm_mhfa", "hybrid_wavlm_mhfa"),
+    ),
+    "SV-Mixer of WavLM Large": (
+        *("1.52 / 1.64 / 2.98", "svmixer"),
+        ("svmixer/svmixer_wavlm_large",),
+    ),
+    "SV-Mixer of WavLM Base+": (
+        *("1.63 / 1.63 / 2.98", "svmixer"),
+        ("svmixer/svmixer_wavlm_base_plus",),
+    ),
+    "HuBERT Large + ECAPA": (
+        *("0.59 / 0.65 / 1.23", None),
+        ("table1/stage1_hubert_ecapa", *_ECAPA),
+    ),
+    "XLSR-53 + ECAPA": (
+        *("0.59 / 0.63 / 1.14", None),
+        ("table1/stage1_xlsr_ecapa", *_ECAPA),
+    ),
+    "UniSpeech-SAT Large + ECAPA": (
+        *("0.54 / 0.57 / 1.18", None),
+        ("table1/stage1_unispeech_sat_ecapa", *_ECAPA),
+    ),
+    "WavLM Large + ECAPA": (
+        *("0.38 / 0.48 / 0.99", None),
+        ("table1/stage1_wavlm_ecapa", *_ECAPA),
+    ),
+    "WavLM Large + CA-MHFA": (
+        *("0.42 / 0.48 / 0.96", None),
+        ("table1/stage1_wavlm_camhfa", "table1/stage2_mhfa", "table1/stage3_mhfa"),
+    ),
+    "WavLM Large + LAP + ASTP": (
+        *("0.37 / 0.50 / 1.01", None),
+        ("table1/stage1_wavlm_lap", "table1/stage2_lap", "table1/stage3_lap"),
+    ),
+    "NeMo Conformer Large + MFA": (
+        *("0.43 / 0.66 / 1.35", None),
+        ("table1/stage1_nemo_mfa", *_JOINT),
+    ),
+    "ECAPA-TDNN": ("0.87 / 1.12 / 2.12", None, ("fbank/ecapa", _LARGE_MARGIN)),
+    "CAM++": ("0.73 / 0.89 / 1.76", None, ("fbank/campplus", _LARGE_MARGIN)),
+    "ERes2NetV2": ("0.61 / 0.76 / 1.45", None, ("fbank/eres2netv2", _LARGE_MARGIN)),
+    "ResNet221": ("0.51 / 0.68 / 1.21", None, ("fbank/resnet", _LARGE_MARGIN)),
+    "ReDimNet-B6": ("0.37 / 0.53 / 1.00", None, ("fbank/redimnet", _LARGE_MARGIN)),
+    "ReDimNet2-B6": ("0.29 / 0.52 / 0.99", None, ("fbank/redimnet2", _LARGE_MARGIN)),
+}
+KEPT_CHECKPOINTS = 4  # at most at once, each of weights and AdamW's two moments
 LAYERS = 1, 3
 TOLERANCE = 0.05
 GIB = 2**30
@@ -95,6 +168,8 @@ UTTERANCES = {"voxblink2": 9_900_000 + 1_085_000, "ASVspoof5": 182_357, "": 1_08
 
 def depth_of(path):
     """Layers of a file's encoder, 0 where they are not to be chosen."""
+    if path.stem.endswith("whisper_pmfa"):
+        return 0  # its head takes states 17 to 24, the layers behind are not run
     for name in _sources(path):
         found = SOURCES[name]
         values = (
@@ -138,7 +213,7 @@ def measured(path):
     depth, batch = depth_of(path), int(read_tree(path)["train_data"]["batch_size"])
     batches = max(1, batch // 2), batch  # near it: where a peak is depends on the size
     ways = {"plain": []}
-    if depth and (word := checkpoints(path)):
+    if word := checkpoints(path):
         ways["checkpointing"] = [word]
     found = {"depth": depth}
     for way, words in ways.items():
@@ -241,11 +316,8 @@ def choice(kept, global_batch, gpus, card):
 
 def tables(kept):
     """Markdown: memory and arithmetic of the published batch; then a table per card."""
-    lines = [
-        "| file | batch × crop | trained | TFLOP | launches | peak, GiB | with "
-        "checkpointing |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ["file", "batch × crop", "trained", "TFLOP", "launches", "peak, GiB"]
+    rows = []
     for name, found in kept.items():
         tree = read_tree(FILES[name])
         batch = int(tree["train_data"]["batch_size"])
@@ -259,15 +331,13 @@ def tables(kept):
             f"{peak_of(plain, batch):.1f}",
             f"{peak_of(other, batch):.1f}" if other else "–",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines = [markdown_table([*head, "with checkpointing"], rows)]
+    head = ["file", *(f"{n} GPU" for n in GPUS), "steps", "ms", "hours"]
     for card, gpu in CARDS.items():
+        rows = [row_of(name, found, card) for name, found in kept.items()]
         lines += ["", f"### {card} GB (estimates for {gpu})", ""]
-        lines += [
-            f"| file | {' | '.join(f'{n} GPU' for n in GPUS)} | steps | ms | hours |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for name, found in kept.items():
-            lines.append(f"| {' | '.join(row_of(name, found, card))} |")
+        lines.append(markdown_table(head, rows))
     if missing := [f"{name}.yaml" for name in FILES if name not in kept]:
         lines += ["", f"Not measured yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
@@ -275,14 +345,10 @@ def tables(kept):
 
 def row_of(name, found, card):
     """Cells: what to set for 1, 2, 4, 8 GPUs; steps, ms and hours with the last."""
-    global_batch, epochs, _ = settings(FILES[name])
-    chosen = {n: choice(found, global_batch, n, card) for n in GPUS}
-    utterances = next(v for k, v in UTTERANCES.items() if k in str(FILES[name]))
-    steps = epochs * math.ceil(utterances / global_batch)
+    chosen, steps, best = plan_of(name, found, card)
     cells = [f"{name}.yaml"]
     for option in chosen.values():
         cells.append("–" if option is None else _text(*option[1:]))
-    best = next((n for n in reversed(GPUS) if chosen[n]), None)
     if best is None:
         return [*cells, f"{steps:,}", "–", "–"]
     seconds = chosen[best][0]
@@ -290,18 +356,73 @@ def row_of(name, found, card):
     return [*cells, f"{steps:,}", f"{1000 * seconds:.0f}", hours]
 
 
+def plan_of(name, found, card):
+    """({GPUs: choice}, steps, most GPUs on which it fits or None) of a file."""
+    global_batch, epochs, _ = settings(FILES[name])
+    chosen = {n: choice(found, global_batch, n, card) for n in GPUS}
+    utterances = next(v for k, v in UTTERANCES.items() if k in str(FILES[name]))
+    steps = epochs * math.ceil(utterances / global_batch)
+    return chosen, steps, next((n for n in reversed(GPUS) if chosen[n]), None)
+
+
+def needs(kept):
+    """Markdown: stages, GPU hours on each card and disk of every row of ROWS."""
+    head = [
+        "row",
+        "EER % there",
+        "files",
+        *(f"{card} GB" for card in CARDS),
+        "disk, GB",
+    ]
+    rows = []
+    for row, (published, chain, stages) in ROWS.items():
+        hours = [
+            _shown(sum_of(gpu_hours(name, kept.get(name), card) for name in stages))
+            for card in CARDS
+        ]
+        disk = _shown(sum_of(disk_of(kept.get(name)) for name in stages))
+        text = f"`{chain}`" if chain else ", ".join(f"`{name}`" for name in stages)
+        rows.append((row, published, text, *hours, disk))
+    return markdown_table(head, rows) + "\n"
+
+
+def sum_of(values):
+    """None if one of them is."""
+    values = list(values)
+    return None if None in values else sum(values)
+
+
+def gpu_hours(name, found, card):
+    """Of a file on as many GPUs as its batch divides by; None: not known, no fit."""
+    if found is None:
+        return None
+    chosen, steps, best = plan_of(name, found, card)
+    return best and best * steps * chosen[best][0] / 3600
+
+
+def disk_of(found):
+    """GB of checkpoints while a file trains."""
+    return (
+        found and KEPT_CHECKPOINTS * 12 * value_of(found["plain"], "trained", 0) / 1e9
+    )
+
+
+def _shown(value):
+    return "–" if value is None else f"{value:,.0f}"
+
+
 def _text(batch, accumulation, way):
     text = f"{batch}" if accumulation == 1 else f"{batch} × {accumulation}"
     return text + " c" * (way == "checkpointing")
 
 
-def write_page(kept):
+def write_pages(kept):
     """Put the tables between their marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    with write_atomically(PAGE) as file:
-        file.write(before + BEGIN + "\n" + tables(kept) + "\n" + END)
-        file.write(rest.split(END)[1])
+    for page, text in ((PAGE, tables(kept)), (README, needs(kept))):
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        with write_atomically(page) as file:
+            file.write(before + BEGIN + "\n" + text + "\n" + END)
+            file.write(rest.split(END)[1])
 
 
 def read_kept():
@@ -339,7 +460,7 @@ def main(argv=None):
             print(name, file=sys.stderr, flush=True)
             kept[name] = measured(path)
             write_json(KEPT, {k: v for k, v in kept.items() if k not in ALIKE})
-    write_page(read_kept())
+    write_pages(read_kept())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Students of large speech encoders: SV-Mixer and its peers, a small Transformer.
 
-    x₀ = Linear(LN(CNN(waveform)))               50 frames a second, no positions
+    x₀ = Linear(LN(FrontEnd(waveform)))          50 frames a second, no positions
     x_l = Block_l(x_{l−1}),   l = 1 … L
     states: x₀, …, x_{L−1}, LN(x_L)
 
-Heo et al. 2025 (arXiv 2509.14136). The CNN is that of WavLM Base: 512 channels, no
-biases, GroupNorm on the first layer alone, exact GELU; ``front_end_from`` takes a
-teacher's, weights included. What the blocks do, and how large they are:
+Heo et al. 2025 (arXiv 2509.14136). The front end is a CNN over the waveform, that of
+WavLM Base: 512 channels, no biases, GroupNorm on the first layer alone, exact GELU; or,
+for students of w2v-BERT 2.0, its mel features, of 50 frames a second as well and
+nearly free. ``front_end_from`` takes a teacher's, weights included. What the blocks do,
+and how large they are:
 :mod:`speechbrain_ext.lobes.mixing`; recordings of any length:
 :mod:`speechbrain_ext.lobes.any_length`. The Transformer that SV-Mixer is compared with
 has 4H² + 2·H·2H = 8H² weights a layer and 8TH² multiply-adds beside its attention's
@@ -19,13 +21,16 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, Wav2Vec2Config
 
+from speechbrain_ext.features.w2v_bert import W2VBertFeatures
 from speechbrain_ext.lobes.any_length import RULES, FramePlan
+from speechbrain_ext.lobes.encoder import Encoder, padding_mask
 from speechbrain_ext.lobes.mixing import (
     PLACES,
     ChannelMixing,
     MixerLayer,
     TokenMixing,
 )
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wav2vec2 import (
     WaveformEncoder,
     check_convolutions,
@@ -40,6 +45,10 @@ FRONT_END = (
     *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "full_conv_dim"),
     *("feat_extract_norm", "feat_extract_activation", "conv_scale", "variance_floor"),
 )
+# What its front end shares with convolutions: 80 mels of 400 samples every 160, frames
+# stacked by two.
+FEATURES = {"conv_dim": [80, 160], "conv_kernel": [400, 2], "conv_stride": [160, 2]}
+FRONT_ENDS = ("convolutions", "w2v_bert")
 CHOICES = {
     "block": ("sv_mixer", "mlp_mixer", "conv_mixer", "cycle_mlp"),
     "form": ("code", "drawing"),
@@ -72,6 +81,8 @@ class MixerConfig(PretrainedConfig):
         Hidden width of the MLPs, in widths of what they map.
     group_size : int
         Channels of a group.
+    front_end, normalise_variance
+        As of :class:`Student`.
     layer_units : list of dict
         Of a pruned model: hidden widths of the MLPs of each layer, by their names.
     """
@@ -100,6 +111,8 @@ class MixerConfig(PretrainedConfig):
         conv_bias=False,
         feat_extract_norm="group",
         feat_extract_activation="gelu",
+        front_end="convolutions",
+        normalise_variance=True,
         layer_units=None,
         **others,
     ):
@@ -223,16 +236,19 @@ class Student(WaveformEncoder):
     source : str, Path, configuration or dict
         As of :class:`~speechbrain_ext.lobes.wav2vec2.WaveformEncoder`; a dict with the
         values that are not the default's: ``{hidden_size: 384, num_hidden_layers: 6}``.
+        Beside sizes it may have ``front_end: w2v_bert``, the features of w2v-BERT 2.0
+        in place of ``convolutions``, and ``normalise_variance`` of these features.
     front_end_from : SpeakerEncoder or Encoder
-        Whose convolutions it begins with, standardised waveforms included; their
-        configuration takes the place of the student's own.
+        Whose convolutions it begins with, standardised waveforms included, or whose
+        features and their projection, where it is a w2v-BERT; its configuration takes
+        the place of the student's own.
     frozen, gradient_checkpointing, savedir, last_state, standardise
         As of the same class.
 
     Raises
     ------
     InputError
-        ``front_end_from`` an encoder without such convolutions, or beside weights.
+        ``front_end_from`` an encoder without such a front end, or beside weights.
     """
 
     def __init__(
@@ -246,12 +262,12 @@ class Student(WaveformEncoder):
         standardise: bool | None = None,
         front_end_from: nn.Module | None = None,
     ):
-        teacher = getattr(front_end_from, "encoder", front_end_from)
-        if isinstance(front_end_from, WaveformEncoder):
-            teacher = front_end_from  # its own ``encoder`` is the stack of layers
+        teacher = front_end_from
+        if not isinstance(teacher, Encoder):  # whose own ``encoder`` is its layers
+            teacher = getattr(teacher, "encoder", teacher)
         if teacher is not None:
             source = self._with_front_end(source, savedir, teacher)
-            standardise = teacher.standardise
+            standardise = getattr(teacher, "standardise", None)
         super().__init__(
             source,
             frozen,
@@ -264,10 +280,11 @@ class Student(WaveformEncoder):
             self._copy_front_end(teacher)
 
     def _with_front_end(self, source, savedir, teacher):
-        if not isinstance(teacher, WaveformEncoder):
+        if not isinstance(teacher, WaveformEncoder | W2VBertEncoder):
             raise InputError(
                 f"front_end_from: {type(teacher).__name__}, expected an encoder with "
-                "convolutions over the waveform, as WavLM, HuBERT or wav2vec 2.0"
+                "convolutions over the waveform, as WavLM, HuBERT or wav2vec 2.0, or "
+                "a w2v-BERT"
             )
         config, weights = read_source(source, self.config_class, savedir, self.prefix)
         if weights is not None:
@@ -275,6 +292,10 @@ class Student(WaveformEncoder):
                 f"front_end_from: {source} has weights of its own, expected a "
                 "configuration alone"
             )
+        if isinstance(teacher, W2VBertEncoder):
+            config.front_end = "w2v_bert"
+            config.normalise_variance = teacher.features.normalise_variance
+            return config
         for key in FRONT_END:
             if hasattr(teacher.config, key):
                 setattr(config, key, copy.copy(getattr(teacher.config, key)))
@@ -297,10 +318,95 @@ class Student(WaveformEncoder):
         others = tuple(name for name in own if name not in fits)
         load_strictly(self, fits, "front_end_from", allow_missing=others)
 
+    def build_front_end(self):
+        """Make what is before the projection."""
+        self.features = None
+        if self.config.front_end == "w2v_bert":
+            self.features = W2VBertFeatures(self.config.normalise_variance)
+        else:
+            super().build_front_end()
+
+    def check_front_end(self, source):
+        """InputError: a front end that is not built here."""
+        config = self.config
+        if config.front_end == "w2v_bert":
+            # what a configuration says of convolutions that are not there
+            usual = type(config)()
+            for key, value in FEATURES.items():
+                given = list(getattr(config, key))
+                if given not in (value, list(getattr(usual, key))):
+                    raise InputError(
+                        f"{key}: {given}, expected none with front_end w2v_bert"
+                    )
+                setattr(config, key, list(value))
+        elif config.front_end != "convolutions":
+            expected = ", ".join(FRONT_ENDS)
+            raise InputError(
+                f"front_end: {config.front_end!r}, expected one of {expected}"
+            )
+        check_convolutions(config, source)
+        if hasattr(config, "num_feat_extract_layers"):  # transformers compares it
+            config.num_feat_extract_layers = len(config.conv_dim)
+
     @property
     def min_samples(self):
         """Samples of two frames, which half of the rate needs."""
         return input_samples(2, self.config.conv_kernel, self.config.conv_stride)
+
+    def front_end(self, wavs, wav_lens=None):
+        """The waveform as it is or standardised, or features; relative lengths [B]."""
+        x, lens = super().front_end(wavs, wav_lens)
+        return (x, lens) if self.features is None else self.features(x, lens)
+
+    def projected(self, x, lens):
+        """As of :class:`WaveformEncoder`; of features, they take the waveform's place.
+
+        Without the valid samples, that nothing behind needs.
+        """
+        if self.features is None:
+            return super().projected(x, lens)
+        x = x.to(self.feature_projection.projection.weight.dtype)
+        padding = padding_mask(x.shape[1], lens)
+        x = self.feature_projection(x)
+        if padding is not None:
+            x = x.masked_fill(padding.unsqueeze(-1), 0.0)
+        return x, None, padding
+
+    def output_lens(self, x, lens):
+        """Valid frames of every row, relative to those of the longest."""
+        return lens if self.features is not None else super().output_lens(x, lens)
+
+    def same_front_end(self, other):
+        """Whether another encoder takes the same waveform, or the same features."""
+        features = getattr(other, "features", None)
+        if self.features is None:
+            return features is None and super().same_front_end(other)
+        return isinstance(features, W2VBertFeatures) and (
+            self.standardise == getattr(other, "standardise", False)
+            and self.features.normalise_variance == features.normalise_variance
+        )
+
+    def front_end_kinds(self):
+        """What a profile by layers shows of the front end."""
+        if self.features is None:
+            return {"convolutions": FeatureExtractor}
+        return {"features": W2VBertFeatures}
+
+    def graph_form(self):
+        """As of :class:`WaveformEncoder`, features in one product."""
+        form = super().graph_form()
+        if self.features is not None:
+            form.features = self.features.graph_form()
+        return form
+
+    def convolution_groups(self):
+        """None of features."""
+        return [] if self.features is not None else super().convolution_groups()
+
+    def resize_convolutions(self, config, widths):
+        """Nothing of features."""
+        if self.features is None:
+            super().resize_convolutions(config, widths)
 
 
 class SVMixerEncoder(Student):
@@ -328,7 +434,7 @@ class SVMixerEncoder(Student):
 
     def check_config(self, source):
         """InputError: a configuration that cannot be built."""
-        check_convolutions(self.config, source)
+        self.check_front_end(source)
         self.config.check()
 
     @property
@@ -362,11 +468,8 @@ class SVMixerEncoder(Student):
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
-        return {
-            "convolutions": FeatureExtractor,
-            "token mixing": TokenMixing,
-            "channel mixing": ChannelMixing,
-        }
+        kinds = {"token mixing": TokenMixing, "channel mixing": ChannelMixing}
+        return {**self.front_end_kinds(), **kinds}
 
     def resize_layers(self, config, widths):
         """Set in ``config`` the hidden widths of every layer's MLPs."""
@@ -383,7 +486,8 @@ class SVMixerEncoder(Student):
 class TransformerStudentConfig(Wav2Vec2Config):
     """Of wav2vec 2.0, pre-norm, with the sizes of the paper's Transformer student.
 
-    ``num_conv_pos_embeddings`` 0: no positions.
+    ``num_conv_pos_embeddings`` 0: no positions. ``front_end`` and
+    ``normalise_variance``: see :class:`Student`.
     """
 
     model_type = "transformer_student"
@@ -395,6 +499,8 @@ class TransformerStudentConfig(Wav2Vec2Config):
             "intermediate_size": 2048,
             "do_stable_layer_norm": True,
             "feat_proj_dropout": 0.1,
+            "front_end": "convolutions",
+            "normalise_variance": True,
         }
         super().__init__(**{**defaults, **values})
 
@@ -413,12 +519,13 @@ class TransformerStudent(Student):
     def check_config(self, source):
         """InputError: a configuration that cannot be built."""
         check_keys(self.config, *self.widths_by_layer, "repeat_last")
-        check_convolutions(self.config, source)
+        self.check_front_end(source)
         check_transformer(self.config, source)
 
     def layer_kinds(self):
         """Classes that a profile by layers shows."""
         kinds = super().layer_kinds()
+        del kinds["convolutions"]
         if self.encoder.pos_conv_embed is None:
             del kinds["positions"]
-        return kinds
+        return {**self.front_end_kinds(), **kinds}

@@ -164,9 +164,12 @@ class W2VBertEncoder(Encoder):
         del self.encoder.layers[layers:]
 
     def same_front_end(self, other):
-        """Whether another encoder takes the same features."""
-        return isinstance(other, W2VBertEncoder) and (
-            self.features.normalise_variance == other.features.normalise_variance
+        """Whether another encoder takes the same features, as a student may."""
+        features = getattr(other, "features", None)
+        return (
+            isinstance(features, W2VBertFeatures)
+            and self.features.normalise_variance == features.normalise_variance
+            and not getattr(other, "standardise", False)
         )
 
     def layer_kinds(self):

@@ -141,7 +141,7 @@ class WaveformEncoder(Encoder):
         check_at_least("variance_floor", self.variance_floor, 0, whole=False)
         self.repeats = bool(getattr(self.config, "repeat_last", False))
         self.arguments.update(source=self.config.to_dict(), standardise=standardise)
-        self.feature_extractor = FeatureExtractor(self.config)
+        self.build_front_end()
         self.feature_projection = FeatureProjection(self.config)
         self.encoder = self.stack_class(
             self.config, self.attention_class, last_state == "normalised"
@@ -151,6 +151,10 @@ class WaveformEncoder(Encoder):
             if self.encoder.layer_norm is None:
                 ignore = (*UNUSED, "encoder.layer_norm.")
             load_strictly(self, self.own_names(weights), str(source), ignore=ignore)
+
+    def build_front_end(self):
+        """Make what is before the projection."""
+        self.feature_extractor = FeatureExtractor(self.config)
 
     def check_config(self, source):
         """InputError: the configuration asks for what is not built here."""
@@ -293,6 +297,14 @@ class WaveformEncoder(Encoder):
 
     def prunable_groups(self):
         """What may be removed → list of PrunableGroup, for ``pruning``."""
+        return self.convolution_groups() + [
+            group.within(f"encoder.layers.{number}", number)
+            for number, layer in enumerate(self.encoder.layers)
+            for group in layer.prunable_groups(self.config)
+        ]
+
+    def convolution_groups(self):
+        """Those of the convolutions."""
         extractor = self.feature_extractor
         full = getattr(self.config, "full_conv_dim", None) or self.config.conv_dim
         conv = [
@@ -315,11 +327,7 @@ class WaveformEncoder(Encoder):
             output_weight="feature_projection.projection.weight",
             norms=(*conv[-1].norms, *norms),
         )
-        return conv + [
-            group.within(f"encoder.layers.{number}", number)
-            for number, layer in enumerate(self.encoder.layers)
-            for group in layer.prunable_groups(self.config)
-        ]
+        return conv
 
     def resized(self, widths):
         """A new encoder of other widths, with random weights.
@@ -328,13 +336,7 @@ class WaveformEncoder(Encoder):
         them.
         """
         config = copy.deepcopy(self.config)
-        config.full_conv_dim = list(
-            getattr(config, "full_conv_dim", None) or config.conv_dim
-        )
-        config.conv_dim = [
-            widths[f"feature_extractor.conv_layers.{i}"]
-            for i in range(len(config.conv_dim))
-        ]
+        self.resize_convolutions(config, widths)
         self.resize_layers(config, widths)
         return type(self)(
             config,
@@ -343,6 +345,16 @@ class WaveformEncoder(Encoder):
             last_state=self.arguments["last_state"],
             standardise=self.standardise,
         )
+
+    def resize_convolutions(self, config, widths):
+        """Set in ``config`` what :meth:`resized` was told of the convolutions."""
+        config.full_conv_dim = list(
+            getattr(config, "full_conv_dim", None) or config.conv_dim
+        )
+        config.conv_dim = [
+            widths[f"feature_extractor.conv_layers.{i}"]
+            for i in range(len(config.conv_dim))
+        ]
 
     def resize_layers(self, config, widths):
         """Set in ``config`` what :meth:`resized` was told of the layers."""

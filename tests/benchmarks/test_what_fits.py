@@ -2,7 +2,11 @@
 
 import pytest
 import what_fits
-from what_fits import GIB, TOLERANCE, check, choice, peak_of, read_kept
+from what_fits import GIB, TOLERANCE, check, choice, peak_of, read_kept, seconds_of
+
+from speechbrain_ext.utils.config import read_tree
+
+CHAINS = what_fits.VOXCELEB.parent / "chains"
 
 # A step takes 1 TFLOP and 1 GiB an utterance, beside 2 GiB of which 1 are gradients.
 PLAIN = {
@@ -45,15 +49,45 @@ def test_memory_is_the_highest_part_and_gradients_that_wait():
     assert peak_of(PLAIN, 8, accumulation=2) == 11
 
 
-def test_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
-    text = what_fits.PAGE.read_text(encoding="utf-8")
-    monkeypatch.setattr(what_fits, "PAGE", tmp_path / "gpu.md")
-    what_fits.PAGE.write_text(text, encoding="utf-8")
-    what_fits.write_page(read_kept())
-    assert what_fits.PAGE.read_text(encoding="utf-8") == text
-    assert {"stage1_lora_adapter_mfa", "stage2_joint", "prune1_distill"} <= {
-        *read_kept()
-    }
+def test_the_pages_are_what_the_script_writes(tmp_path, monkeypatch):
+    texts = {}
+    for page in ("PAGE", "README"):
+        texts[page] = getattr(what_fits, page).read_text(encoding="utf-8")
+        monkeypatch.setattr(what_fits, page, tmp_path / page)
+        (tmp_path / page).write_text(texts[page], encoding="utf-8")
+    what_fits.write_pages(read_kept())
+    for page, text in texts.items():
+        assert (tmp_path / page).read_text(encoding="utf-8") == text
+    assert [*read_kept()] == [*what_fits.FILES]  # none is left out
+
+
+def test_hours_and_disk_of_a_row(monkeypatch):
+    """64 crops a step of 1 TFLOP each on one H100: 0.128 s, by hand."""
+    monkeypatch.setattr(what_fits, "plan_of", lambda *_: ({1: (0.128, 64)}, 9000, 1))
+    assert what_fits.gpu_hours("any", {}, 80) == pytest.approx(0.32)
+    found = {"plain": {"trained": [1e9, 0]}}
+    assert what_fits.disk_of(found) == 48  # 4 checkpoints of 12 bytes a weight
+    assert what_fits.sum_of([1, None]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        (path.stem, stage["name"])
+        for path in sorted(CHAINS.glob("*.yaml"))
+        for stage in read_tree(path)["stages"]
+        if "seconds_per_step" in stage and not stage["name"].startswith("pruned")
+    ],
+)
+def test_chains_plan_with_these_estimates(name, stage):
+    """A step of a file's own batch on the card of 80 GB; a pruned model takes less."""
+    stages = read_tree(CHAINS / f"{name}.yaml")["stages"]
+    stage = next(s for s in stages if s["name"] == stage)
+    path = what_fits.VOXCELEB.parent / stage["hparams"]
+    file = str(path.relative_to(what_fits.VOXCELEB).with_suffix(""))
+    batch = int(read_tree(path)["train_data"]["batch_size"])
+    found = seconds_of(read_kept()[file]["plain"], batch, 1, card=80)
+    assert stage["seconds_per_step"] == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.slow

@@ -201,6 +201,7 @@ def mixer_config(**changes):
 
 STUDENT = {"hidden_size": 24, "num_hidden_layers": 2, "conv_dim": [12, 12, 12]}
 STUDENT |= {"conv_kernel": [10, 5, 11], "conv_stride": [5, 4, 16]}
+OF_FEATURES = {"hidden_size": 24, "num_hidden_layers": 2, "front_end": "w2v_bert"}
 
 
 MIXER_PRUNED = {
@@ -274,12 +275,20 @@ ENCODERS = {
     "sv_mixer_drawing": lambda **o: SVMixerEncoder(
         mixer_config(form="drawing", any_length="resampled"), last_state="raw", **o
     ),
+    "sv_mixer_features": lambda **o: SVMixerEncoder(
+        {**OF_FEATURES, "group_size": 8, "frames": 20}, **o
+    ),
     "mlp_mixer": lambda **o: SVMixerEncoder(mixer_config(block="mlp_mixer"), **o),
     "conv_mixer": lambda **o: SVMixerEncoder(mixer_config(block="conv_mixer"), **o),
     "cycle_mlp": lambda **o: SVMixerEncoder(mixer_config(block="cycle_mlp"), **o),
     "transformer_student": lambda **o: TransformerStudent(
         {**STUDENT, "num_attention_heads": 3, "intermediate_size": 40}
         | {"num_conv_pos_embeddings": 0, "num_conv_pos_embedding_groups": 4},
+        **o,
+    ),
+    "transformer_student_features": lambda **o: TransformerStudent(
+        {**OF_FEATURES, "num_attention_heads": 3, "intermediate_size": 40}
+        | {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4},
         **o,
     ),
     "toy": ToyEncoder,

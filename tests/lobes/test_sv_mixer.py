@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_encoder import noise, randomise, waveform_config
+from tiny_encoder import noise, randomise, tiny_config, waveform_config
 from torch import nn
 from transformers import WhisperConfig
 
 from speechbrain_ext.lobes.any_length import FramePlan
+from speechbrain_ext.lobes.encoder import padding_mask
 from speechbrain_ext.lobes.heads import MFA
 from speechbrain_ext.lobes.mixing import (
     ChannelMLP,
@@ -18,6 +19,7 @@ from speechbrain_ext.lobes.mixing import (
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.sv_mixer import SVMixerEncoder, TransformerStudent
+from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
 from speechbrain_ext.lobes.wavlm import WavLMEncoder
 from speechbrain_ext.lobes.whisper import WhisperEncoder
 from speechbrain_ext.profiling import count_macs, count_parameters
@@ -359,6 +361,49 @@ def test_the_front_end_of_a_teacher():
         SVMixerEncoder(config, front_end_from=whisper)
 
 
+@pytest.mark.parametrize("normalise_variance", [True, False])
+def test_the_features_of_a_teacher(normalise_variance):
+    sizes = tiny_config(normalise_variance=normalise_variance)
+    teacher = randomise(W2VBertEncoder(sizes)).eval()
+    width = teacher.hidden_size
+    config = {"hidden_size": width, "group_size": 8, "frames": 24}
+    student = SVMixerEncoder({**config, "num_hidden_layers": 1}, front_end_from=teacher)
+    student.eval()
+    assert student.config.front_end == "w2v_bert"
+    assert student.same_front_end(teacher)
+    assert teacher.same_front_end(student)
+    wavs = 0.1 * noise(2, 9000)
+    lens = torch.tensor([1.0, 0.6])
+    valid = padding_mask(27, student(wavs, lens)[1]).logical_not()
+    ours, theirs = (states_of(e, wavs, lens)[0][valid] for e in (student, teacher))
+    assert torch.equal(ours, theirs)
+    again = SVMixerEncoder(**student.arguments)
+    assert again.features.normalise_variance == normalise_variance
+    other = W2VBertEncoder(tiny_config(normalise_variance=not normalise_variance))
+    assert not student.same_front_end(other)
+    assert not other.same_front_end(student)
+    assert not student.same_front_end(small())
+    assert not small().same_front_end(student)
+
+
+def test_frames_of_features_are_those_of_the_convolutions():
+    """149 of 3 s, so that one time MLP serves both; the window is filled alike."""
+    features = {"front_end": "w2v_bert", "frames": 149, "group_size": 8}
+    mixers = [
+        SVMixerEncoder({"hidden_size": 8, "num_hidden_layers": 1, **options})
+        for options in (features, {"conv_dim": [4] * 7, "group_size": 8})
+    ]
+    for seconds in (1, 2, 3, 10):
+        wav = 0.1 * noise(1, round(16000 * seconds))
+        frames = {states_of(mixer.eval(), wav)[-1].shape[1] for mixer in mixers}
+        assert len(frames) == 1
+    fewest, most = mixers[0].fitting_samples
+    for samples, fits in ((fewest - 1, False), (fewest, True), (most, True)):
+        states = states_of(mixers[0], 0.1 * noise(1, samples))
+        assert (states[0].shape[1] == 149) == fits
+    assert mixers[0].prunable_groups()[0].name.startswith("encoder.layers.0")
+
+
 def test_which_lengths_fill_the_window():
     assert small().fitting_samples == (12 * 400, 13 * 400 - 1)
     assert small(block="cycle_mlp").fitting_samples is None
@@ -383,6 +428,11 @@ def test_which_lengths_fill_the_window():
             "layer 0, fast 0, expected a multiple of 3, 3 to 96",
         ),
         ({"conv_stride": [4, 4]}, "conv_stride"),
+        ({"front_end": "mfcc"}, "front_end: 'mfcc', expected one of convolutions, w2v"),
+        (
+            {"front_end": "w2v_bert"},
+            r"conv_dim: \[6\], expected none with front_end w2v",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line(changes, message):
