@@ -9,9 +9,11 @@
 Ways: ``float32``; ``int8``, which precision="int8" loads; torch's own dynamic
 quantisation of the same layers (one scale for all activations of a call); bf16
 autocast. Features [1, T, …] → all hidden states, the same ones for all ways, which take
-turns; cosines are those of embeddings to float32's. Seconds of random weights are those
-of any; cosines are not. ``--cpu_time`` counts the seconds that processors worked, with
-one thread a fair measure beside other programs.
+turns; ONNX Runtime, in float32 and in the 8 bits of ``export_onnx``, goes from waveform
+to embedding, features and head included (not of the dense model, whose export needs
+more than 24 GB). Cosines are those of embeddings to float32's. Seconds of random
+weights are those of any; cosines are not. ``--cpu_time`` counts the seconds that
+processors worked, with one thread a fair measure beside other programs.
 """
 
 import functools
@@ -27,7 +29,9 @@ from published import PublishedEncoder, pruned_configuration
 from torch import nn
 from transformers import Wav2Vec2BertConfig
 
+from speechbrain_ext.export.onnx.export import export_onnx
 from speechbrain_ext.inference import SpeakerVerifier
+from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
 from speechbrain_ext.lobes.encoder import shared_copy
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.int8 import Int8Linear, in_int8, is_linear
@@ -76,13 +80,16 @@ WAYS = {
     "torch's dynamic int8": per_call,
     "bf16": lambda model: None,
 }
+RUNTIME = {"ONNX Runtime": False, "ONNX Runtime, 8 bits": True}
+LARGEST = 200e6  # parameters of a model that is exported
 
 
 def main(argv=None):
     parser = argument_parser(__doc__)
     add = parser.add_argument
     add("--models", nargs="*", choices=("dense", "0.8"), help="(default: both)")
-    add("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY")
+    ways = [*WAYS, *RUNTIME]
+    add("--ways", nargs="+", choices=ways, default=ways, metavar="WAY")
     add("--seconds", type=float, nargs="+", default=SECONDS, help="lengths, in place")
     add("--rounds", type=int, default=ROUNDS)
     add("--pretrained_folder", nargs="+", default=[], metavar="FOLDER")
@@ -112,9 +119,11 @@ def measured(name, arguments):
     torch.manual_seed(0)
     folder = name if name in arguments.pretrained_folder else None
     model = load_pretrained(folder) if folder else random_model(name, arguments)
-    models = {way: shared_copy(model.eval()) for way in arguments.ways}
-    wav = 0.1 * torch.randn(1, 3 * model.encoder.sample_rate)
-    found, runs, clocks = {}, {}, {}
+    ways = [way for way in arguments.ways if way in WAYS]
+    models = {way: shared_copy(model.eval()) for way in ways}
+    rate = model.encoder.sample_rate
+    wav = 0.1 * torch.randn(1, 3 * rate)
+    found, runs, clocks, given = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         exact = model(wav)
         for way, own in models.items():
@@ -122,6 +131,16 @@ def measured(name, arguments):
             cosine = float(torch.cosine_similarity(embedded(own, wav, way), exact, -1))
             found[way] = {"megabytes": megabytes(own), "cosine": cosine, "eer": {}}
             runs[way] = functools.partial(encoded, own, way)
+        small = sum(parameter.numel() for parameter in model.parameters()) < LARGEST
+        for way in [way for way in arguments.ways if way in RUNTIME and small]:
+            if arguments.toy and not RUNTIME[way]:
+                continue  # an export takes seconds
+            graph = exported(model, Path(scratch, way), RUNTIME[way], arguments)
+            mine = torch.from_numpy(graph.embed(list(wav.numpy())))
+            cosine = float(torch.cosine_similarity(mine, exact.squeeze(1), -1))
+            size = sum(f.stat().st_size for f in Path(scratch, way).glob("model.onnx*"))
+            found[way] = {"megabytes": size / 1e6, "cosine": cosine, "eer": {}}
+            runs[way] = lambda x, graph=graph: graph.embed([given["wav"]])
         if arguments.published and not folder:
             peer = published(model.encoder, arguments, scratch)
             found[PUBLISHED] = {"megabytes": None, "cosine": None, "eer": {}}
@@ -129,6 +148,7 @@ def measured(name, arguments):
         seconds = {way: {} for way in runs}
         for length in arguments.seconds:
             x = torch.randn(model.encoder.example(length)[0].shape)
+            given["wav"] = 0.1 * torch.randn(round(length * rate)).numpy()
             if PUBLISHED in runs:
                 peer.take(x)
             of_length = turns(runs, x, clocks, length, arguments)
@@ -141,6 +161,14 @@ def measured(name, arguments):
     if folder and arguments.trials:
         add_error_rates(found, folder, arguments)
     return found
+
+
+def exported(model, folder, int8, arguments):
+    """The graph of a model, from waveform to embedding."""
+    folder.mkdir()
+    export_onnx(model, folder / "model.onnx", int8=int8)
+    options = {"threads": arguments.threads, "speech_detection": False}
+    return OnnxSpeakerEncoder(folder / "model.onnx", **options)
 
 
 def encoded(model, way, x):
