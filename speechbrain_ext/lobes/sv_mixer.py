@@ -292,9 +292,10 @@ class Student(WaveformEncoder):
                 f"front_end_from: {source} has weights of its own, expected a "
                 "configuration alone"
             )
-        if isinstance(teacher, W2VBertEncoder):
-            config.front_end = "w2v_bert"
-            config.normalise_variance = teacher.features.normalise_variance
+        features = getattr(teacher, "features", None)  # a student's may be w2v-BERT's
+        config.front_end = "convolutions" if features is None else "w2v_bert"
+        if features is not None:
+            config.normalise_variance = features.normalise_variance
             return config
         for key in FRONT_END:
             if hasattr(teacher.config, key):
@@ -329,6 +330,8 @@ class Student(WaveformEncoder):
     def check_front_end(self, source):
         """InputError: a front end that is not built here."""
         config = self.config
+        if not isinstance(value := config.normalise_variance, bool):
+            raise InputError(f"normalise_variance: {value!r}, expected true or false")
         if config.front_end == "w2v_bert":
             # what a configuration says of convolutions that are not there
             usual = type(config)()

@@ -303,6 +303,7 @@ SAME_GRAPH = {
     *("w2v_bert", "whisper", "nemo_conformer", "resnet", "eres2netv2", "ecapa_zeros"),
     "redimnet",
     *("wav2vec2", "unispeech_sat", "wavlm", "wavlm_base", "transformer_student"),
+    "transformer_student_features",
     *("sv_mixer_pruned", "sv_mixer_drawing", "mlp_mixer", "conv_mixer", "cycle_mlp"),
 }
 

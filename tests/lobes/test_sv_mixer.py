@@ -347,7 +347,8 @@ def test_the_front_end_of_a_teacher():
         own = student.feature_extractor.state_dict()
         assert all(torch.equal(own[name], theirs[name]) for name in theirs)
         assert "front_end_from" not in student.arguments
-    wide = {**config, "hidden_size": 48}
+    # whatever the configuration says of it
+    wide = {**config, "hidden_size": 48, "front_end": "w2v_bert"}
     student = SVMixerEncoder(wide, front_end_from=teacher).eval()
     wavs = 0.1 * noise(2, 8000)
     same = (states_of(e, wavs)[0] for e in (student, teacher))
@@ -377,6 +378,8 @@ def test_the_features_of_a_teacher(normalise_variance):
     valid = padding_mask(27, student(wavs, lens)[1]).logical_not()
     ours, theirs = (states_of(e, wavs, lens)[0][valid] for e in (student, teacher))
     assert torch.equal(ours, theirs)
+    second = SVMixerEncoder({**config, "num_hidden_layers": 1}, front_end_from=student)
+    assert torch.equal(states_of(second.eval(), wavs)[0], states_of(teacher, wavs)[0])
     again = SVMixerEncoder(**student.arguments)
     assert again.features.normalise_variance == normalise_variance
     other = W2VBertEncoder(tiny_config(normalise_variance=not normalise_variance))
@@ -428,6 +431,7 @@ def test_which_lengths_fill_the_window():
             "layer 0, fast 0, expected a multiple of 3, 3 to 96",
         ),
         ({"conv_stride": [4, 4]}, "conv_stride"),
+        ({"normalise_variance": 1}, "normalise_variance: 1, expected true or false"),
         ({"front_end": "mfcc"}, "front_end: 'mfcc', expected one of convolutions, w2v"),
         (
             {"front_end": "w2v_bert"},
