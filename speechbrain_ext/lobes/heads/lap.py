@@ -30,7 +30,9 @@ from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
 ASTP_FLOOR = 1e-4
-BLOCK = 128  # frames; their projections take 13 MB of 25 states of width 1024
+# Frames of all rows that are projected at once, by the kind of device: 13 MB of 25 states
+# of width 1024 stay in a CPU's caches; a GPU starts too many kernels for so few.
+BLOCK, GPU_BLOCK = 128, 2048
 
 
 class LAP(Head):
@@ -243,7 +245,8 @@ def _aggregate(normed, weight, bias, network, dropped, states):
     if torch.compiler.is_compiling():  # a graph of any length has no such loop
         best, *kept = _aggregate_block(normed, *rest, dropped, states)
         return best.flatten(2), kept
-    step = max(1, BLOCK // len(states[0]))
+    block = BLOCK if states[0].device.type == "cpu" else GPU_BLOCK
+    step = max(1, block // len(states[0]))
     blocks = []
     for first in range(0, states[0].shape[1], step):
         some = slice(first, first + step)
