@@ -280,9 +280,8 @@ class Run:
         parameters = list(brain.modules.parameters())
         state = brain.optimizer.state.values()
         trained = [p for p in parameters if p.requires_grad]
-        optimiser = sum(
-            t.nbytes for s in state for t in s.values() if torch.is_tensor(t)
-        )
+        made_once = [t for s in state for t in s.values() if torch.is_tensor(t)]
+        optimiser = sum(tensor.nbytes for tensor in made_once)
         # it was made at the end of this first step, and is there in all others
         peaks = {k: v + optimiser * (k != "optimiser") for k, v in gpu.peaks.items()}
         return Step(
@@ -296,8 +295,8 @@ class Run:
             gradients=sum(p.nbytes for p in trained),
             optimiser=optimiser,
             flops=sum(gpu.flops.values()),
-            moved=sum(gpu.moved.values()),
-            kernels=sum(gpu.kernels.values()),
+            moved=sum(gpu.moved.values()) - optimiser,
+            kernels=sum(gpu.kernels.values()) - len(made_once),
             syncs=dict(gpu.syncs),
             seconds=round(seconds, 2),
         )
