@@ -267,7 +267,7 @@ class Student(WaveformEncoder):
             teacher = getattr(teacher, "encoder", teacher)
         if teacher is not None:
             source = self._with_front_end(source, savedir, teacher)
-            standardise = getattr(teacher, "standardise", None)
+            standardise = getattr(teacher, "standardise", False)  # None: as norms say
         super().__init__(
             source,
             frozen,
@@ -296,6 +296,8 @@ class Student(WaveformEncoder):
         config.front_end = "convolutions" if features is None else "w2v_bert"
         if features is not None:
             config.normalise_variance = features.normalise_variance
+            for key, value in FEATURES.items():
+                setattr(config, key, list(value))
             return config
         for key in FRONT_END:
             if hasattr(teacher.config, key):
@@ -342,6 +344,11 @@ class Student(WaveformEncoder):
                         f"{key}: {given}, expected none with front_end w2v_bert"
                     )
                 setattr(config, key, list(value))
+            for key in ("repeat_last", "conv_scale", "full_conv_dim"):
+                if value := getattr(config, key, None):
+                    raise InputError(
+                        f"{key}: {value}, expected none with front_end w2v_bert"
+                    )
         elif config.front_end != "convolutions":
             expected = ", ".join(FRONT_ENDS)
             raise InputError(
@@ -359,7 +366,8 @@ class Student(WaveformEncoder):
     def front_end(self, wavs, wav_lens=None):
         """The waveform as it is or standardised, or features; relative lengths [B]."""
         x, lens = super().front_end(wavs, wav_lens)
-        return (x, lens) if self.features is None else self.features(x, lens)
+        # of lengths that are not given features look for no padding: no wait for a GPU
+        return (x, lens) if self.features is None else self.features(x, wav_lens)
 
     def projected(self, x, lens):
         """As of :class:`WaveformEncoder`; of features, they take the waveform's place.
@@ -381,9 +389,9 @@ class Student(WaveformEncoder):
 
     def same_front_end(self, other):
         """Whether another encoder takes the same waveform, or the same features."""
-        features = getattr(other, "features", None)
         if self.features is None:
-            return features is None and super().same_front_end(other)
+            return super().same_front_end(other)
+        features = getattr(other, "features", None)
         return isinstance(features, W2VBertFeatures) and (
             self.standardise == getattr(other, "standardise", False)
             and self.features.normalise_variance == features.normalise_variance

@@ -385,8 +385,16 @@ def test_the_features_of_a_teacher(normalise_variance):
     other = W2VBertEncoder(tiny_config(normalise_variance=not normalise_variance))
     assert not student.same_front_end(other)
     assert not other.same_front_end(student)
-    assert not student.same_front_end(small())
-    assert not small().same_front_end(student)
+    base = WavLMEncoder(waveform_config("wavlm"), standardise=False)
+    for waveform in (small(), base):
+        assert not student.same_front_end(waveform)
+        assert not waveform.same_front_end(student)
+    # whatever the configuration says of convolutions
+    waveform = {"conv_dim": [8] * 7, "feat_extract_norm": "layer"}
+    third = SVMixerEncoder(
+        {**config, **waveform, "num_hidden_layers": 1}, front_end_from=teacher
+    )
+    assert third.same_front_end(teacher)
 
 
 def test_frames_of_features_are_those_of_the_convolutions():
@@ -405,6 +413,24 @@ def test_frames_of_features_are_those_of_the_convolutions():
         states = states_of(mixers[0], 0.1 * noise(1, samples))
         assert (states[0].shape[1] == 149) == fits
     assert mixers[0].prunable_groups()[0].name.startswith("encoder.layers.0")
+
+
+@pytest.mark.parametrize("key", ["repeat_last", "conv_scale", "full_conv_dim"])
+def test_what_features_have_none_of(key):
+    with pytest.raises(InputError, match=f"{key}: .*, expected none with front_end"):
+        TransformerStudent({"front_end": "w2v_bert", key: [1, 1]})
+
+
+def test_without_lengths_features_look_for_none():
+    """Lengths that a step did not give would be read back from a GPU."""
+    student = SVMixerEncoder(
+        {"front_end": "w2v_bert", "hidden_size": 8, "group_size": 8}
+        | {"num_hidden_layers": 1, "frames": 12}
+    )
+    given = []
+    student.features.register_forward_pre_hook(lambda m, args: given.append(args[1]))
+    student.front_end(noise(2, 1600), None)
+    assert given == [None]
 
 
 def test_which_lengths_fill_the_window():
