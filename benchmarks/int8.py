@@ -250,7 +250,8 @@ def rows_of(name, found, arguments):
     ours, short = found.get("int8"), title(name)
     for way in [way for way in found if ours and way != "int8"]:
         theirs = found[way]
-        about = {"peer_name": way, "source": "features to all states"}
+        whole = "there from waveform to embedding" if way in RUNTIME else ""
+        about = {"peer_name": way, "source": whole or "features to all states"}
         for length in arguments.seconds:
             both = ours["seconds"][length], theirs["seconds"][length]
             mark = FASTER.get((name, length)) if way == PUBLISHED else None

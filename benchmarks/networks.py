@@ -143,11 +143,11 @@ def of_wespeaker(name, folder, checkout):
         sys.modules["wespeaker"] = package
     module, kind, options = PUBLIC[name]
     try:
-        module = importlib.import_module(f"wespeaker.models.{module}")
-    except ModuleNotFoundError as error:
+        kind = getattr(importlib.import_module(f"wespeaker.models.{module}"), kind)
+    except (ImportError, AttributeError) as error:
         message = f"{checkout}: {error}, expected a checkout of wespeaker"
         raise SystemExit(message) from error
-    network = getattr(module, kind)(**options)
+    network = kind(**options)
 
     def features(wav):
         x = kaldi.fbank(2**15 * wav, num_mel_bins=80, window_type="hamming")

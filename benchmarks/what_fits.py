@@ -393,11 +393,12 @@ def sum_of(values):
 
 
 def gpu_hours(name, found, card):
-    """Of a file on as many GPUs as its batch divides by; None: not known, no fit."""
+    """Of a file on as many GPUs as waste fewest; None: not known, no fit."""
     if found is None:
         return None
-    chosen, steps, best = plan_of(name, found, card)
-    return best and best * steps * chosen[best][0] / 3600
+    chosen, steps, _ = plan_of(name, found, card)
+    hours = (n * steps * c[0] / 3600 for n, c in chosen.items() if c)
+    return min(hours, default=None)
 
 
 def disk_of(found):
