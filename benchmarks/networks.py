@@ -51,7 +51,10 @@ def main(argv=None):
     parser.add_argument("--networks", nargs="+", choices=[ECAPA, *PUBLIC])
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    rows = []
+    torch.manual_seed(0)
+    rows, checkout = [], arguments.wespeaker
+    if checkout and not Path(checkout, "wespeaker/models").is_dir():
+        raise SystemExit(f"{checkout}: no wespeaker/models, expected its checkout")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         number, *lengths = TOY_FILES if arguments.toy else FILES
         paths = write_files(Path(folder), number, *lengths)
@@ -167,7 +170,6 @@ def of_wespeaker(name, folder, checkout):
 
 def settle(network, features):
     """Random weights, and statistics of BatchNorm as training would leave them."""
-    torch.manual_seed(0)
     network.train()
     for _ in range(3):
         network(features(0.1 * torch.randn(2, 16000)))

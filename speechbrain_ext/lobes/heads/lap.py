@@ -30,8 +30,8 @@ from speechbrain_ext.utils.errors import InputError, check_at_least
 from speechbrain_ext.utils.precision import full_precision
 
 ASTP_FLOOR = 1e-4
-# Frames of all rows that are projected at once, by the kind of device: 13 MB of 25 states
-# of width 1024 stay in a CPU's caches; a GPU starts too many kernels for so few.
+# Frames of all rows that are projected at once: on a CPU 13 MB of 25 states of width
+# 1024 stay in its caches, on a GPU so few would be too many kernels.
 BLOCK, GPU_BLOCK = 128, 2048
 
 
