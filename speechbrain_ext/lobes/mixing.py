@@ -73,8 +73,8 @@ class Depthwise(nn.Conv1d):
         return depthwise(x, self.weight, self.bias, around, around)
 
 
-# Frames from which a CPU computes one group after the other: of fewer, threads share the
-# groups out in half the time (1,024 channels in 8 groups, two threads; at 300 no matter).
+# Frames from which a CPU computes one group after the other: of fewer, threads share out
+# the groups in down to half the time (docs/NOTES.md).
 BY_GROUP = 400
 
 
