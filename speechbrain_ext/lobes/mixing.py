@@ -73,8 +73,8 @@ class Depthwise(nn.Conv1d):
         return depthwise(x, self.weight, self.bias, around, around)
 
 
-# Frames from which a CPU computes one group after the other: of fewer, threads share out
-# the groups in down to half the time (docs/NOTES.md).
+# Frames from which a CPU computes one group after the other: of fewer, threads share
+# out the groups, in down to half the time (docs/NOTES.md).
 BY_GROUP = 400
 
 
