@@ -34,7 +34,7 @@ def main(argv=None):
     """Run it."""
     parser = argument_parser(__doc__)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
