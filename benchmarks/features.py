@@ -7,8 +7,8 @@ The peer of w2v-BERT's is ``SeamlessM4TFeatureExtractor``, which the published c
 calls in forward: frame by frame through numpy in one thread. That of ``KaldiFbank`` is
 ``torchaudio.compliance.kaldi``, which public networks of features call for each
 recording. Both get the same waveforms and give the same figures, which is checked
-first. Where other programs hold the cores, threads of
-one operation wait for each other: measure on a quiet machine or with ``--threads 1``.
+first. Where other programs hold the cores, threads of one operation wait for each
+other: measure on a quiet machine or with ``--threads 1``.
 """
 
 import torch

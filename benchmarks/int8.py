@@ -32,7 +32,7 @@ from transformers import Wav2Vec2BertConfig
 from speechbrain_ext.export.onnx.export import export_onnx
 from speechbrain_ext.inference import SpeakerVerifier
 from speechbrain_ext.inference.onnx_runner import OnnxSpeakerEncoder
-from speechbrain_ext.lobes.encoder import shared_copy
+from speechbrain_ext.lobes.encoder import count_parameters, shared_copy
 from speechbrain_ext.lobes.heads import AdapterMFA
 from speechbrain_ext.lobes.int8 import Int8Linear, in_int8, is_linear
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
@@ -131,7 +131,7 @@ def measured(name, arguments):
             cosine = float(torch.cosine_similarity(embedded(own, wav, way), exact, -1))
             found[way] = {"megabytes": megabytes(own), "cosine": cosine, "eer": {}}
             runs[way] = functools.partial(encoded, own, way)
-        small = sum(parameter.numel() for parameter in model.parameters()) < LARGEST
+        small = count_parameters(model).total < LARGEST
         for way in [way for way in arguments.ways if way in RUNTIME and small]:
             if arguments.toy and not RUNTIME[way]:
                 continue  # an export takes seconds
