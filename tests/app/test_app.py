@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import soundfile
+from page_client import compare, configuration
 from tiny_detector import load_detector, make_detector
 from tiny_speech import silence, spoken
 from tiny_verifier import load, make_folder, make_whole, write_voice
@@ -361,19 +362,15 @@ def other_hosts(monkeypatch):
 def test_a_served_page_answers_reports_to_nobody_and_forgets(
     plain_verifier, clips, tmp_path, monkeypatch, other_hosts
 ):
-    from gradio_client import Client, handle_file
-
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "kept"))
     (tmp_path / "bad.wav").write_text("no sound")
     page = launch(plain_verifier, "tiny", "127.0.0.1", wait=False, threshold=-1.0)
     try:
-        client = Client(page.local_url, verbose=False, analytics_enabled=False)
-        files = [handle_file(path) for path in (*clips, str(tmp_path / "bad.wav"))]
-        good = client.predict(*files[:2], api_name="/compare")
-        bad = client.predict(*files[1:], api_name="/compare")
+        good = compare(page.local_url, *clips)
+        bad = compare(page.local_url, clips[1], tmp_path / "bad.wav")
         assert words(good).startswith("Same speaker ")
         assert "(bad.wav): cannot be opened as sound" in words(bad)
-        assert client.config["analytics_enabled"] is False
+        assert configuration(page.local_url)["analytics_enabled"] is False
         assert list((tmp_path / "kept").rglob("*.wav"))
         with pytest.raises(InputError, match=f"port {page.server_port} on 127.0.0.1"):
             launch(plain_verifier, "x", "127.0.0.1", page.server_port, wait=False)

@@ -1,7 +1,7 @@
 """The Space of the templates in a process of its own, and a real browser on it.
 
 The browser needs Debian's packages chromium and chromium-driver; where they are not
-installed, the same server is asked by Gradio's client.
+installed, the same server is asked over HTTP.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import soundfile
+from page_client import compare
 from tiny_speech import spoken
 from tiny_verifier import add_backend, load, make_folder
 
@@ -101,11 +102,7 @@ def _wait(ready, seconds=PATIENCE):
 
 
 def test_the_space_answers(url, model, clips):
-    from gradio_client import Client, handle_file
-
-    client = Client(url, verbose=False, analytics_enabled=False)
-    files = [handle_file(clips[name]) for name in "ab"]
-    page = client.predict(*files, api_name="/compare")
+    page = compare(url, clips["a"], clips["b"])
     assert f"{load(model).compare(clips['a'], clips['b']).llr:.3f}" in page
 
 
