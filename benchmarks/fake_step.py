@@ -261,17 +261,6 @@ class Run:
         self.training_data = Data(path, seed=seed, **keywords)
         return self.training_data
 
-    def make_constants(self, wavs):
-        """What is made once, as windows, filters, costs of units: no part of a step."""
-        wavs = wavs.to(self.brain.device)
-        encoders = [self.brain.embedder().encoder]
-        encoders += [getattr(term, "teacher", None) for term in self.brain.terms]
-        with torch.no_grad():
-            for encoder in filter(None, encoders):
-                encoder.front_end(wavs, None)
-            if "budget" in self.brain.modules:
-                self.brain.modules["budget"](0)
-
     # -- what was found ----------------------------------------------------------------
 
     def result(self, seconds):
@@ -280,23 +269,20 @@ class Run:
         parameters = list(brain.modules.parameters())
         state = brain.optimizer.state.values()
         trained = [p for p in parameters if p.requires_grad]
-        made_once = [t for s in state for t in s.values() if torch.is_tensor(t)]
-        optimiser = sum(tensor.nbytes for tensor in made_once)
-        # it was made at the end of this first step, and is there in all others
-        peaks = {k: v + optimiser * (k != "optimiser") for k, v in gpu.peaks.items()}
+        kept = [t for s in state for t in s.values() if torch.is_tensor(t)]
         return Step(
             batch_size=self.batch_size,
             accumulation=brain.grad_accumulation_factor,
             checkpointing=brain.embedder().encoder.gradient_checkpointing,
-            peak=max(peaks.values()),
-            peaks=peaks,
+            peak=max(gpu.peaks.values()),
+            peaks=dict(gpu.peaks),
             weights=sum(p.nbytes for p in parameters),
             trained=sum(p.numel() for p in trained),
             gradients=sum(p.nbytes for p in trained),
-            optimiser=optimiser,
+            optimiser=sum(tensor.nbytes for tensor in kept),
             flops=sum(gpu.flops.values()),
-            moved=sum(gpu.moved.values()) - optimiser,
-            kernels=sum(gpu.kernels.values()) - len(made_once),
+            moved=sum(gpu.moved.values()),
+            kernels=sum(gpu.kernels.values()),
             syncs=dict(gpu.syncs),
             seconds=round(seconds, 2),
         )
@@ -323,8 +309,8 @@ class _Batches(LoopedLoader):
 
 
 def one_step(run, wavs, factor):
-    """Count one step, without what is made once."""
-    run.make_constants(wavs)
+    """Count the second of two steps: the first makes what is made once."""
+    yield from range(factor)
     run.gpu.reset()
     yield from range(factor)
 

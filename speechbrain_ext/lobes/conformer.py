@@ -14,10 +14,10 @@ is not built at all. What may be removed is declared in ``prunable_groups``.
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.convolution import channelwise
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     activated,
@@ -27,7 +27,6 @@ from speechbrain_ext.lobes.cpu_inference import (
 from speechbrain_ext.lobes.encoder import PrunableGroup
 from speechbrain_ext.lobes.int8 import each
 from speechbrain_ext.lobes.relative_attention import attend
-from speechbrain_ext.utils.precision import full_precision
 
 
 class LayerShape(NamedTuple):
@@ -109,17 +108,15 @@ def depthwise(x, weight, bias, left, right):
 
     Zeros before and after: ``left`` and ``right`` of them. [B, T, C] is the channels-
     last layout of an image of height 1, so a convolution of that spares two transposes:
-    the same figures 3 times sooner at 500 × 1024. On a CPU at least in float32: that of
-    oneDNN in bf16 (torch 2.11) does not return from some numbers of channels.
+    the same figures 3 times sooner at 500 × 1024.
     """
-    half = x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
-    if half and x.device.type == "cpu":
-        with full_precision(x):
-            wide = [None if t is None else t.float() for t in (x, weight, bias)]
-            return depthwise(*wide, left, right).to(x.dtype)
-    image = F.pad(x, (0, 0, left, right)).transpose(1, 2).unsqueeze(2)  # [B, C, 1, T]
-    image = F.conv2d(image, weight.unsqueeze(1), bias, groups=len(weight))
-    return image.squeeze(2).transpose(1, 2)
+
+    def convolve(x, weight, bias):
+        image = F.pad(x, (0, 0, left, right)).transpose(1, 2).unsqueeze(2)
+        image = F.conv2d(image, weight.unsqueeze(1), bias, groups=len(weight))
+        return image.squeeze(2).transpose(1, 2)  # of [B, C, 1, T]
+
+    return channelwise(convolve, x, weight, bias)
 
 
 class ConvolutionModule(nn.Module):

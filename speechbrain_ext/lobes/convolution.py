@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.cpu_inference import fused_convolution, relu
-from speechbrain_ext.utils.precision import valid_counts
+from speechbrain_ext.utils.precision import full_precision, valid_counts
 
 
 def in_inference(module):
@@ -67,6 +67,20 @@ class Derived(nn.Module):
     def __getstate__(self):
         """Copies and files hold weights once."""
         return {k: v for k, v in self.__dict__.items() if k != "_kept"}
+
+
+def channelwise(convolve, x, weight, bias):
+    """``convolve(x, weight, bias)``, each channel for itself.
+
+    On a CPU at least in float32: oneDNN's convolution of up to 16 channels in bf16
+    (torch 2.11 and 2.13) does not return from wide kernels.
+    """
+    half = x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
+    if not (half and x.device.type == "cpu"):
+        return convolve(x, weight, bias)
+    with full_precision(x):
+        wide = [None if t is None else t.float() for t in (x, weight, bias)]
+        return convolve(*wide).to(x.dtype)
 
 
 def is_plain(x, weight):

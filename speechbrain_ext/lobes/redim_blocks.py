@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from speechbrain_ext.lobes.attention import attend
-from speechbrain_ext.lobes.convolution import scale_and_shift
+from speechbrain_ext.lobes.convolution import channelwise, scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     inference_on_cpu,
@@ -63,7 +63,11 @@ class MapConv(nn.Conv2d):
             bins = x.shape[2] // self.stride[1]
             x = x.reshape(*x.shape[:2], bins, -1)
             return linear(x, weight[:, :, 0].transpose(1, 2).flatten(1), bias)
-        x = self._conv_forward(x.permute(0, 3, 1, 2), weight, bias)
+        x = x.permute(0, 3, 1, 2)
+        if self.groups == self.in_channels > 1:
+            x = channelwise(self._conv_forward, x, weight, bias)
+        else:
+            x = self._conv_forward(x, weight, bias)
         return x.permute(0, 2, 3, 1)
 
 

@@ -179,7 +179,7 @@ class Student(WaveformEncoder):
         """
         if self.features is None:
             return super().projected(x, lens)
-        x = x.to(self.feature_projection.projection.weight.dtype)
+        x = x.to(next(self.feature_projection.parameters()).dtype)
         padding = padding_mask(x.shape[1], lens)
         x = self.feature_projection(x)
         if padding is not None:

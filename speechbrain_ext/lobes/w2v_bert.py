@@ -141,7 +141,7 @@ class W2VBertEncoder(Encoder):
 
     def encode(self, x, lens=None):
         """Features [B, T', 160] and their lengths → L+1 states [B, T', C]."""
-        x = x.to(self.feature_projection.projection.weight.dtype)
+        x = x.to(self.feature_projection.layer_norm.weight.dtype)
         padding = padding_mask(x.shape[1], lens)
         x = self.feature_projection(x)
         states = [x]

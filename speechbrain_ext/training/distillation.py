@@ -23,6 +23,7 @@ from speechbrain_ext.pretrained import load_pretrained
 from speechbrain_ext.pruning.plots import write_structure
 from speechbrain_ext.training.terms import Term
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import round_for_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Distillation(Term):
         """The teacher's states; from the student's features where they are its own."""
         if self.teacher is None:
             return
+        round_for_autocast(self.teacher, wavs.device.type)
         with torch.no_grad():
             if not self.teacher.same_front_end(encoder):
                 x, _ = self.teacher.front_end(wavs, None)

@@ -4,9 +4,11 @@ import contextlib
 
 import torch
 from speechbrain.utils.autocast import AMPConfig
+from torch import nn
 
 from speechbrain_ext.utils.errors import InputError
 
+PRODUCTS = nn.Linear, nn.Conv1d, nn.Conv2d  # layers that autocast rounds
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")  # of inference
 
 
@@ -101,6 +103,26 @@ def full_precision(tensor):
     if not (available and torch.is_autocast_enabled(device)):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
+
+
+def round_for_autocast(model, device):
+    """Let a frozen model keep products' weights in the type of autocast, if it is on.
+
+    Autocast rounds them in every step anew: a copy, a launch and memory for each. The
+    result is the same.
+
+    Arguments
+    ---------
+    model : nn.Module
+        Changed: its linear maps, and its convolutions of one group.
+    device : str
+        Type of the device that it is on.
+    """
+    if not torch.is_autocast_enabled(device):
+        return
+    for layer in model.modules():
+        if isinstance(layer, PRODUCTS) and getattr(layer, "groups", 1) == 1:
+            layer.to(torch.get_autocast_dtype(device))
 
 
 def autocast_type(name):

@@ -56,6 +56,7 @@ from speechbrain_ext.pruning import (
 )
 from speechbrain_ext.pruning.costs import mac_costs
 from speechbrain_ext.utils.errors import InputError
+from speechbrain_ext.utils.precision import round_for_autocast
 from speechbrain_ext.utils.weights import load_strictly
 
 SECONDS = (0.9, 0.37, 0.61)
@@ -425,6 +426,19 @@ def test_in_8_bits_it_is_nearly_itself_or_refused(encoder):
 
 
 # -- arguments and folders -------------------------------------------------------------
+
+
+def test_weights_rounded_once_are_those_that_autocast_rounds(encoder):
+    encoder.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        x, lens = encoder.front_end(*padded())
+        expected = encoder.encode(x, lens)
+        round_for_autocast(encoder, "cpu")
+        found = encoder.encode(x, lens)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=0.02 * float(other.abs().max()))
+    types = {p.dtype for p in encoder.parameters()}
+    assert torch.bfloat16 in types
 
 
 def test_arguments_rebuild_it(encoder):

@@ -1,5 +1,6 @@
 """Students learn speakers and a teacher's states at once: term and distances."""
 
+import copy
 import logging
 import os
 from functools import partial
@@ -360,3 +361,21 @@ def test_under_autocast_every_gradient_is_finite(name):
         loss = model(wavs, torch.tensor([1.0, 0.7])).float().square().mean()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_teacher_keeps_its_weights_as_autocast_reads_them():
+    model, wavs, term = teacher(), 0.1 * noise(2, 9000), Distillation(teacher())
+    before = copy.deepcopy(model.state_dict())
+    term.to("cpu")
+    with torch.no_grad():
+        x, _ = model.eval().front_end(wavs, None)
+        term.before(wavs, x, None, model)
+        plain = term.targets
+        assert_same(term.teacher.state_dict(), before)  # no autocast, no change
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model.encode(x, None)
+            term.before(wavs, x, None, model)
+    assert term.teacher.layers[0].fc1.weight.dtype == torch.bfloat16
+    for found, one, other in zip(term.targets, expected, plain, strict=True):
+        assert torch.allclose(found, one, atol=0.02 * float(one.abs().max()))
+        assert torch.allclose(found, other, atol=0.1 * float(other.abs().max()))
