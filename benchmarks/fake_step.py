@@ -153,7 +153,7 @@ def recipe_depth(path):
 
 
 class Run:
-    """A run of train.py that ends after one step, or as many as ``steps`` asks for.
+    """A run of train.py that ends after two steps, or as many as ``steps`` asks for.
 
     ``gpu`` has ``building()`` and ``phase``, see :class:`fake_gpu.FakeGPU`; ``steps``
     is a function of this run, a batch's waveforms and the batches of a step, which

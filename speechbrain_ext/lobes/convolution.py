@@ -72,10 +72,11 @@ class Derived(nn.Module):
 def channelwise(convolve, x, weight, bias):
     """``convolve(x, weight, bias)``, each channel for itself.
 
-    On a CPU at least in float32: oneDNN's convolution of up to 16 channels in bf16
-    (torch 2.11 and 2.13) does not return from wide kernels.
+    On a CPU at least in float32: oneDNN's convolution of up to 16 channels in bf16 or
+    fp16 (torch 2.11) does not return from wide kernels.
     """
-    half = x.dtype.itemsize < 4 or torch.is_autocast_enabled("cpu")
+    narrows = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32
+    half = x.dtype.itemsize < 4 or narrows
     if not (half and x.device.type == "cpu"):
         return convolve(x, weight, bias)
     with full_precision(x):

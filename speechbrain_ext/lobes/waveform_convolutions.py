@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.convolution import channelwise
 from speechbrain_ext.lobes.cpu_inference import activation, inference_on_cpu
 from speechbrain_ext.lobes.encoder import PrunableGroup
 
@@ -291,10 +292,15 @@ class NormedConvolution(nn.Module):
     def forward(self, x):
         """[B, T, C] → [B, T, C]."""
         weight = torch._weight_norm(self.weight_v, self.weight_g, 2)
-        around = weight.shape[2] // 2
-        y = F.conv1d(
-            x.transpose(1, 2), weight, self.bias, padding=around, groups=self.groups
-        )
+        options = {"padding": weight.shape[2] // 2, "groups": self.groups}
+
+        def convolve(x, weight, bias):
+            return F.conv1d(x.transpose(1, 2), weight, bias, **options)
+
+        if self.groups == x.shape[2]:
+            y = channelwise(convolve, x, weight, self.bias)
+        else:
+            y = convolve(x, weight, self.bias)
         return y[:, :, : x.shape[1]].transpose(1, 2)
 
 

@@ -34,8 +34,9 @@ class Distillation(Term):
     Arguments
     ---------
     teacher : SpeakerEncoder, Encoder or str, optional
-        No ``train()`` reaches it. A name is a saved model's folder. None: this term
-        adds nothing, for a student that learns alone.
+        No ``train()`` reaches it; under autocast the weights of its products are
+        rounded for good. A name is a saved model's folder. None: this term adds
+        nothing, for a student that learns alone.
     layers : list of [int, int], optional
         Which state of the student is compared with which of the teacher, from the end
         where negative; None: each with its own.

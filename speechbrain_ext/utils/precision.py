@@ -114,12 +114,27 @@ def round_for_autocast(model, device):
     Arguments
     ---------
     model : nn.Module
-        Changed: its linear maps, and its convolutions of one group.
+        Changed for good: its linear maps, and its convolutions of one group.
     device : str
         Type of the device that it is on.
+
+    Raises
+    ------
+    InputError
+        It was rounded for another type.
     """
-    if not torch.is_autocast_enabled(device):
+    usable = torch.amp.is_autocast_available(device)
+    on = usable and torch.is_autocast_enabled(device)
+    wanted = torch.get_autocast_dtype(device) if on else None
+    rounded = getattr(model, "rounded_to", None)
+    if rounded is wanted:
         return
+    if rounded is not None:
+        raise InputError(
+            f"teacher: rounded to {rounded} by an earlier training, expected this one "
+            "in the same precision, or the teacher loaded anew"
+        )
+    model.rounded_to = wanted
     for layer in model.modules():
         if isinstance(layer, PRODUCTS) and getattr(layer, "groups", 1) == 1:
             layer.to(torch.get_autocast_dtype(device))

@@ -436,7 +436,9 @@ def test_weights_rounded_once_are_those_that_autocast_rounds(encoder):
         round_for_autocast(encoder, "cpu")
         found = encoder.encode(x, lens)
     for one, other in zip(found, expected, strict=True):
-        assert torch.allclose(one, other, atol=0.02 * float(other.abs().max()))
+        # less than two steps of bf16 at the largest number
+        assert one.dtype == other.dtype
+        assert torch.allclose(one, other, atol=0.005 * float(other.abs().max()))
     types = {p.dtype for p in encoder.parameters()}
     assert torch.bfloat16 in types
 

@@ -350,3 +350,13 @@ def test_other_bad_input(tmp_path):
     )
     with pytest.raises(InputError, match=f"weights do not fit: 1 missing: {name}"):
         Wav2Vec2Encoder(tmp_path)
+
+
+def test_a_positional_convolution_of_each_channel_alone_ends_in_half_precision():
+    """oneDNN's of 16 channels did not, in fp16."""
+    layer, x = waveform_convolutions.NormedConvolution(16, 31, 16), noise(2, 40, 16)
+    with torch.no_grad():
+        expected = layer(x)
+        with torch.autocast("cpu", torch.float16):
+            found = layer(x)
+    assert torch.allclose(found.float(), expected, atol=1e-2)
