@@ -137,7 +137,7 @@ def round_for_autocast(model, device):
     model.rounded_to = wanted
     for layer in model.modules():
         if isinstance(layer, PRODUCTS) and getattr(layer, "groups", 1) == 1:
-            layer.to(torch.get_autocast_dtype(device))
+            layer.to(wanted)
 
 
 def autocast_type(name):
