@@ -3,10 +3,10 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
 import torchaudio
+from golden_peers import GoldenPeer
 from public_ecapa import (
     HYPERPARAMS,
     clovaai_tensors,
@@ -173,12 +173,7 @@ def test_wespeaker_golden(shared, tmp_path):
     folder = shared / "golden" / "peers" / "wespeaker_ecapa_glob"
     path = convert_released(folder / "weights.pth", tmp_path / "out")
     verifier = SpeakerVerifier.from_hparams(path, run_opts={"device": "cpu"})
-    with np.load(folder / "outputs.npz") as arrays:
-        for number in range(3):
-            wav = torch.tensor(arrays[f"wav{number}"])[None]
-            golden = torch.tensor(arrays[f"emb{number}"])
-            embedding = verifier.encode_batch(wav)[0, 0]
-            torch.testing.assert_close(embedding, golden, atol=1e-4, rtol=0)
+    GoldenPeer(folder).assert_embeddings(verifier)
 
 
 @pytest.mark.parametrize("with_constants", [True, False])

@@ -3,9 +3,9 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
+from golden_peers import GoldenPeer
 from public_redimnet import (
     first_config,
     plain_features,
@@ -163,13 +163,7 @@ def test_golden(shared, tmp_path, name):
     path = save({"model_config": config, "state_dict": state}, tmp_path / "b0.pt")
     folder_of_model = convert_released(path, tmp_path / "out")
     verifier = SpeakerVerifier.from_hparams(str(folder_of_model))
-    with np.load(folder / "outputs.npz") as arrays:
-        wavs = [torch.tensor(arrays[f"wav{number}"]) for number in range(3)]
-        golden = torch.tensor(np.stack([arrays[f"emb{n}"] for n in range(3)]))
-    model = load_pretrained(folder_of_model)
-    assert_equal(model, golden, wavs)
-    found = torch.cat([verifier.encode_batch(wav[None]).view(1, -1) for wav in wavs])
-    torch.testing.assert_close(found, golden, atol=1e-4, rtol=0)
+    GoldenPeer(folder, transposed=True).assert_embeddings(verifier)
 
 
 # -- refused ---------------------------------------------------------------------------

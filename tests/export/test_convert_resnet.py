@@ -2,9 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
+from golden_peers import GoldenPeer
 from public_resnets import (
     plain_embedding,
     resnet_tensors,
@@ -111,12 +111,7 @@ def test_golden_embeddings(shared, tmp_path):
         folder = shared / "golden" / "peers" / folder
         path = convert_released(folder / "weights.pth", tmp_path / folder.name)
         verifier = SpeakerVerifier.from_hparams(path, run_opts={"device": "cpu"})
-        arrays = np.load(folder / "outputs.npz")
-        for number in range(3):
-            wav = torch.tensor(arrays[f"wav{number}"])[None]
-            embedding = verifier.encode_batch(wav)[0, 0]
-            golden = torch.tensor(arrays[f"emb{number}"])
-            torch.testing.assert_close(embedding, golden, atol=1e-4, rtol=0)
+        GoldenPeer(folder).assert_embeddings(verifier)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import torch
+from golden_peers import GoldenPeer
 from public_networks import (
     Tensors,
     campplus_tensors,
@@ -95,14 +95,7 @@ def test_golden(shared, tmp_path, name):
     folder = shared / "golden" / "peers" / name
     output = convert_released(folder / "weights.pth", tmp_path / "out")
     verifier = SpeakerVerifier.from_hparams(str(output))
-    with np.load(folder / "outputs.npz") as arrays:
-        wavs = [torch.tensor(arrays[f"wav{number}"]) for number in range(3)]
-        golden = torch.stack([torch.tensor(arrays[f"emb{n}"]) for n in range(3)])
-    model = verifier.mods.speaker_encoder
-    for found in (embed(model, wavs), embed_batch(model, wavs)):
-        torch.testing.assert_close(found, golden, atol=1e-4, rtol=0)
-    found = torch.stack([verifier.encode_batch(wav[None])[0, 0] for wav in wavs])
-    torch.testing.assert_close(found.cpu(), golden, atol=1e-4, rtol=0)
+    GoldenPeer(folder).assert_embeddings(verifier)
 
 
 # -- whose it is -----------------------------------------------------------------------
