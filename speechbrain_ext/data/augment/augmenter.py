@@ -26,16 +26,17 @@ import inspect
 from pathlib import Path
 
 import numpy as np
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
 from speechbrain_ext.utils.errors import InputError, check_folder
 
-__all__ = ["Augmenter", "Channel", "Musan", "RoomResponses"]
+__all__ = ["Augmenter", "Channel", "Musan", "RoomResponses", "SpecAugment"]
 
 RATE = 16000  # Hz
 TAPS = 512  # of a channel: steps of 31 Hz
+TOP_MEL = 2595 * np.log10(1 + RATE / 2 / 700)
 STOPPED_DB = 60.0  # what is outside of a band
 SNR_DB = {"noise": (5, 20), "music": (5, 20), "babble": (15, 25)}
 
@@ -212,8 +213,7 @@ class Channel:
             )
         self.gain_db, self.band_share = gain_db, band_share
         self.low_hz, self.high_hz = tuple(low_hz), tuple(high_hz)
-        mel = np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), points)
-        self.places = 700 * (10 ** (mel / 2595) - 1)
+        self.places = _hertz(np.linspace(0, TOP_MEL, points))
 
     def __call__(self, wav, generator):
         """Send the utterance through one drawn channel: [T] → [T]."""
@@ -231,6 +231,63 @@ class Channel:
         response = np.roll(response, TAPS // 2)
         response = np.append(response, response[0]) * np.hanning(TAPS + 1)
         return response.astype(np.float32)
+
+
+class SpecAugment:
+    """Bands and moments taken out of the waveform, as SpecAugment does of features.
+
+    Park et al. 2019. On the waveform it suits every front end. A band is taken out of
+    the whole crop; a moment is left ``quieter_db`` quieter, as between two words:
+    digital silence would move the mean that features are relative to.
+
+    Arguments
+    ---------
+    bands, moments : int
+        How many are drawn.
+    band_mel : float
+        Widest band, in mel; 8 kHz are at 2,840. Widths are uniform from 0.
+    moment_seconds : float
+        Longest moment. Lengths are uniform from 0.
+    quieter_db : float
+        What a moment loses.
+
+    Raises
+    ------
+    InputError
+        A number below 0, or a band wider than the spectrum.
+    """
+
+    def __init__(
+        self,
+        bands: NonNegativeInt = 2,
+        band_mel: NonNegativeFloat = 400.0,
+        moments: NonNegativeInt = 2,
+        moment_seconds: NonNegativeFloat = 0.25,
+        quieter_db: NonNegativeFloat = 30.0,
+    ):
+        if band_mel > TOP_MEL:
+            raise InputError(f"band_mel {band_mel:g}, expected {TOP_MEL:.0f} at most")
+        self.bands, self.band_mel = bands, band_mel
+        self.moments, self.moment_seconds = moments, moment_seconds
+        self.quieter = np.float32(10 ** (-quieter_db / 20))
+
+    def __call__(self, wav, generator):
+        """Take some out: [T] → [T]."""
+        wav = self._without_bands(wav, generator) if self.bands else wav.copy()
+        for _ in range(self.moments):
+            length = int(generator.uniform(0, self.moment_seconds) * RATE)
+            start = generator.integers(max(len(wav) - length, 0) + 1)
+            wav[start : start + length] *= self.quieter
+        return wav
+
+    def _without_bands(self, wav, generator):
+        spectrum = np.fft.rfft(wav)
+        for _ in range(self.bands):
+            width = generator.uniform(0, self.band_mel)
+            low = generator.uniform(0, TOP_MEL - width)
+            edges = _hertz(np.array([low, low + width])) * (len(wav) / RATE)
+            spectrum[slice(*np.ceil(edges).astype(int))] = 0
+        return np.fft.irfft(spectrum, len(wav)).astype(np.float32)
 
 
 class Augmenter:
@@ -341,6 +398,11 @@ def _signature(function):
     except TypeError as error:
         return str(error), False
     return None, inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def _hertz(mel):
+    """Of mel(f) = 2595 log10(1 + f / 700)."""
+    return 700 * (10 ** (mel / 2595) - 1)
 
 
 def _wavs_below(folder):
