@@ -252,8 +252,8 @@ def test_a_small_encoder_trains_all_of_itself(load):
     assert all(p.requires_grad for p in model.parameters())
     assert model.head.arguments["normalise"] is True
     rate, margin = hparams["lr_schedule"], hparams["terms"][0].margin_schedule
-    assert [rate(0), rate(4), rate(26)] == pytest.approx([0, 2e-3, 1e-5])
-    assert [margin(0), margin(6.5), margin(26)] == pytest.approx([0, 0.1, 0.2])
+    assert [rate(0), rate(4), rate(30)] == pytest.approx([0, 2e-3, 1e-5])
+    assert [margin(0), margin(7.5), margin(30)] == pytest.approx([0, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("name", [*LATER, "own_corpus", *DISTILLING])
