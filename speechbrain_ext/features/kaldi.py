@@ -386,6 +386,7 @@ def filterbank(settings, device):
     make, power = WINDOWS[settings.window]
     shape = {} if make is torch.ones else {"periodic": False}
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
-    window = nn.functional.pad(window, (0, settings.fft - settings.frame))
-    window = (window.pow(power) * settings.scale).to(device)
+    # of as many samples as Kaldi's: pow rounds otherwise where a vector ends
+    window = window.pow(power) * settings.scale
+    window = nn.functional.pad(window, (0, settings.fft - settings.frame)).to(device)
     return Filterbank(parts, mel.to(device), window)

@@ -53,12 +53,13 @@ def peer(wav, ours, theirs, mean_removal=True):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_equal_to_torchaudio(name):
     ours, theirs = OPTIONS[name]
+    bound = 1e-3 if name == "blackman" else 1e-4  # torchaudio has cosines of its own
     for wav in (voice(16000), 0.1 * noise(1, 12345)[0]):
         for mean_removal in (True, False):
             fbank = KaldiFbank(**ours, mean_removal=mean_removal)
             features, lens = fbank(wav[None])
             expected = peer(wav, ours, theirs, mean_removal)
-            torch.testing.assert_close(features[0], expected, atol=1e-3, rtol=0)
+            torch.testing.assert_close(features[0], expected, atol=bound, rtol=0)
             assert lens.tolist() == [1.0]
 
 
