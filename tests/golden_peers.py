@@ -30,6 +30,7 @@ class GoldenPeer:
     def give_features(self, encoder):
         """From now on the front end finds the features of the public code."""
         known = {len(w): f for w, f in zip(self.wavs, self.features, strict=True)}
+        assert len(known) == 3
 
         def front_end(wavs, wav_lens=None):
             lens = torch.ones(len(wavs)) if wav_lens is None else wav_lens
@@ -41,25 +42,41 @@ class GoldenPeer:
         encoder.front_end = front_end
 
     def assert_embeddings(self, verifier):
-        """Alone, padded and through the verifier, within 1e-4."""
+        """Alone, padded and through the verifier: within 1e-4 of the golden features.
+
+        From the waveform within 1e-2: ten times what a transform rounds, a fortieth
+        of what another window or scale does.
+        """
         model, golden = verifier.mods.speaker_encoder, torch.stack(self.of("emb"))
+
+        def check(bound):
+            one_by_one = [verifier.encode_batch(wav[None])[0, 0] for wav in self.wavs]
+            for found in (
+                embed(model, self.wavs),
+                embed_batch(model, self.wavs),
+                torch.stack(one_by_one).cpu(),
+            ):
+                torch.testing.assert_close(found, golden, atol=bound, rtol=0)
+
+        check(1e-2)
         self.give_features(model.encoder)
-        one_by_one = [verifier.encode_batch(wav[None])[0, 0] for wav in self.wavs]
-        for found in (
-            embed(model, self.wavs),
-            embed_batch(model, self.wavs),
-            torch.stack(one_by_one).cpu(),
-        ):
-            torch.testing.assert_close(found, golden, atol=1e-4, rtol=0)
+        check(1e-4)
 
 
 def rounding(energy):
-    """What ln of the energies [T', M] of two float32 transforms may differ by."""
+    """What ln of the energies [T', M] of two float32 transforms may differ by.
+
+    A bin of amplitude a beside the loudest, A, is off by 2 ε A / a, ε the error of an
+    FFT of 512 values: √log₂ 512 = 3 rounding errors of 6e-8 on average, ten times that
+    at worst. Two processors were up to 0.7 of half of this apart.
+    """
     loudest = energy.amax(1, keepdim=True)
-    return 1e-5 + 2e-6 * (loudest / energy).sqrt()
+    return 1e-5 + 4e-6 * (loudest / energy).sqrt()
 
 
 def assert_within(found, expected, bound):
-    """No element is further off than its own bound."""
+    """No element [T', M] is further off than its own bound."""
+    assert found.shape == expected.shape == bound.shape
     excess = (found - expected).abs() / bound
-    assert excess.max() <= 1, f"{excess.max():.2f} of the bound at {excess.argmax()}"
+    frame, mel = divmod(int(excess.argmax()), excess.shape[1])
+    assert excess.max() <= 1, f"frame {frame}, bin {mel}: {excess.max():.2f} of bound"

@@ -9,13 +9,7 @@ import pytest
 import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
-from speechbrain_ext.data.augment import (
-    Augmenter,
-    Channel,
-    Musan,
-    RoomResponses,
-    SpecAugment,
-)
+from speechbrain_ext.data.augment import Augmenter, Channel, Musan, RoomResponses
 from speechbrain_ext.data.augment.noises import NoiseFiles
 from speechbrain_ext.utils.errors import InputError
 
@@ -271,51 +265,6 @@ def test_a_channel_keeps_time_length_and_energy():
 def test_channel_settings_out_of_range(arguments, expected):
     with pytest.raises(InputError, match=expected):
         Channel(**arguments)
-
-
-def test_a_band_is_taken_out_and_nothing_else():
-    """Of white noise: what is missing is one run of bins, no wider than allowed."""
-    wav = np.random.default_rng(0).standard_normal(20001).astype("f4")
-    spectrum, before, widths = np.fft.rfft(wav), wav.copy(), []
-    for generator in generators(200):
-        heard = SpecAugment(bands=1, band_mel=300, moments=0)(wav, generator)
-        assert (heard.dtype, heard.shape) == (np.float32, wav.shape)
-        found = np.fft.rfft(heard)
-        missing = np.flatnonzero(np.abs(found) < 1e-3 * np.abs(spectrum).mean())
-        kept = np.setdiff1d(np.arange(len(found)), missing)
-        assert np.abs(found - spectrum)[kept].max() < 1e-4 * np.abs(spectrum).max()
-        if len(missing):
-            assert missing[-1] - missing[0] == len(missing) - 1
-            edges = np.array([missing[0], missing[-1]]) * 16000 / 20001
-            widths.append(np.ptp(2595 * np.log10(1 + edges / 700)))
-    assert (wav == before).all()
-    assert max(widths) < 300
-    assert 120 < np.mean(widths) < 180  # uniform from 0
-
-
-def test_a_moment_is_quieter_and_the_rest_is_as_it_was():
-    wav, lengths = np.ones(16000, dtype="f4"), []
-    for generator in generators(200):
-        heard = SpecAugment(bands=0, moments=1, quieter_db=20)(wav, generator)
-        quiet = np.flatnonzero(heard != 1)
-        assert heard[quiet] == pytest.approx(0.1)
-        lengths.append(len(quiet))
-        assert not len(quiet) or quiet[-1] - quiet[0] == len(quiet) - 1
-    assert max(lengths) <= 4000
-    assert 1700 < np.mean(lengths) < 2300
-    short = SpecAugment(moment_seconds=5.0)(wav[:300], np.random.default_rng(0))
-    assert len(short) == 300
-
-
-def test_nothing_to_take_out_and_more_than_there_is():
-    wav = tone(440, 8000)
-    nothing = SpecAugment(bands=0, moments=0)
-    assert (nothing(wav, np.random.default_rng(0)) == wav).all()
-    one, same = (SpecAugment()(wav, np.random.default_rng(3)) for _ in range(2))
-    assert (one == same).all()
-    assert (one != wav).any()
-    with pytest.raises(InputError, match="band_mel 3000, expected 2840 at most"):
-        SpecAugment(band_mel=3000)
 
 
 def test_chains_are_drawn_by_weight_and_applied_in_order():

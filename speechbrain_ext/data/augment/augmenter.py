@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from scipy.fft import irfft, next_fast_len, rfft
 
 from speechbrain_ext.data.augment.noises import CachedNoiseFiles, NoiseFiles
 from speechbrain_ext.data.augment.waveform import add_noise, mean_power, reverb
@@ -234,22 +235,23 @@ class Channel:
 
 
 class SpecAugment:
-    """Bands and moments taken out of the waveform, as SpecAugment does of features.
+    """Bands and moments covered by noise: SpecAugment on the waveform.
 
-    Park et al. 2019. On the waveform it suits every front end. A band is taken out of
-    the whole crop; a moment is left ``quieter_db`` quieter, as between two words:
-    digital silence would move the mean that features are relative to.
+    Park et al. 2019 put the mean in their place in features; this suits every front
+    end. The noise has the spectrum of the crop and a phase drawn anew, so nothing of
+    what was said is left. Zeros would not do: between the bins of a band, and in the
+    logarithm, the words that leak into it are as plain as before.
 
     Arguments
     ---------
     bands, moments : int
-        How many are drawn.
+        How many are drawn; they may overlap.
     band_mel : float
         Widest band, in mel; 8 kHz are at 2,840. Widths are uniform from 0.
     moment_seconds : float
-        Longest moment. Lengths are uniform from 0.
-    quieter_db : float
-        What a moment loses.
+        Longest moment; a fifth of the crop at most. Lengths are uniform from 0.
+    below_db : float
+        So much the noise is below what it covers, on average over the crop.
 
     Raises
     ------
@@ -263,31 +265,38 @@ class SpecAugment:
         band_mel: NonNegativeFloat = 400.0,
         moments: NonNegativeInt = 2,
         moment_seconds: NonNegativeFloat = 0.25,
-        quieter_db: NonNegativeFloat = 30.0,
+        below_db: NonNegativeFloat = 15.0,
     ):
-        if band_mel > TOP_MEL:
-            raise InputError(f"band_mel {band_mel:g}, expected {TOP_MEL:.0f} at most")
+        numbers = bands, band_mel, moments, moment_seconds, below_db
+        if band_mel > TOP_MEL or not all(0 <= n < np.inf for n in numbers):
+            raise InputError(
+                f"SpecAugment{numbers}, expected numbers of 0 or more, and a band_mel "
+                f"of {TOP_MEL:.0f} at most"
+            )
         self.bands, self.band_mel = bands, band_mel
         self.moments, self.moment_seconds = moments, moment_seconds
-        self.quieter = np.float32(10 ** (-quieter_db / 20))
+        self.gain = np.float32(10 ** (-below_db / 20))
 
     def __call__(self, wav, generator):
-        """Take some out: [T] → [T]."""
-        wav = self._without_bands(wav, generator) if self.bands else wav.copy()
-        for _ in range(self.moments):
-            length = int(generator.uniform(0, self.moment_seconds) * RATE)
-            start = generator.integers(max(len(wav) - length, 0) + 1)
-            wav[start : start + length] *= self.quieter
-        return wav
-
-    def _without_bands(self, wav, generator):
-        spectrum = np.fft.rfft(wav)
+        """Cover some of it: [T] → [T]."""
+        # what rings at one end must not reach the other
+        size = next_fast_len(len(wav) + TAPS, real=True)
+        spectrum = rfft(wav, size)
+        phase = generator.random(len(spectrum), dtype=np.float32)
+        noise = self.gain * np.abs(spectrum) * np.exp(2j * np.pi * phase)
         for _ in range(self.bands):
             width = generator.uniform(0, self.band_mel)
             low = generator.uniform(0, TOP_MEL - width)
-            edges = _hertz(np.array([low, low + width])) * (len(wav) / RATE)
-            spectrum[slice(*np.ceil(edges).astype(int))] = 0
-        return np.fft.irfft(spectrum, len(wav)).astype(np.float32)
+            edges = _hertz(np.array([low, low + width])) * (size / RATE)
+            band = slice(*np.ceil(edges).astype(int))
+            spectrum[band] = noise[band]
+        wav, noise = (irfft(s, size)[: len(wav)] for s in (spectrum, noise))
+        longest = min(self.moment_seconds * RATE, len(wav) / 5)
+        for _ in range(self.moments):
+            length = int(generator.uniform(0, longest))
+            start = generator.integers(len(wav) - length + 1)
+            wav[start : start + length] = noise[start : start + length]
+        return wav.astype(np.float32)
 
 
 class Augmenter:
