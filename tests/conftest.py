@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +27,15 @@ MAY_BE_SKIPPED = re.compile(r"\bGPU\b|shared is absent")
 def pytest_collection_finish():
     """All is imported: a million objects that no garbage collection need go through.
 
-    A third of the time of tiny trainings, which make many short-lived objects.
+    A third of the time of tiny trainings, which make many short-lived objects. There is
+    one server of processes for all, which imports what ``tiny_training`` says: begun by
+    a benchmark's test it would import less, and each later process for itself, for
+    four seconds.
     """
     gc.collect()
     gc.freeze()
+    if "tiny_training" in sys.modules:
+        forkserver.ensure_running()
 
 
 @pytest.hookimpl(wrapper=True)
