@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from test_augment import generators, power
 
 from speechbrain_ext.data.augment import SpecAugment
 from speechbrain_ext.features import KaldiFbank
 from speechbrain_ext.features.w2v_bert import W2VBertFeatures
 from speechbrain_ext.utils.errors import InputError
-
-
-def generators(count):
-    return (np.random.default_rng([9, i]) for i in range(count))
-
-
-def power(wav):
-    return np.mean(np.square(wav, dtype=np.float64))
 
 
 def changed_bands(wav, heard):
