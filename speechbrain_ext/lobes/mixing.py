@@ -37,9 +37,9 @@ from speechbrain_ext.lobes.conformer import depthwise
 from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     activated,
-    by_onednn,
     gelu,
-    onednn_linear,
+    in_float32,
+    linear,
     watched,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
@@ -116,7 +116,7 @@ class ChannelMLP(nn.Module):
         shape = x.shape
         x = x.flatten(0, 1)
         layers = self.up, self.down
-        one_by_one = len(x) >= BY_GROUP and by_onednn(x, self.up.weight)
+        one_by_one = len(x) >= BY_GROUP and in_float32(x, self.up.weight)
         if one_by_one and not any(map(watched, layers)):
             return self._by_group(x).view(shape)
         x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)
@@ -133,8 +133,8 @@ class ChannelMLP(nn.Module):
         bias, y = self.down.bias.split(width), torch.empty_like(x)
         for group, (up, up_bias, down) in enumerate(zip(*parts)):
             place = slice(group * width, (group + 1) * width)
-            inner = onednn_linear(x[:, place], up, up_bias, gelu)
-            y[:, place] = onednn_linear(inner, down, bias[group])
+            inner = linear(x[:, place], up, up_bias, gelu)
+            y[:, place] = linear(inner, down, bias[group])
         return y
 
 

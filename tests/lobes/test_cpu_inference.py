@@ -1,10 +1,13 @@
 """Products by oneDNN against float64, and when they are not taken."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes import cpu_inference
 from speechbrain_ext.lobes.cpu_inference import (
     ONEDNN,
     Linear,
@@ -16,21 +19,22 @@ from speechbrain_ext.lobes.cpu_inference import (
 )
 from speechbrain_ext.utils.errors import InputError
 
-LARGE, SMALL = (3, 100, 256), (2, 3, 256)  # times 256 × 256: over and below the bound
+# times 256 × 512: over and below the bound, and more rows than oneDNN has from MKL
+LARGE, SMALL, LONG = (2, 100, 256), (2, 3, 256), (2, 200, 256)
 PLAIN = {gelu: F.gelu, swish: F.silu, F.relu: F.relu}
 
 
 @pytest.fixture
 def linear():
     torch.manual_seed(0)
-    return Linear(256, 256)
+    return Linear(256, 512)
 
 
-@pytest.mark.parametrize("shape", [LARGE, SMALL])
+@pytest.mark.parametrize("shape", [LARGE, SMALL, LONG])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_map_and_its_activation(shape, bias):
     torch.manual_seed(0)
-    linear = Linear(256, 256, bias=bias)
+    linear = Linear(256, 512, bias=bias)
     x = torch.randn(shape)
     weight, offset = linear.weight.double(), linear.bias
     expected = F.linear(x.double(), weight, offset.double() if bias else None)
@@ -44,11 +48,14 @@ def test_a_linear_map_and_its_activation(shape, bias):
         assert (linear(transposed) - expected.transpose(0, 1)).abs().max() < 1e-5
 
 
-def test_where_onednn_multiplies(linear):
+@pytest.mark.parametrize("rows", [cpu_inference.INTEL_ROWS, math.inf])
+def test_where_onednn_multiplies(linear, rows, monkeypatch):
+    monkeypatch.setattr(cpu_inference, "ONEDNN_ROWS", rows)
     x = torch.randn(LARGE)
     weight = linear.weight
     with torch.inference_mode():
         assert by_onednn(x, weight) == ONEDNN
+        assert by_onednn(torch.randn(LONG), weight) == (ONEDNN and rows == math.inf)
         assert not by_onednn(torch.randn(SMALL), weight)
         assert not by_onednn(x.double(), weight)
         assert not by_onednn(x.to("meta"), weight)
