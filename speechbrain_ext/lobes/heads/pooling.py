@@ -4,8 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from speechbrain_ext.lobes.cpu_inference import in_float32, linear, watched
 from speechbrain_ext.utils.precision import full_precision
 
+# Channels at a time on a CPU: what is summed over time stays in its cache
+PART = 256
 VARIANCE_FLOOR = 1e-5
 CONTEXT_FLOOR = 1e-14  # of a variance: keeps the gradient of the root finite at zero
 
@@ -76,37 +79,56 @@ class AttentiveStatisticsPooling(nn.Module):
 
     def forward(self, x, padding=None):
         """x [B, T, D], padding [B, T] True in the padding → [B, 2D]."""
-        scores = _wide(self._scores(x.transpose(1, 2), padding))  # [B, D, T]
+        last = self.attention[-1]
+        by_parts = in_float32(x, last.weight) and not watched(last)
+        parts = x.split(PART if by_parts else x.shape[2], dim=2)
+        hidden = self._hidden(x, parts, padding)
         left_out = self._left_out(x, padding)
+        if by_parts:
+            maps = (tensor.split(PART) for tensor in (last.weight[..., 0], last.bias))
+            scores = (F.linear(hidden, *some) for some in zip(*maps))
+        else:
+            scores = [last(hidden.transpose(1, 2)).transpose(1, 2)]
+        found = [
+            self._statistics(*pair, padding, left_out) for pair in zip(parts, scores)
+        ]
+        return torch.cat([torch.cat(values, dim=1) for values in zip(*found)], dim=1)
+
+    def _statistics(self, frames, scores, padding, left_out):
+        """Some channels and their scores [B, T, d] → μ and σ [B, d]."""
+        scores = _wide(scores)
         if left_out is not None:
-            scores = scores.masked_fill(left_out.unsqueeze(1), float("-inf"))
-        weights = scores.softmax(-1)
-        with full_precision(x):
-            frames = _wide(x).transpose(1, 2)
+            scores = scores.masked_fill(left_out.unsqueeze(2), float("-inf"))
+        weights = scores.softmax(1)
+        with full_precision(frames):
+            frames = _wide(frames)
             if padding is not None:
                 # 0 · NaN is NaN: what lies in the padding must not get through
-                frames = frames.masked_fill(padding.unsqueeze(1), 0.0)
-            mean = (weights * frames).sum(-1)
+                frames = frames.masked_fill(padding.unsqueeze(2), 0.0)
+            mean = (weights * frames).sum(1)
             if self.centred:
-                variance = (weights * (frames - mean.unsqueeze(-1)).square()).sum(-1)
+                variance = (weights * (frames - mean.unsqueeze(1)).square()).sum(1)
             else:
-                variance = (weights * frames.square()).sum(-1) - mean.square()
-            std = variance.clamp(min=self.variance_floor).sqrt()
-            return torch.cat([mean, std], dim=-1)
+                variance = (weights * frames.square()).sum(1) - mean.square()
+            return mean, variance.clamp(min=self.variance_floor).sqrt()
 
-    def _scores(self, x, padding):
-        """x [B, D, T] → scores [B, D, T]."""
-        first, *rest = self.attention
+    def _hidden(self, x, parts, padding):
+        """x [B, T, D], also in parts of D → the bottleneck's output [B, T, H]."""
+        first, *rest = self.attention[:-1]
         if not self.context:
-            return _in_turn(rest, first(x), padding)
+            return _in_turn(rest, pointwise(first, x), padding)
         with full_precision(x):
-            mean, variance = moments(_wide(x), padding, self.context_correction)
+            found = [
+                moments(_wide(part).transpose(1, 2), padding, self.context_correction)
+                for part in parts
+            ]
+            mean, variance = (torch.cat(values, dim=1) for values in zip(*found))
             variance = (variance + self.context_eps).clamp(min=self.context_floor)
             context = torch.cat([mean, variance.sqrt()], dim=1)  # [B, 2D]
         # a product for [x, mean, std] without that tensor: the context is one vector
-        own = x.shape[1]
-        fixed = F.linear(context, first.weight[:, own:, 0], first.bias)
-        x = F.conv1d(x, first.weight[:, :own]) + fixed.unsqueeze(-1)
+        own, weight = x.shape[2], first.weight.squeeze(2)
+        fixed = F.linear(context, weight[:, own:], first.bias)
+        x = F.linear(x, weight[:, :own]) + fixed.unsqueeze(1)
         return _in_turn(rest, x, padding)
 
     def _left_out(self, x, padding):
@@ -137,14 +159,22 @@ def _wide(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def pointwise(conv, x):
+    """A convolution of one tap: [B, T, C] → [B, T, D]."""
+    if in_float32(x, conv.weight) and not watched(conv):
+        return linear(x, conv.weight.squeeze(2), conv.bias)
+    return conv(x.transpose(1, 2)).transpose(1, 2)
+
+
 def _in_turn(layers, x, padding):
-    """[B, D, T] through layers one after another."""
+    """[B, T, D] through layers one after another."""
+    x = x.transpose(1, 2)
     for layer in layers:
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             x = norm_of_frames(layer, x, padding)
         else:
             x = layer(x)
-    return x
+    return x.transpose(1, 2)
 
 
 def norm_of_frames(norm, x, padding=None):
