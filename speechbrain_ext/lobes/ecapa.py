@@ -338,7 +338,7 @@ class _TDNN(TDNNBlock):
         if isinstance(norm, nn.Identity):
             return x
         scale, shift = scale_and_shift(norm)
-        return x.mul_(scale).add_(shift)
+        return torch.addcmul(shift, x, scale, out=x)
 
 
 class _Res2(Res2NetBlock):
