@@ -7,6 +7,8 @@ matrix P that has window w and transform in it::
     |FFT(w · x)|² = (x Re P)² + (x Im P)²,     P = FFT(diag w), in float64
 """
 
+from typing import NamedTuple
+
 import torch
 
 from speechbrain_ext.utils.errors import InputError
@@ -18,6 +20,7 @@ HOP = 160
 # Frames taken at once: on a CPU, for each thread, what fits in its cache (3 times
 # faster than all at once), elsewhere what bounds the memory of long recordings.
 CPU_CHUNK, CHUNK = 384, 65536
+PART = 16  # mel bins of one product: what its kernels take at once
 
 
 # -- rows ------------------------------------------------------------------------------
@@ -89,16 +92,59 @@ def chunk_size(device):
     return CHUNK
 
 
-def spectra_in_parts(wavs, window, hop, n_frames, finish):
-    """[B, T] → [B, F, …], ``finish`` of power spectra [B, f, bins], part by part.
+class Filterbank(NamedTuple):
+    """What makes mel energies of frames, on one device."""
 
-    Frames are as long as ``window`` and begin every ``hop`` samples.
+    parts: list  # [(slice of a frame's squares, filters [2 · its bins, 16]), …]
+    mel: torch.Tensor  # the filters, float32 [bins, M]
+    window: torch.Tensor
+
+
+def filterbank_of(mel, window, device):
+    """Filters [bins, M] and a window, both on the CPU, → Filterbank on a device.
+
+    A few mel bins look at their part of the spectrum only: a fifth of the products, in
+    0.4 of the time. Each filter stands there twice, for the squares of the real and of
+    the imaginary part: a pass less over the spectrum.
     """
-    size, parts = max(1, chunk_size(wavs.device) // len(wavs)), []
-    for some in wavs.unfold(-1, len(window), hop)[:, :n_frames].split(size, 1):
-        squares = torch.view_as_real(torch.fft.rfft(some * window)).square()
-        parts.append(finish(squares[..., 0] + squares[..., 1]))
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    # tensors made in inference mode could never meet a gradient later
+    with torch.inference_mode(False):
+        parts = [(both, some.to(device)) for both, some in _parts(mel)]
+        return Filterbank(parts, *(x.to(device, copy=True) for x in (mel, window)))
+
+
+def _parts(mel):
+    for some in mel.split(PART, dim=1):
+        heard = [int(n) for n in some.any(1).nonzero()] or [0]
+        first, stop = heard[0], heard[-1] + 1
+        twice = some[first:stop].repeat_interleave(2, dim=0)
+        yield slice(2 * first, 2 * stop), twice
+
+
+def mel_energies(frames, bank, fft=None, exponent=1):
+    """Σ M |FFT(x)|²: windowed frames [B, f, frame] → [B, f, M].
+
+    ``fft``: samples of the transform, as many as of the frames or more. ``exponent``:
+    of |FFT(x)|², before the filters M.
+    """
+    spectrum = torch.view_as_real(torch.fft.rfft(frames, n=fft))
+    squares = spectrum.float().square_()
+    if exponent != 1:
+        return torch.matmul(squares.sum(-1) ** exponent, bank.mel)
+    squares = squares.flatten(-2).flatten(0, 1)  # [B f, 2 · bins]
+    energies = torch.cat([squares[:, both] @ mel for both, mel in bank.parts], dim=1)
+    return energies.unflatten(0, frames.shape[:2])
+
+
+def energies_in_parts(wavs, bank, hop, n_frames, finish, exponent=1):
+    """[B, T] → [B, F, M], ``finish`` of energies [B, f, M], a few frames at a time.
+
+    Frames are as long as the window of ``bank`` and begin every ``hop`` samples.
+    """
+    size, found = max(1, chunk_size(wavs.device) // len(wavs)), []
+    for some in wavs.unfold(-1, len(bank.window), hop)[:, :n_frames].split(size, 1):
+        found.append(finish(mel_energies(some * bank.window, bank, exponent=exponent)))
+    return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
 def transform(window):

@@ -25,7 +25,9 @@ from torch import nn
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
     chunk_size,
+    filterbank_of,
     listed_counts,
+    mel_energies,
     spectra_by_product,
     zero_behind,
 )
@@ -45,7 +47,6 @@ WINDOWS = {
     "blackman": (torch.blackman_window, 1),
     "rectangular": (torch.ones, 1),
 }
-PART = 16  # mel bins of one product: what its kernels take at once
 
 
 class KaldiSettings(NamedTuple):
@@ -314,17 +315,14 @@ def _log_mel_of(wavs, settings):
     Kaldi's steps in its order: where one frequency is loud, what float32 rounds away
     in them is what the quiet mel bins hold.
     """
-    parts, _, window = filterbank(settings, wavs.device)
-    frames = wavs.to(window.dtype).unfold(-1, settings.frame, settings.hop)
+    bank = filterbank(settings, wavs.device)
+    frames = wavs.to(bank.window.dtype).unfold(-1, settings.frame, settings.hop)
     frames = frames - frames.mean(-1, keepdim=True)  # [B, f, frame]
     before = frames * settings.preemphasis
     frames[..., 1:].sub_(before[..., :-1])
     frames[..., 0].sub_(before[..., 0])
-    spectrum = torch.fft.rfft(frames.mul_(window), n=settings.fft)
-    squares = torch.view_as_real(spectrum).float().square_()  # [B, f, bins, 2]
-    squares = squares.flatten(-2).flatten(0, 1)
-    energies = torch.cat([squares[:, both] @ mel for both, mel in parts], dim=1)
-    return energies.clamp_(min=MEL_FLOOR).log_().unflatten(0, frames.shape[:2])
+    energies = mel_energies(frames.mul_(bank.window), bank, settings.fft)
+    return energies.clamp_(min=MEL_FLOOR).log_()
 
 
 def _spectrum_matrix(settings):
@@ -336,14 +334,6 @@ def _spectrum_matrix(settings):
     windowed = (frames - settings.preemphasis * before) * window
     spectrum = torch.fft.rfft(windowed, n=settings.fft)
     return torch.cat([spectrum.real, spectrum.imag], dim=1)
-
-
-class Filterbank(NamedTuple):
-    """Constants of a filterbank: mel filters of one part of the bins after another."""
-
-    parts: list  # [(slice of a frame's squares, filters [2 · its bins, 16]), …]
-    mel: torch.Tensor  # all of them, float32 [bins, M]
-    window: torch.Tensor  # [frame], times the scale
 
 
 def _mel_filters(settings):
@@ -370,20 +360,12 @@ def filterbank(settings, device):
     """Filterbank on a device, made once.
 
     Not buffers of the module: ``.half()`` would round them, and a module built on the
-    meta device would lose them. A few mel bins look at their part of the spectrum only:
-    a fifth of the products, in 0.4 of the time. Each filter stands there twice, for the
-    squares of the real and of the imaginary part: a pass less over the spectrum.
+    meta device would lose them.
     """
     mel = _mel_filters(settings).float()
-    parts = []
-    for some in mel.split(PART, dim=1):
-        heard = [int(n) for n in some.any(1).nonzero()] or [0]
-        first, stop = heard[0], heard[-1] + 1
-        twice = some[first:stop].repeat_interleave(2, dim=0)
-        parts.append((slice(2 * first, 2 * stop), twice.to(device)))
     make, power = WINDOWS[settings.window]
     shape = {} if make is torch.ones else {"periodic": False}
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
     # of as many samples as Kaldi's: pow rounds otherwise where a vector ends
     window = window.pow(power) * settings.scale
-    return Filterbank(parts, mel.to(device), window.to(device))
+    return filterbank_of(mel, window, device)

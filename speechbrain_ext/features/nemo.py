@@ -14,10 +14,11 @@ from speechbrain_ext.features.frames import (
     HOP,
     SAMPLE_RATE,
     chunk_size,
+    energies_in_parts,
+    filterbank_of,
     frames_in_graph,
     sample_counts,
     spectra_by_product,
-    spectra_in_parts,
     transform,
 )
 from speechbrain_ext.features.kaldi import MELS, PREEMPHASIS
@@ -126,15 +127,14 @@ class NemoFeatures(nn.Module):
 
     def _log_mel(self, wavs, n_frames):
         """[b, T + FFT] → [b, F, M]."""
-        mel, window = self.constants(wavs.device)
-        return spectra_in_parts(
-            wavs, window, self.hop, n_frames, lambda power: self._energies(power, mel)
+        bank = self.constants(wavs.device)
+        return energies_in_parts(
+            wavs, bank, self.hop, n_frames, self._logarithms, self.power
         )
 
-    def _energies(self, power, mel):
-        """|FFT|² [b, F, bins] → logarithms of the mel bins [b, F, M]."""
+    def _logarithms(self, energies):
+        """Those of mel bins [b, F, M], where there are to be logarithms."""
         kind, guard = self.guard
-        energies = torch.matmul(power if self.power == 1 else power**self.power, mel)
         if not self.log:
             return energies
         return (energies + guard if kind == "add" else energies.clamp(min=guard)).log()
@@ -168,19 +168,19 @@ class _GraphNemoFeatures(NemoFeatures):
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
-        mel, window = self.constants(wavs.device)
+        bank = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
         frames = wavs.shape[1] // self.hop
         wavs = self._emphasised(wavs, samples)
         overlapping = frames_in_graph(wavs, self.fft, self.hop, frames)
-        power = spectra_by_product(overlapping, transform(window))
-        log_mel = self._energies(power, mel)
+        power = spectra_by_product(overlapping, transform(bank.window))
+        log_mel = self._logarithms(torch.matmul(power**self.power, bank.mel))
         return self._normalised(log_mel, samples), samples // self.hop / frames
 
 
 @functools.lru_cache
 def _filterbank(frame, window, n_fft, rate, mels, lowest, highest, mel_norm, device):
-    """Mel filters [bins, M] and the window in the middle of [n_fft], float32."""
+    """Mel filters [bins, M] and the window in the middle of [n_fft]."""
     mel = mel_filter_bank(
         num_frequency_bins=n_fft // 2 + 1,
         num_mel_filters=mels,
@@ -191,9 +191,9 @@ def _filterbank(frame, window, n_fft, rate, mels, lowest, highest, mel_norm, dev
         mel_scale="slaney",
     )
     make = getattr(torch, f"{window}_window") if window else None
-    with torch.inference_mode(False):
-        ones = torch.ones(frame, device=device)
-        weights = ones if make is None else make(frame, periodic=False, device=device)
-        left = (n_fft - frame) // 2
-        weights = nn.functional.pad(weights, (left, n_fft - frame - left))
-        return torch.tensor(mel, dtype=torch.float32, device=device), weights
+    ones = torch.ones(frame, device="cpu")
+    weights = ones if make is None else make(frame, periodic=False, device="cpu")
+    left = (n_fft - frame) // 2
+    weights = nn.functional.pad(weights, (left, n_fft - frame - left))
+    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
+    return filterbank_of(mel, weights, device)

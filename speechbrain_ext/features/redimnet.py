@@ -24,10 +24,11 @@ from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.features.frames import (
     chunk_size,
+    energies_in_parts,
+    filterbank_of,
     frames_in_graph,
     sample_counts,
     spectra_by_product,
-    spectra_in_parts,
     transform,
     zero_behind,
 )
@@ -204,25 +205,23 @@ class ReDimNetFeatures(nn.Module):
 
     def _log_mel(self, wavs, n_frames):
         """[b, T + borders] → [b, F, M]."""
-        mel, window = self.constants(wavs.device)
+        bank = self.constants(wavs.device)
         if self.kind == "tf":
-            return self._energies(self._transformed(wavs, window), mel)
-        return spectra_in_parts(
-            wavs, window, self.hop, n_frames, lambda power: self._energies(power, mel)
-        )
+            return self._logarithms(self._energies(wavs, bank))
+        return energies_in_parts(wavs, bank, self.hop, n_frames, self._logarithms)
 
-    def _transformed(self, wavs, kernels):
-        """[b, T + borders] → power spectra [b, F, bins] (tf)."""
-        spectrum = F.conv1d(wavs.unsqueeze(1), kernels, stride=self.hop)
+    def _energies(self, wavs, bank):
+        """[b, T + borders] → energies of mel bins [b, F, M] (tf)."""
+        spectrum = F.conv1d(wavs.unsqueeze(1), bank.window, stride=self.hop)
         real, imaginary = spectrum.transpose(1, 2).chunk(2, dim=2)
-        return real.square() + imaginary.square()
+        power = (real.square() + imaginary.square()).clamp(self.eps, 1 / self.eps)
+        return torch.matmul(power, bank.mel)
 
-    def _energies(self, power, mel):
-        """|FFT|² [b, F, bins] → logarithms of the mel bins [b, F, M]."""
+    def _logarithms(self, energies):
+        """Those of mel bins [b, F, M]."""
         if self.kind == "pt":
-            return (torch.matmul(power, mel) + LOG_FLOOR).log()
-        limits = (self.eps, 1 / self.eps)
-        return (torch.matmul(power.clamp(*limits), mel).clamp(*limits) + self.eps).log()
+            return (energies + LOG_FLOOR).log()
+        return (energies.clamp(self.eps, 1 / self.eps) + self.eps).log()
 
     def _normalised(self, log_mel, frames):
         """[b, F, M] and valid frames [b], None: all → normalised, zero behind them."""
@@ -249,25 +248,27 @@ class _GraphFeatures(ReDimNetFeatures):
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
-        mel, window = self.constants(wavs.device)
+        bank = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
         frames, longest = self.frames_of(samples), self.frames_of(wavs.shape[1])
         wavs = self._bordered(wavs, samples)
         if self.kind == "tf":
-            power = self._transformed(wavs, window)
+            energies = self._energies(wavs, bank)
         else:
             overlapping = frames_in_graph(wavs, self.fft, self.hop, longest)
-            power = spectra_by_product(overlapping, transform(window))
-        log_mel = self._energies(power, mel)
+            power = spectra_by_product(overlapping, transform(bank.window))
+            energies = torch.matmul(power, bank.mel)
+        log_mel = self._logarithms(energies)
         return self._normalised(log_mel, frames), frames / longest
 
 
 @functools.lru_cache
 def _constants(frame, kind, n_fft, n_mels, f_min, f_max, rate, device):
-    """Mel filters [bins, M], float32, and the window.
+    """Mel filters [bins, M] and the window.
 
-    Of pt at its place in [n_fft]; of tf inside the transform [2 · bins, 1, frame], real
-    parts, then imaginary ones. ε lets its rounding through: it is made as published.
+    That of pt at its place in [n_fft]; of tf inside the transform [2 · bins, 1, frame],
+    real parts, then imaginary ones. ε lets its rounding through: it is made as
+    published.
     """
     if kind == "pt":
         mel = mel_filter_bank(
@@ -280,7 +281,8 @@ def _constants(frame, kind, n_fft, n_mels, f_min, f_max, rate, device):
             mel_scale="htk",
         )
         left = (n_fft - frame) // 2
-        window = F.pad(torch.hamming_window(frame), (left, n_fft - frame - left))
+        window = torch.hamming_window(frame, device="cpu")
+        window = F.pad(window, (left, n_fft - frame - left))
     else:
         mel = _shifted_filters(n_fft // 2, n_mels, f_min, f_max, rate)
         angles = np.outer(np.arange(frame), np.arange(n_fft // 2)) * 2 * np.pi / n_fft
@@ -288,9 +290,8 @@ def _constants(frame, kind, n_fft, n_mels, f_min, f_max, rate, device):
         hamming = np.hamming(frame).astype("float32")
         waves = waves.astype("float32") * hamming[:, None]
         window = torch.from_numpy(waves.T.copy()).unsqueeze(1)
-    with torch.inference_mode(False):
-        mel = torch.tensor(mel, dtype=torch.float32, device=device)
-        return mel, window.to(device, copy=True)
+    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
+    return filterbank_of(mel, window, device)
 
 
 def _shifted_filters(bins, n_mels, f_min, f_max, rate):

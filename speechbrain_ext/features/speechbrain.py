@@ -11,10 +11,11 @@ from torch import nn
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
     chunk_size,
+    energies_in_parts,
+    filterbank_of,
     frames_in_graph,
     sample_counts,
     spectra_by_product,
-    spectra_in_parts,
     transform,
     zero_behind,
 )
@@ -129,10 +130,8 @@ class SpeechBrainFbank(nn.Module):
 
     def _log_mel(self, wavs, n_frames):
         """[b, T + FFT] → [b, F, M]."""
-        mel, window = self.constants(wavs.device)
-        return spectra_in_parts(
-            wavs, window, self.hop, n_frames, lambda power: _decibels(power, mel)
-        )
+        bank = self.constants(wavs.device)
+        return energies_in_parts(wavs, bank, self.hop, n_frames, _decibels)
 
     def _normalised(self, log_mel, frames=None):
         """[b, F, M] and valid frames [b], None: all → normalised, zero behind them."""
@@ -166,23 +165,24 @@ class _GraphFbank(SpeechBrainFbank):
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
-        mel, window = self.constants(wavs.device)
+        bank = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
         frames, wavs = wavs.shape[1] // self.hop + 1, zero_behind(wavs, samples)
         overlapping = frames_in_graph(self._centred(wavs), self.fft, self.hop, frames)
-        log_mel = _decibels(spectra_by_product(overlapping, transform(window)), mel)
+        power = spectra_by_product(overlapping, transform(bank.window))
+        log_mel = _decibels(torch.matmul(power, bank.mel))
         valid = samples // self.hop + 1
         return self._normalised(log_mel, valid), valid / frames
 
 
-def _decibels(power, mel):
-    """|FFT|² [b, F, bins] → 10 log₁₀ of the mel bins [b, F, M]."""
-    return torch.matmul(power, mel).clamp_(min=AMIN).log10_().mul_(10.0)
+def _decibels(energies):
+    """10 log₁₀ of those of mel bins [b, F, M]."""
+    return energies.clamp_(min=AMIN).log10_().mul_(10.0)
 
 
 @functools.lru_cache
 def _filterbank(frame, n_fft, rate, mels, lowest, highest, shape, device):
-    """Mel filters [bins, M] and the window in the middle of [n_fft], float32."""
+    """Mel filters [bins, M] and the window in the middle of [n_fft]."""
     filters = Filterbank(
         n_mels=mels,
         log_mel=False,
@@ -198,4 +198,4 @@ def _filterbank(frame, n_fft, rate, mels, lowest, highest, shape, device):
         mel = filters(torch.eye(n_fft // 2 + 1).unsqueeze(0)).squeeze(0)
         window = torch.hamming_window(frame)
         window = nn.functional.pad(window, (left, n_fft - frame - left))
-    return mel.to(device), window.to(device)
+    return filterbank_of(mel, window, device)

@@ -22,11 +22,13 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
+    chunk_size,
+    energies_in_parts,
+    filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
     sample_counts,
     spectra_by_product,
-    spectra_in_parts,
     transform,
     zero_behind,
 )
@@ -99,15 +101,19 @@ class VoxBlink2Features(nn.Module):
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
         frames = samples // HOP + 1
-        longest = int(frames.max())
-        padded = int(samples.min()) < wavs.shape[1]
+        longest, size = int(frames.max()), chunk_size(wavs.device)
+        padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
         samples, frames = samples.to(wavs.device), frames.to(wavs.device)
+        parts = []
         with full_precision(wavs):
-            wavs = zero_behind(wavs.float(), samples) if padded else wavs.float()
-            emphasised = self._emphasised(wavs, samples if padded else None)
-            log_mel = self._log_mel(mirrored(emphasised, samples, MARGIN), longest)
-            features = _centred(log_mel, frames if padded else None)
-        return features, frames / longest
+            for some, n, valid in zip(
+                wavs.float().split(rows), samples.split(rows), frames.split(rows)
+            ):
+                some = zero_behind(some, n) if padded else some
+                emphasised = self._emphasised(some, n if padded else None)
+                log_mel = self._log_mel(mirrored(emphasised, n, MARGIN), longest)
+                parts.append(_centred(log_mel, valid if padded else None))
+        return torch.cat(parts), frames / longest
 
     def _emphasised(self, wavs, samples):
         """[B, T], zero in the padding, normalised and with pre-emphasis."""
@@ -129,10 +135,8 @@ class VoxBlink2Features(nn.Module):
 
     def _log_mel(self, wavs, n_frames):
         """Mirrored [B, 512 + T] → [B, F, M]."""
-        mel, window = mel_and_window(self.n_mels, wavs.device)
-        return spectra_in_parts(
-            wavs, window, HOP, n_frames, lambda power: _logarithms(power, mel)
-        )
+        bank = voxblink2_filterbank(self.n_mels, wavs.device)
+        return energies_in_parts(wavs, bank, HOP, n_frames, _logarithms)
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""
@@ -147,9 +151,9 @@ class GraphVoxBlink2Features(VoxBlink2Features):
 
     def __init__(self, n_mels=MELS, normalise="peak"):
         super().__init__(n_mels, normalise)
-        mel, window = mel_and_window(n_mels, torch.device("cpu"))
-        self.register_buffer("projection", transform(window), persistent=False)
-        self.register_buffer("mel", mel, persistent=False)
+        bank = voxblink2_filterbank(n_mels, torch.device("cpu"))
+        self.register_buffer("projection", transform(bank.window), persistent=False)
+        self.register_buffer("mel", bank.mel, persistent=False)
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
@@ -158,16 +162,15 @@ class GraphVoxBlink2Features(VoxBlink2Features):
         overlapping = mirrored_frames_in_graph(
             emphasised, samples, FFT, HOP, total // HOP + 1
         )
-        log_mel = _logarithms(
-            spectra_by_product(overlapping, self.projection), self.mel
-        )
+        power = spectra_by_product(overlapping, self.projection)
+        log_mel = _logarithms(torch.matmul(power, self.mel))
         frames = samples // HOP + 1
         return _centred(log_mel, frames), frames / log_mel.shape[1]
 
 
-def _logarithms(power, mel):
-    """|FFT|² [B, F, bins] → those of the mel bins [B, F, M]."""
-    return torch.matmul(power, mel).add_(GUARD).log_()
+def _logarithms(energies):
+    """Those of mel bins [B, F, M]."""
+    return energies.add_(GUARD).log_()
 
 
 def _centred(log_mel, frames):
@@ -181,9 +184,8 @@ def _centred(log_mel, frames):
 
 
 @functools.lru_cache
-@torch.inference_mode(False)  # else they could never meet a gradient later
-def mel_and_window(n_mels, device):
-    """Mel filters [257, M] and window [512] on a device, float32, made once."""
+def voxblink2_filterbank(n_mels, device):
+    """Mel filters [257, M] and window [512] on a device, made once."""
     mel = mel_filter_bank(
         num_frequency_bins=FFT // 2 + 1,
         num_mel_filters=n_mels,
@@ -193,7 +195,8 @@ def mel_and_window(n_mels, device):
         norm=None,
         mel_scale="htk",
     )
-    window = torch.hann_window(FRAME, device=device)
     left = (FFT - FRAME) // 2
+    window = torch.hann_window(FRAME, device="cpu")
     window = nn.functional.pad(window, (left, FFT - FRAME - left))
-    return torch.tensor(mel, dtype=torch.float32, device=device), window
+    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
+    return filterbank_of(mel, window, device)

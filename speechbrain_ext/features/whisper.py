@@ -18,11 +18,12 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
+    energies_in_parts,
+    filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
     sample_counts,
     spectra_by_product,
-    spectra_in_parts,
     transform,
     zero_behind,
 )
@@ -92,10 +93,8 @@ class WhisperFeatures(nn.Module):
 
     def _log_mel(self, wavs, n_frames):
         """Mirrored [B, 400 + T] → [B, F, M]."""
-        mel, window = whisper_filterbank(self.n_mels, wavs.device)
-        return spectra_in_parts(
-            wavs, window, HOP, n_frames, lambda power: _logarithms(power, mel)
-        )
+        bank = whisper_filterbank(self.n_mels, wavs.device)
+        return energies_in_parts(wavs, bank, HOP, n_frames, _logarithms)
 
     def _above_floor(self, log_mel, frames):
         """[B, F, M], valid frames [B] or None: all → features [B, F, M]."""
@@ -111,7 +110,7 @@ class WhisperFeatures(nn.Module):
 
 @functools.lru_cache
 def whisper_filterbank(n_mels, device):
-    """Mel filters [201, M] and window [400] on a device, float32, made once."""
+    """Mel filters [201, M] and window [400] on a device, made once."""
     mel = mel_filter_bank(
         num_frequency_bins=FRAME // 2 + 1,
         num_mel_filters=n_mels,
@@ -121,17 +120,13 @@ def whisper_filterbank(n_mels, device):
         norm="slaney",
         mel_scale="slaney",
     )
-    # a tensor made in inference mode could never meet a gradient later
-    with torch.inference_mode(False):
-        return (
-            torch.tensor(mel, dtype=torch.float32, device=device),
-            torch.hann_window(FRAME, device=device),
-        )
+    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
+    return filterbank_of(mel, torch.hann_window(FRAME, device="cpu"), device)
 
 
-def _logarithms(power, mel):
-    """|FFT|² [B, F, bins] → those of the mel bins [B, F, M], not below the floor."""
-    return torch.matmul(power, mel).clamp_(min=FLOOR).log10_()
+def _logarithms(energies):
+    """Those of mel bins [B, F, M], not below the floor."""
+    return energies.clamp_(min=FLOOR).log10_()
 
 
 class GraphWhisperFeatures(WhisperFeatures):
@@ -143,9 +138,9 @@ class GraphWhisperFeatures(WhisperFeatures):
 
     def __init__(self, n_mels=80):
         super().__init__(n_mels)
-        mel, window = whisper_filterbank(n_mels, torch.device("cpu"))
-        self.register_buffer("projection", transform(window), persistent=False)
-        self.register_buffer("mel", mel, persistent=False)
+        bank = whisper_filterbank(n_mels, torch.device("cpu"))
+        self.register_buffer("projection", transform(bank.window), persistent=False)
+        self.register_buffer("mel", bank.mel, persistent=False)
 
     def forward(self, wavs, wav_lens):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
@@ -153,8 +148,7 @@ class GraphWhisperFeatures(WhisperFeatures):
         overlapping = mirrored_frames_in_graph(
             zero_behind(wavs, samples), samples, FRAME, HOP, total // HOP
         )
-        log_mel = _logarithms(
-            spectra_by_product(overlapping, self.projection), self.mel
-        )
+        power = spectra_by_product(overlapping, self.projection)
+        log_mel = _logarithms(torch.matmul(power, self.mel))
         frames = samples // HOP
         return self._above_floor(log_mel, frames), frames / log_mel.shape[1]

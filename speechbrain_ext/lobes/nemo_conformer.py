@@ -121,7 +121,7 @@ class NemoConformerEncoder(Encoder):
 
     def _constants(self):
         """Mel filters [M, bins] and window, as a NeMo file has them."""
-        mel, window = self.features.constants(torch.device("cpu"))
+        _, mel, window = self.features.constants(torch.device("cpu"))
         left = (self.features.fft - self.features.frame) // 2
         return mel.t(), window[left : left + self.features.frame]
 

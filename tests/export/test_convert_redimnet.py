@@ -49,7 +49,7 @@ def constants(config):
     """Filters and windows that are in a published file."""
     pt = config["feat_type"].startswith("pt")
     features = ReDimNetFeatures(config["feat_type"], config["F"])
-    mel, window = features.constants(torch.device("cpu"))
+    _, mel, window = features.constants(torch.device("cpu"))
     kept = {"1.flipped_filter": torch.tensor([[[-0.97, 1.0]]])}
     if pt:
         kept["2.spectrogram.window"] = torch.hamming_window(400)

@@ -21,7 +21,7 @@ def by_torch(wav, window, fft, guard, normalise):
         return_complex=True,
     )
     spectrum = spectrum[:, : len(wav) // 160]
-    mel, _ = NemoFeatures(n_fft=fft).constants(torch.device("cpu"))
+    mel = NemoFeatures(n_fft=fft).constants(torch.device("cpu")).mel
     energies = mel.double().t() @ spectrum.abs().square()
     logs = energies.clamp(min=guard).log() if guard else (energies + 2**-24).log()
     dims = {"per_feature": 1, "all_features": (0, 1)}.get(normalise)

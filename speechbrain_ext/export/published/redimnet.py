@@ -262,7 +262,7 @@ def _as_ours(tensor, shape):
 
 def _check_features(constants, features, path):
     """InputError where stored filters are not those of the configuration."""
-    mel, window = features.constants(torch.device("cpu"))
+    _, mel, window = features.constants(torch.device("cpu"))
     expected = {}
     if features.do_preemph:
         expected["1.flipped_filter"] = torch.tensor([-PREEMPHASIS, 1.0])

@@ -18,7 +18,7 @@ from speechbrain_ext.export.published.resnet_model import (
     place_of,
     read_file,
 )
-from speechbrain_ext.features.voxblink2 import mel_and_window
+from speechbrain_ext.features.voxblink2 import voxblink2_filterbank
 from speechbrain_ext.utils.errors import InputError
 
 TITLE = "VoxBlink2's ResNets: front.*, bottleneck and featCal.* (mel filters)"
@@ -87,7 +87,7 @@ def checked_features(file):
     if _MEL not in file.features:
         return None
     n_mels = max(1, file.features[_MEL].shape[1])
-    mel, window = mel_and_window(n_mels, torch.device("cpu"))
+    _, mel, window = voxblink2_filterbank(n_mels, torch.device("cpu"))
     left = (len(window) - 400) // 2
     for name, own in ((_MEL, mel), (_WINDOW, window[left : left + 400])):
         given = file.features.get(name, own)
