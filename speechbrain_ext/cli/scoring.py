@@ -3,7 +3,7 @@
     cohort       embeddings, manifest → cohort.npz
     qmf          embeddings, manifest (cohort) → calibration.json
     score        embeddings, trial lists (cohort, calibration.json) → score files
-    calibrate    a trial list, score files → calibration.json
+    calibrate    score files, a trial list → calibration.json
     fuse         calibration.json, score files → one score file
     evaluate     a trial list, score files → report and pictures
 
@@ -92,7 +92,11 @@ def calibrate(arguments):
 
     files = _named_files(arguments.scores)
     calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
-    trials, values = _stacked(files, _read_list(arguments.trials))
+    trials, values = _stacked(files, arguments.trials)
+    if trials.labels is None:
+        raise InputError(
+            f"{trials.path}: scores without labels, expected --trials with a list"
+        )
     calibrator.fit(values, trials.labels)
     _save_calibrator(arguments.output, calibrator)
 
@@ -117,8 +121,7 @@ def fuse(arguments):
             f"expected the systems of --scores: {', '.join(systems)}"
         )
     trials, values = _stacked(
-        {name: systems[name] for name in calibrator.names},
-        _read_list(arguments.trials) if arguments.trials else None,
+        {name: systems[name] for name in calibrator.names}, arguments.trials
     )
     ratios = calibrator.log_likelihood_ratio(values)
     write = write_scores if output.suffix.lower() == ".txt" else write_score_table
@@ -147,7 +150,7 @@ def evaluate(arguments):
     if arguments.manifest:
         manifest = read_manifest(arguments.manifest)
         speakers = dict(zip(manifest.ids.tolist(), manifest.speakers.tolist()))
-    trials, values = _stacked(files, _read_list(arguments.trials))
+    trials, values = _stacked(files, arguments.trials)
     systems = [
         System(name, name, column, calibrated=name in arguments.calibrated)
         for name, column in zip(files, values.T, strict=True)
@@ -204,13 +207,6 @@ def _save_calibrator(path, calibrator):
     print(f"{'bias':<24}{calibrator.bias:>14.6g}")
 
 
-def _read_list(path):
-    from speechbrain_ext.evaluation.score_lists import read_lists
-
-    (trials,) = read_lists([path]).values()
-    return trials
-
-
 def _named_files(words):
     """NAME=FILE words → {name: file}."""
     files = {}
@@ -235,17 +231,19 @@ def _read_any_scores(path):
     return read(path)
 
 
-def _stacked(files, trials=None):
-    """Scores side by side, in the order of a list or of the first system.
+def _stacked(files, path):
+    """Scores side by side, in the order of a list's file, None: of the first system.
 
     → Trials, float64 [T, S].
     """
+    from speechbrain_ext.evaluation.score_lists import read_lists
     from speechbrain_ext.scoring.calibration.fusion import stack_scores
 
     systems = {name: _read_any_scores(path) for name, path in files.items()}
-    if trials is None:
+    if path is None:
         trials = next(iter(systems.values()))[0]
         return trials, stack_scores(systems).values
+    (trials,) = read_lists([path]).values()
     systems = {LIST: (trials, trials.labels), **systems}
     return trials, stack_scores(systems).values[:, 1:]
 
@@ -280,7 +278,7 @@ def add_scoring(commands):
 
     summary = "fit likelihood ratios to the scores of systems"
     parser = _command(commands, calibrate, summary)
-    _add_lists(parser)
+    _add_lists(parser, required=False)
     _add_fitting(parser, l2=1e-6)
     _add_output(parser, "calibration.json, for fuse")
 

@@ -223,6 +223,9 @@ def test_one_system_is_calibrated(folder, systems, capsys):
     assert lines[0] == "c.json: 35 target, 105 non-target"
     assert [line.split()[0] for line in lines[1:]] == ["a", "bias"]
     assert float(lines[2].split()[1]) == pytest.approx(found.bias, rel=1e-4)
+    # a table has its own labels
+    run("calibrate --scores a=a.npz --output own.json")
+    assert (folder / "own.json").read_bytes() == (folder / "c.json").read_bytes()
     run("fuse --calibrator c.json --scores a=a.npz --output llr.npz")
     table, ratios = read_score_table("llr.npz")
     expected = found.log_likelihood_ratio(scores["a"][:, None])
@@ -323,6 +326,10 @@ EVALUATE = "evaluate --trials o.txt --output out --scores"
         (COHORT.replace("train.npz", "no.npz"), "no.npz: No such file"),
         (COHORT.replace("train.npz", "test.npz"), "train.csv: no recording 'id4"),
         (COHORT.replace("out/c.npz", "c.txt"), "c.txt: suffix '.txt', expected one of"),
+        (
+            "calibrate --scores a=a.txt --output out/c.json",
+            "a.txt: scores without labels, expected --trials with a list",
+        ),
         (f"{QMF} --objective eer", "objective 'eer'"),
         (f"{QMF} --l2 0", "l2 is 0"),
         (f"{QMF} --shortest 9.9 --boundary 20", "valid.csv: no trials can be made"),

@@ -42,8 +42,10 @@ SMALLER = {
     ],
 }
 PUBLISHED = (*HEADS, *LATER, "stage1_pruned", "stage1_lora_voxblink2")
-SMALL_NETWORKS = ("small_from_scratch", "small_ecapa", "small_redimnet")
-SMALL = (*SMALL_NETWORKS, "small_whisper", *SMALL_STUDENTS)
+SMALL = (
+    *("small_from_scratch", "small_ecapa", "small_redimnet", "small_whisper"),
+    *SMALL_STUDENTS,
+)
 TRAINING = (*PUBLISHED, *DISTILLING, *HYBRID, *SMALL, *TABLE1, *FBANK, *SVMIXER)
 CNCELEB = REPOSITORY / "recipes/CNCeleb/SpeakerRec/hparams"
 ASVSPOOF = REPOSITORY / "recipes/ASVspoof5/AntiSpoofing/hparams"
