@@ -6,6 +6,7 @@
     calibrate    score files, a trial list → calibration.json
     fuse         calibration.json, score files → one score file
     evaluate     a trial list, score files → report and pictures
+    fuse_verified   folders of verify.py → all models fused on every list, and a report
 
 Score files are text or tables, by their suffix. No command imports torch; each imports
 what it runs when it runs.
@@ -88,16 +89,7 @@ def score(arguments):
 
 def calibrate(arguments):
     """Fit an affine map of one system's scores, or a fusion of several."""
-    from speechbrain_ext.scoring.calibration import QualityCalibrator
-
-    files = _named_files(arguments.scores)
-    calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
-    trials, values = _stacked(files, arguments.trials)
-    if trials.labels is None:
-        raise InputError(
-            f"{trials.path}: scores without labels, expected --trials with a list"
-        )
-    calibrator.fit(values, trials.labels)
+    calibrator = _fitted(_named_files(arguments.scores), arguments, arguments.trials)
     _save_calibrator(arguments.output, calibrator)
 
 
@@ -129,6 +121,54 @@ def fuse(arguments):
     print(f"{output}: {len(ratios):,} trials")
 
 
+def fuse_verified(arguments):
+    """Fuse models as their held-out speakers say, on every list of verify.py."""
+    from speechbrain_ext.evaluation.score_lists import report_list
+    from speechbrain_ext.scoring.report import System, write_report
+    from speechbrain_ext.scoring.score_files import write_score_table
+
+    _check_resamples(arguments)
+    folders = _named_files(arguments.verified, "--verified")
+    kind, output = f"_{arguments.system}.npz", Path(arguments.output)
+    lists = {
+        name: {path.name for path in Path(folder).glob(f"scores_*{kind}")}
+        for name, folder in folders.items()
+    }
+    first = next(iter(lists.values()))
+    for name, found in lists.items():
+        if not found or found != first:
+            missing = sorted(first - found) or [f"scores_LIST{kind}"]
+            raise InputError(
+                f"{folders[name]}: no {missing[0]}, expected the lists that "
+                f"verify.py wrote for {next(iter(lists))}"
+            )
+
+    def tables(stem):
+        return {name: f"{folder}/{stem}{kind}" for name, folder in folders.items()}
+
+    calibrator = _fitted(tables("calibration_scores"), arguments)
+    stems = [table.removesuffix(kind) for table in sorted(first)]
+    scored = [(stem.removeprefix("scores_"), *_stacked(tables(stem))) for stem in stems]
+    for _, trials, _ in scored:
+        _check_labels(trials)
+    results = []
+    for name, trials, values in scored:
+        ratios = calibrator.log_likelihood_ratio(values)
+        write_score_table(output / f"scores_{name}_fused.npz", trials, ratios)
+        systems = [
+            System(model, model, column, calibrated=arguments.system == "llr")
+            for model, column in zip(folders, values.T, strict=True)
+        ]
+        systems.append(System("fused", "fused", ratios, calibrated=True))
+        trials = replace(trials, path=Path(name))
+        results.append(
+            report_list(name, trials, systems, output, arguments.n_resamples)
+        )
+    _save_calibrator(output / "calibration.json", calibrator)
+    about = {f"verified {name}": str(folder) for name, folder in folders.items()}
+    print(write_report(output, results, about))
+
+
 def evaluate(arguments):
     """Figures and pictures of the scores of systems on one list."""
     from speechbrain_ext.data.manifest import read_manifest
@@ -142,10 +182,7 @@ def evaluate(arguments):
             f"--calibrated {unknown[0]}, expected systems of --scores: "
             f"{', '.join(files)}"
         )
-    if arguments.n_resamples == 1 or arguments.n_resamples < 0:
-        raise InputError(
-            f"--n_resamples {arguments.n_resamples}, expected 0 or at least 2"
-        )
+    _check_resamples(arguments)
     speakers = None
     if arguments.manifest:
         manifest = read_manifest(arguments.manifest)
@@ -207,17 +244,41 @@ def _save_calibrator(path, calibrator):
     print(f"{'bias':<24}{calibrator.bias:>14.6g}")
 
 
-def _named_files(words):
-    """NAME=FILE words → {name: file}."""
+def _fitted(files, arguments, path=None):
+    """A calibrator of the systems in these files, with labels as of ``_stacked``."""
+    from speechbrain_ext.scoring.calibration import QualityCalibrator
+
+    calibrator = QualityCalibrator(list(files), arguments.objective, l2=arguments.l2)
+    trials, values = _stacked(files, path)
+    _check_labels(trials)
+    return calibrator.fit(values, trials.labels)
+
+
+def _check_resamples(arguments):
+    if arguments.n_resamples == 1 or arguments.n_resamples < 0:
+        raise InputError(
+            f"--n_resamples {arguments.n_resamples}, expected 0 or at least 2"
+        )
+
+
+def _check_labels(trials):
+    if trials.labels is None:
+        raise InputError(
+            f"{trials.path}: scores without labels, expected those of labelled trials"
+        )
+
+
+def _named_files(words, option="--scores"):
+    """NAME=FILE words of an option → {name: file}."""
     files = {}
     for word in words:
         name, equals, path = word.partition("=")
         if not equals or not path or not name or set(name) & set("/\\ \t\n"):
             raise InputError(
-                f"--scores {word!r}, expected NAME=FILE, no slash or space in NAME"
+                f"{option} {word!r}, expected NAME=FILE, no slash or space in NAME"
             )
         if name in files:
-            raise InputError(f"--scores: two systems named '{name}', expected one")
+            raise InputError(f"{option}: two systems named '{name}', expected one")
         files[name] = path
     return files
 
@@ -231,7 +292,7 @@ def _read_any_scores(path):
     return read(path)
 
 
-def _stacked(files, path):
+def _stacked(files, path=None):
     """Scores side by side, in the order of a list's file, None: of the first system.
 
     → Trials, float64 [T, S].
@@ -249,7 +310,7 @@ def _stacked(files, path):
 
 
 def add_scoring(commands):
-    """Add ``cohort``, ``qmf``, ``score``, ``calibrate``, ``fuse``, ``evaluate``."""
+    """Add the commands of this file."""
     parser = _command(commands, cohort, "the speakers of some embeddings as a cohort")
     _add_embeddings(parser)
     _add_output(parser, "cohort.npz, for AS-norm")
@@ -299,8 +360,22 @@ def add_scoring(commands):
         help="systems whose scores are natural-log likelihood ratios",
     )
     add("--manifest", help="CSV: speakers of recordings whose names do not tell them")
-    add("--n_resamples", type=int, default=200, help="of the bootstrap; 0: none")
+    _add_resamples(parser)
     _add_output(parser, "folder for results.json, results.md and pictures")
+
+    summary = "fuse models on the lists that verify.py went through with each"
+    parser = _command(commands, fuse_verified, summary)
+    parser.add_argument(
+        "--verified",
+        required=True,
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="models: output folders of verify.py, each with a calibration",
+    )
+    parser.add_argument("--system", default="as_norm", help="or cosine, or llr")
+    _add_fitting(parser, l2=1e-6)
+    _add_resamples(parser)
+    _add_output(parser, "folder for scores, calibration.json, results and pictures")
 
 
 def _command(commands, run, summary):
@@ -339,6 +414,12 @@ def _add_lists(parser, required=True):
         nargs="+",
         metavar="NAME=FILE",
         help="systems: text 'enrol test score', or a table",
+    )
+
+
+def _add_resamples(parser):
+    parser.add_argument(
+        "--n_resamples", type=int, default=200, help="of the bootstrap; 0: none"
     )
 
 

@@ -328,7 +328,7 @@ EVALUATE = "evaluate --trials o.txt --output out --scores"
         (COHORT.replace("out/c.npz", "c.txt"), "c.txt: suffix '.txt', expected one of"),
         (
             "calibrate --scores a=a.txt --output out/c.json",
-            "a.txt: scores without labels, expected --trials with a list",
+            "a.txt: scores without labels, expected those of labelled trials",
         ),
         (f"{QMF} --objective eer", "objective 'eer'"),
         (f"{QMF} --l2 0", "l2 is 0"),
