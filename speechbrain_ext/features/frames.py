@@ -109,6 +109,7 @@ def filterbank_of(mel, window, device):
     """
     # tensors made in inference mode could never meet a gradient later
     with torch.inference_mode(False):
+        mel = mel.float()
         parts = [(both, some.to(device)) for both, some in _parts(mel)]
         return Filterbank(parts, *(x.to(device, copy=True) for x in (mel, window)))
 

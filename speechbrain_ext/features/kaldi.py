@@ -355,7 +355,6 @@ def _mel_filters(settings):
 
 
 @functools.lru_cache
-@torch.inference_mode(False)  # else they could never meet a gradient later
 def filterbank(settings, device):
     """Filterbank on a device, made once.
 

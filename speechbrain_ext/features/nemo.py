@@ -158,6 +158,7 @@ class NemoFeatures(nn.Module):
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""
+        self.constants(torch.device("cpu"))  # kept from now on: no graph makes them
         form = copy.copy(self)
         form.__class__ = _GraphNemoFeatures
         return form
@@ -174,7 +175,8 @@ class _GraphNemoFeatures(NemoFeatures):
         wavs = self._emphasised(wavs, samples)
         overlapping = frames_in_graph(wavs, self.fft, self.hop, frames)
         power = spectra_by_product(overlapping, transform(bank.window))
-        log_mel = self._logarithms(torch.matmul(power**self.power, bank.mel))
+        power = power if self.power == 1 else power**self.power
+        log_mel = self._logarithms(torch.matmul(power, bank.mel))
         return self._normalised(log_mel, samples), samples // self.hop / frames
 
 

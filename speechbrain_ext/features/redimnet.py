@@ -238,6 +238,7 @@ class ReDimNetFeatures(nn.Module):
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""
+        self.constants(torch.device("cpu"))  # kept from now on: no graph makes them
         form = copy.copy(self)
         form.__class__ = _GraphFeatures
         return form

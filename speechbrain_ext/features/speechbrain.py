@@ -155,6 +155,7 @@ class SpeechBrainFbank(nn.Module):
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""
+        self.constants(torch.device("cpu"))  # kept from now on: no graph makes them
         form = copy.copy(self)
         form.__class__ = _GraphFbank
         return form

@@ -20,7 +20,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and all(
 )
 # Multiply-adds from which oneDNN's product is faster than that of torch's BLAS.
 ONEDNN_FROM = 2**24
-# And rows up to which it is where that BLAS is at home: MKL on processors of Intel.
+# On Intel's processors MKL is the faster one of many rows: the most rows of oneDNN.
 INTEL_ROWS = 256
 
 
@@ -30,7 +30,8 @@ def _most_rows():
         processor = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
         processor = platform.processor()
-    return INTEL_ROWS if "GenuineIntel" in processor else math.inf
+    by_mkl = torch.backends.mkl.is_available() and "GenuineIntel" in processor
+    return INTEL_ROWS if by_mkl else math.inf
 
 
 ONEDNN_ROWS = _most_rows()
@@ -69,7 +70,7 @@ def activation(name, key):
 ACTIVATIONS = {gelu: ("gelu", "none"), swish: ("swish", ""), relu: ("relu", "")}
 
 
-def in_float32(x, weight):
+def plain_on_cpu(x, weight):
     """Whether x meets a weight in float32, in inference on a CPU without autocast."""
     if not inference_on_cpu(x):
         return False
@@ -79,7 +80,7 @@ def in_float32(x, weight):
 
 def by_onednn(x, weight):
     """Whether x [..., in] times weight [out, in] is oneDNN's."""
-    if not in_float32(x, weight):  # first: a graph must not depend on a size
+    if not plain_on_cpu(x, weight):  # first: a graph must not depend on a size
         return False
     large = x.numel() * weight.shape[0] >= ONEDNN_FROM
     few = x.numel() <= ONEDNN_ROWS * x.shape[-1]
@@ -90,9 +91,9 @@ def linear(x, weight, bias=None, function=None):
     """x [..., in] → [..., out], then ``function``, by whichever library is faster.
 
     In inference on CPUs that is oneDNN, function included: on processors of AMD 1.1 to
-    1.3 times as fast as the MKL that torch calls. On those of Intel MKL is, of many
-    rows: 1.05 times, and 1.3 of 301, 451 or 901. What they round otherwise is a last
-    bit.
+    1.3 times as fast as the MKL that torch calls. On Intel's, of more than 256 rows,
+    MKL is 1.05 times as fast as oneDNN, and 1.3 times of 301, 451 or 901 rows. What
+    they round otherwise is a last bit.
     """
     if (function is None or function in ACTIVATIONS) and by_onednn(x, weight):
         name, algorithm = ("none", "") if function is None else ACTIVATIONS[function]

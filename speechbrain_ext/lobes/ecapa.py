@@ -31,9 +31,9 @@ from speechbrain_ext.features import KaldiFbank, SpeechBrainFbank
 from speechbrain_ext.features.frames import HOP, sample_counts
 from speechbrain_ext.lobes.convolution import scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import (
-    in_float32,
     inference_on_cpu,
     linear,
+    plain_on_cpu,
     relu,
     watched,
 )
@@ -325,9 +325,10 @@ class _TDNN(TDNNBlock):
         conv, norm = self.conv.conv, self.norm.norm
         border = conv.dilation[0] * (conv.kernel_size[0] // 2)
         x = _bordered(x, border, self.reflects, padding)
-        if norm.training or watched(conv) or not in_float32(x, conv.weight):
+        if norm.training or watched(conv) or not plain_on_cpu(x, conv.weight):
             x = F.relu(conv(x.transpose(1, 2)), inplace=True)
             return norm_of_frames(norm, x, padding).transpose(1, 2)
+        # products of frames take four fifths of 1×1 convolutions' time, wide ones half
         if conv.kernel_size[0] > 1:
             weight, step = conv.weight.unsqueeze(2), (1, conv.dilation[0])
             x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, T], channels_last

@@ -38,8 +38,8 @@ from speechbrain_ext.lobes.cpu_inference import (
     Linear,
     activated,
     gelu,
-    in_float32,
     linear,
+    plain_on_cpu,
     watched,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
@@ -116,7 +116,7 @@ class ChannelMLP(nn.Module):
         shape = x.shape
         x = x.flatten(0, 1)
         layers = self.up, self.down
-        one_by_one = len(x) >= BY_GROUP and in_float32(x, self.up.weight)
+        one_by_one = len(x) >= BY_GROUP and plain_on_cpu(x, self.up.weight)
         if one_by_one and not any(map(watched, layers)):
             return self._by_group(x).view(shape)
         x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)

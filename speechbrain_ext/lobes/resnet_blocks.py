@@ -16,8 +16,8 @@ from torch import nn
 from speechbrain_ext.lobes.convolution import scale_and_shift
 from speechbrain_ext.lobes.cpu_inference import (
     fused_convolution,
-    in_float32,
     inference_on_cpu,
+    plain_on_cpu,
     relu,
 )
 from speechbrain_ext.lobes.encoder import PrunableGroup
@@ -54,7 +54,7 @@ class Convolution(nn.Conv2d):
 
     def _in_one_step(self, x, norm):
         """Where weights that BatchNorm is folded into are fewer than what they make."""
-        if norm.training or not in_float32(x, self.weight):
+        if norm.training or not plain_on_cpu(x, self.weight):
             return False
         places = x[:, 0].numel() // self.stride[0] ** 2
         return self.weight[0].numel() <= places

@@ -7,7 +7,7 @@ from tiny_encoder import noise
 from speechbrain_ext.features import NemoFeatures
 
 
-def by_torch(wav, window, fft, guard, normalise):
+def by_torch(wav, window, fft, guard, normalise, power):
     """Features of one utterance [T] by torch.stft, in float64."""
     wav = wav.double()
     wav = torch.cat([wav[:1], wav[1:] - 0.97 * wav[:-1]])
@@ -22,7 +22,7 @@ def by_torch(wav, window, fft, guard, normalise):
     )
     spectrum = spectrum[:, : len(wav) // 160]
     mel = NemoFeatures(n_fft=fft).constants(torch.device("cpu")).mel
-    energies = mel.double().t() @ spectrum.abs().square()
+    energies = mel.double().t() @ spectrum.abs() ** power
     logs = energies.clamp(min=guard).log() if guard else (energies + 2**-24).log()
     dims = {"per_feature": 1, "all_features": (0, 1)}.get(normalise)
     if dims is not None:
@@ -49,16 +49,17 @@ HANN = torch.hann_window(400, periodic=False)
             HANN,
             0.02,
         ),
+        ({"mag_power": 1.0}, HANN, None),
     ],
 )
 def test_features_equal_torchs_own_transform(options, window, guard):
     features, samples = NemoFeatures(**options), (16000, 9840, 12345)
     fft, kind = options.get("n_fft", 512), options.get("normalize", "per_feature")
-    wavs = 0.1 * noise(3, 16000)
+    power, wavs = options.get("mag_power", 2.0), 0.1 * noise(3, 16000)
     wavs[1, 9840:] = float("nan")
     found, lens = features(wavs, torch.tensor(samples) / 16000)
     for row, count in enumerate(samples):
-        expected = by_torch(wavs[row, :count], window, fft, guard, kind)
+        expected = by_torch(wavs[row, :count], window, fft, guard, kind, power)
         frames = count // 160
         assert round(float(lens[row]) * 100) == frames
         torch.testing.assert_close(found[row, :frames], expected, atol=1e-4, rtol=0)

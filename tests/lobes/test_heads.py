@@ -18,6 +18,7 @@ from speechbrain_ext.lobes.heads import (
     AttentiveStatisticsPooling,
     ConformerMFA,
     WeightedSumECAPA,
+    pooling,
 )
 from speechbrain_ext.lobes.speaker_encoder import SpeakerEncoder
 from speechbrain_ext.lobes.w2v_bert import W2VBertEncoder
@@ -65,6 +66,15 @@ def plain_pooling(module, x):
     return torch.tensor(means + deviations)
 
 
+@pytest.fixture(params=[True, False], ids=["whole", "by parts"])
+def ways(request, monkeypatch):
+    """All channels at once, and four at a time as in inference on a CPU."""
+    monkeypatch.setattr(pooling, "PART", 4)
+    with torch.set_grad_enabled(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("frames", [1, 2, 30])
 def test_pooling_equals_a_plain_loop(frames):
     module = randomise(AttentiveStatisticsPooling(6, 4)).eval()
@@ -76,6 +86,19 @@ def test_pooling_equals_a_plain_loop(frames):
     torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.usefixtures("ways")
+def test_pooling_keeps_its_digits_over_a_minute():
+    """Far from zero, where weights that do not sum to one would show."""
+    module = randomise(AttentiveStatisticsPooling(64, 4)).eval()
+    x = noise(1, 6000, 64) + 30
+    found = module(x)
+    expected = module.double()(x.double())
+    difference = (found - expected).abs()
+    assert difference[:, :64].max() < 4e-5  # of 30; in float32 one by one: 1e-4
+    assert difference[:, 64:].max() < 6e-4
+
+
+@pytest.mark.usefixtures("ways")
 def test_pooling_looks_at_valid_frames_only():
     module = randomise(AttentiveStatisticsPooling(6, 4)).eval()
     x, frames = noise(3, 20, 6), [20, 9, 1]
@@ -98,6 +121,7 @@ def test_pooling_under_autocast_keeps_float32_statistics():
     assert pooled[:, 6:].max() < 1.3
 
 
+@pytest.mark.usefixtures("ways")
 def test_pooling_with_context_is_speechbrains():
     peer = randomise(SpeechBrainPooling(6, 4, global_context=True)).eval()
     peer.tdnn.norm.norm.running_mean.copy_(0.1 * noise(4))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from speechbrain_ext.lobes.cpu_inference import in_float32, linear, watched
+from speechbrain_ext.lobes.cpu_inference import linear, plain_on_cpu, watched
 from speechbrain_ext.utils.precision import full_precision
 
 # Channels at a time on a CPU: what is summed over time stays in its cache
@@ -80,7 +80,7 @@ class AttentiveStatisticsPooling(nn.Module):
     def forward(self, x, padding=None):
         """x [B, T, D], padding [B, T] True in the padding → [B, 2D]."""
         last = self.attention[-1]
-        by_parts = in_float32(x, last.weight) and not watched(last)
+        by_parts = plain_on_cpu(x, last.weight) and not watched(last)
         parts = x.split(PART if by_parts else x.shape[2], dim=2)
         hidden = self._hidden(x, parts, padding)
         left_out = self._left_out(x, padding)
@@ -99,24 +99,28 @@ class AttentiveStatisticsPooling(nn.Module):
         scores = _wide(scores)
         if left_out is not None:
             scores = scores.masked_fill(left_out.unsqueeze(2), float("-inf"))
-        weights = scores.softmax(1)
+        # a softmax along any but the last dimension sums one by one: digits are lost
+        weights = (scores - scores.detach().amax(1, keepdim=True)).exp()
+        total = weights.sum(1)
         with full_precision(frames):
             frames = _wide(frames)
             if padding is not None:
                 # 0 · NaN is NaN: what lies in the padding must not get through
                 frames = frames.masked_fill(padding.unsqueeze(2), 0.0)
-            mean = (weights * frames).sum(1)
+            mean = (weights * frames).sum(1) / total
             if self.centred:
-                variance = (weights * (frames - mean.unsqueeze(1)).square()).sum(1)
+                squares = (frames - mean.unsqueeze(1)).square()
+                variance = (weights * squares).sum(1) / total
             else:
-                variance = (weights * frames.square()).sum(1) - mean.square()
+                squares = (weights * frames.square()).sum(1) / total
+                variance = squares - mean.square()
             return mean, variance.clamp(min=self.variance_floor).sqrt()
 
     def _hidden(self, x, parts, padding):
-        """x [B, T, D], also in parts of D → the bottleneck's output [B, T, H]."""
+        """x [B, T, D] and ``parts``, its slices along D → [B, T, H]."""
         first, *rest = self.attention[:-1]
         if not self.context:
-            return _in_turn(rest, pointwise(first, x), padding)
+            return _in_turn(rest, _pointwise(first, x), padding)
         with full_precision(x):
             found = [
                 moments(_wide(part).transpose(1, 2), padding, self.context_correction)
@@ -159,9 +163,9 @@ def _wide(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def pointwise(conv, x):
+def _pointwise(conv, x):
     """A convolution of one tap: [B, T, C] → [B, T, D]."""
-    if in_float32(x, conv.weight) and not watched(conv):
+    if plain_on_cpu(x, conv.weight) and not watched(conv):
         return linear(x, conv.weight.squeeze(2), conv.bias)
     return conv(x.transpose(1, 2)).transpose(1, 2)
 
