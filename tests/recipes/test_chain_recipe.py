@@ -157,8 +157,8 @@ def test_a_chain_of_the_recipe(path, full_words):
     assert lines[0].startswith(f"{path.stem}: {len(chain.stages)} stages, in ")
     if path.stem != "quickstart":  # whose corpus is to be made yet
         training = [s for s in chain.stages if "number_of_epochs" in s.tree]
-        processes = 1 if path.stem == "small_pair" else 8  # two cores, not GPUs
-        assert all(cost_of(stage, processes).steps > 1000 for stage in training)
+        processes = 1 if path.stem == "small_fused" else 8  # two cores
+        assert all(cost_of(stage, processes).steps >= 1000 for stage in training)
     assert all("<" not in word for stage in chain.stages for word in stage.words)
 
 
