@@ -86,33 +86,41 @@ class AttentiveStatisticsPooling(nn.Module):
         left_out = self._left_out(x, padding)
         if by_parts:
             maps = (tensor.split(PART) for tensor in (last.weight[..., 0], last.bias))
-            scores = (F.linear(hidden, *some) for some in zip(*maps))
+            scores, dim = (F.linear(hidden, *some) for some in zip(*maps)), 1
         else:
-            scores = [last(hidden.transpose(1, 2)).transpose(1, 2)]
+            scores, dim = [last(hidden.transpose(1, 2))], 2
+            parts = [x.transpose(1, 2)]
         found = [
-            self._statistics(*pair, padding, left_out) for pair in zip(parts, scores)
+            self._statistics(*pair, dim, padding, left_out)
+            for pair in zip(parts, scores)
         ]
         return torch.cat([torch.cat(values, dim=1) for values in zip(*found)], dim=1)
 
-    def _statistics(self, frames, scores, padding, left_out):
-        """Some channels and their scores [B, T, d] → μ and σ [B, d]."""
+    def _statistics(self, frames, scores, dim, padding, left_out):
+        """Some channels and their scores, frames along ``dim`` → μ and σ [B, d].
+
+        [B, T, d] are sooner computed on a CPU; a graph's sums keep their digits along
+        the last dimension alone.
+        """
         scores = _wide(scores)
         if left_out is not None:
-            scores = scores.masked_fill(left_out.unsqueeze(2), float("-inf"))
-        # a softmax along any but the last dimension sums one by one: digits are lost
-        weights = (scores - scores.detach().amax(1, keepdim=True)).exp()
-        total = weights.sum(1)
+            scores = scores.masked_fill(left_out.unsqueeze(3 - dim), float("-inf"))
+        if dim == 2:
+            weights, total = scores.softmax(2), 1.0
+        else:  # a softmax along any but the last dimension sums one by one
+            weights = (scores - scores.amax(1, keepdim=True)).exp()
+            total = weights.sum(1)
         with full_precision(frames):
             frames = _wide(frames)
             if padding is not None:
                 # 0 · NaN is NaN: what lies in the padding must not get through
-                frames = frames.masked_fill(padding.unsqueeze(2), 0.0)
-            mean = (weights * frames).sum(1) / total
+                frames = frames.masked_fill(padding.unsqueeze(3 - dim), 0.0)
+            mean = (weights * frames).sum(dim) / total
             if self.centred:
-                squares = (frames - mean.unsqueeze(1)).square()
-                variance = (weights * squares).sum(1) / total
+                squares = (frames - mean.unsqueeze(dim)).square()
+                variance = (weights * squares).sum(dim) / total
             else:
-                squares = (weights * frames.square()).sum(1) / total
+                squares = (weights * frames.square()).sum(dim) / total
                 variance = squares - mean.square()
             return mean, variance.clamp(min=self.variance_floor).sqrt()
 
