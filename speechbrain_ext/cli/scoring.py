@@ -134,20 +134,20 @@ def fuse_verified(arguments):
         name: {path.name for path in Path(folder).glob(f"scores_*{kind}")}
         for name, folder in folders.items()
     }
-    first = next(iter(lists.values()))
+    every = set().union(*lists.values())
     for name, found in lists.items():
-        if not found or found != first:
-            missing = sorted(first - found) or [f"scores_LIST{kind}"]
+        missing = sorted(every - found) if every else [f"scores_LIST{kind}"]
+        if missing:
             raise InputError(
-                f"{folders[name]}: no {missing[0]}, expected the lists that "
-                f"verify.py wrote for {next(iter(lists))}"
+                f"{folders[name]}: no {missing[0]}, expected the lists that verify.py "
+                "wrote for the other models"
             )
 
     def tables(stem):
         return {name: f"{folder}/{stem}{kind}" for name, folder in folders.items()}
 
     calibrator = _fitted(tables("calibration_scores"), arguments)
-    stems = [table.removesuffix(kind) for table in sorted(first)]
+    stems = [table.removesuffix(kind) for table in sorted(every)]
     scored = [(stem.removeprefix("scores_"), *_stacked(tables(stem))) for stem in stems]
     for _, trials, _ in scored:
         _check_labels(trials)

@@ -104,6 +104,7 @@ def of_other_trials(folder):
         (f"{WORDS} --system llr", None, "a: no scores_LIST_llr.npz, expected the l"),
         (WORDS.replace("y=b", "b"), None, "--verified 'b', expected NAME=FILE"),
         (f"{WORDS} --n_resamples 1", None, "--n_resamples 1, expected 0 or at least"),
+        (WORDS.replace("x=a y=b", "x=b y=a"), "scores_easy_as_norm.npz", "b: no sc"),
         (WORDS, "scores_easy_as_norm.npz", "b: no scores_easy_as_norm.npz, expected"),
         (WORDS, "calibration_scores_as_norm.npz", "calibration_scores_as_norm.npz: No"),
         (WORDS, of_other_trials, "expected all systems to score the same trials"),
