@@ -92,6 +92,15 @@ def chunk_size(device):
     return CHUNK
 
 
+def few_rows(longest, *tensors):
+    """Tensors [B, …] on one device → (some rows of each, …), a few rows at a time.
+
+    As many as make ``chunk_size`` frames, where the longest has so many.
+    """
+    rows = max(1, chunk_size(tensors[0].device) // longest)
+    return zip(*(tensor.split(rows) for tensor in tensors))
+
+
 class Filterbank(NamedTuple):
     """What makes mel energies of frames, on one device."""
 
@@ -101,7 +110,7 @@ class Filterbank(NamedTuple):
 
 
 def filterbank_of(mel, window, device):
-    """Filters [bins, M] and a window, both on the CPU, → Filterbank on a device.
+    """Filters [bins, M], an array or a tensor, and a window, on the CPU → Filterbank.
 
     A few mel bins look at their part of the spectrum only: a fifth of the products, in
     0.4 of the time. Each filter stands there twice, for the squares of the real and of
@@ -109,7 +118,7 @@ def filterbank_of(mel, window, device):
     """
     # tensors made in inference mode could never meet a gradient later
     with torch.inference_mode(False):
-        mel = mel.float()
+        mel = torch.as_tensor(mel, dtype=torch.float32, device="cpu")
         parts = [(both, some.to(device)) for both, some in _parts(mel)]
         return Filterbank(parts, *(x.to(device, copy=True) for x in (mel, window)))
 

@@ -361,10 +361,9 @@ def filterbank(settings, device):
     Not buffers of the module: ``.half()`` would round them, and a module built on the
     meta device would lose them.
     """
-    mel = _mel_filters(settings).float()
     make, power = WINDOWS[settings.window]
     shape = {} if make is torch.ones else {"periodic": False}
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
     # of as many samples as Kaldi's: pow rounds otherwise where a vector ends
     window = window.pow(power) * settings.scale
-    return filterbank_of(mel, window, device)
+    return filterbank_of(_mel_filters(settings), window, device)

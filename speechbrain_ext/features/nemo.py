@@ -13,8 +13,8 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
-    chunk_size,
     energies_in_parts,
+    few_rows,
     filterbank_of,
     frames_in_graph,
     sample_counts,
@@ -106,12 +106,11 @@ class NemoFeatures(nn.Module):
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
         frames = samples // self.hop
-        longest, size = int(frames.max()), chunk_size(wavs.device)
-        padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
+        longest, padded = int(frames.max()), int(samples.min()) < wavs.shape[1]
         samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
-            for some, n in zip(wavs.float().split(rows), samples.split(rows)):
+            for some, n in few_rows(longest, wavs.float(), samples):
                 emphasised = self._emphasised(some, n if padded else None)
                 parts.append(self._normalised(self._log_mel(emphasised, longest), n))
         return torch.cat(parts), frames / longest
@@ -197,5 +196,4 @@ def _filterbank(frame, window, n_fft, rate, mels, lowest, highest, mel_norm, dev
     weights = ones if make is None else make(frame, periodic=False, device="cpu")
     left = (n_fft - frame) // 2
     weights = nn.functional.pad(weights, (left, n_fft - frame - left))
-    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
     return filterbank_of(mel, weights, device)

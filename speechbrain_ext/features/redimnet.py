@@ -23,8 +23,8 @@ from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.features.frames import (
-    chunk_size,
     energies_in_parts,
+    few_rows,
     filterbank_of,
     frames_in_graph,
     sample_counts,
@@ -149,14 +149,11 @@ class ReDimNetFeatures(nn.Module):
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
         frames = self.frames_of(samples)
-        longest, size = int(frames.max()), chunk_size(wavs.device)
-        padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
+        longest, padded = int(frames.max()), int(samples.min()) < wavs.shape[1]
         samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
-            for some, n, valid in zip(
-                wavs.float().split(rows), samples.split(rows), frames.split(rows)
-            ):
+            for some, n, valid in few_rows(longest, wavs.float(), samples, frames):
                 some = self._bordered(some, n if padded else None)
                 log_mel = self._log_mel(some, longest)
                 parts.append(self._normalised(log_mel, valid if padded else None))
@@ -291,7 +288,6 @@ def _constants(frame, kind, n_fft, n_mels, f_min, f_max, rate, device):
         hamming = np.hamming(frame).astype("float32")
         waves = waves.astype("float32") * hamming[:, None]
         window = torch.from_numpy(waves.T.copy()).unsqueeze(1)
-    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
     return filterbank_of(mel, window, device)
 
 

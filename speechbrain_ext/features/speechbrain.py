@@ -10,8 +10,8 @@ from torch import nn
 
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
-    chunk_size,
     energies_in_parts,
+    few_rows,
     filterbank_of,
     frames_in_graph,
     sample_counts,
@@ -112,14 +112,13 @@ class SpeechBrainFbank(nn.Module):
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
         frames = samples // self.hop + 1
-        longest, size = int(frames.max()), chunk_size(wavs.device)
-        padded, rows = int(frames.min()) < longest, max(1, size // longest)
+        longest, padded = int(frames.max()), int(frames.min()) < int(frames.max())
         ends_early = int(samples.min()) < wavs.shape[1]
         samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
             wavs = zero_behind(wavs.float(), samples) if ends_early else wavs.float()
-            for some, n in zip(wavs.split(rows), frames.split(rows)):
+            for some, n in few_rows(longest, wavs, frames):
                 log_mel = self._log_mel(self._centred(some), longest)
                 parts.append(self._normalised(log_mel, n if padded else None))
         return torch.cat(parts), frames / longest

@@ -22,8 +22,8 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
-    chunk_size,
     energies_in_parts,
+    few_rows,
     filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
@@ -101,14 +101,11 @@ class VoxBlink2Features(nn.Module):
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
         frames = samples // HOP + 1
-        longest, size = int(frames.max()), chunk_size(wavs.device)
-        padded, rows = int(samples.min()) < wavs.shape[1], max(1, size // longest)
+        longest, padded = int(frames.max()), int(samples.min()) < wavs.shape[1]
         samples, frames = samples.to(wavs.device), frames.to(wavs.device)
         parts = []
         with full_precision(wavs):
-            for some, n, valid in zip(
-                wavs.float().split(rows), samples.split(rows), frames.split(rows)
-            ):
+            for some, n, valid in few_rows(longest, wavs.float(), samples, frames):
                 some = zero_behind(some, n) if padded else some
                 emphasised = self._emphasised(some, n if padded else None)
                 log_mel = self._log_mel(mirrored(emphasised, n, MARGIN), longest)
@@ -198,5 +195,4 @@ def voxblink2_filterbank(n_mels, device):
     left = (FFT - FRAME) // 2
     window = torch.hann_window(FRAME, device="cpu")
     window = nn.functional.pad(window, (left, FFT - FRAME - left))
-    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
     return filterbank_of(mel, window, device)

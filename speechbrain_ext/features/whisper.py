@@ -120,7 +120,6 @@ def whisper_filterbank(n_mels, device):
         norm="slaney",
         mel_scale="slaney",
     )
-    mel = torch.tensor(mel, dtype=torch.float32, device="cpu")
     return filterbank_of(mel, torch.hann_window(FRAME, device="cpu"), device)
 
 
