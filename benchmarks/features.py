@@ -37,9 +37,12 @@ def main(argv=None):
     torch.set_num_threads(arguments.threads)
     sizes = [(4, 1)] if arguments.toy else [(64, 3), (1, 3), (1, 60)]
     rows = [compare_size(*size, arguments.toy) for size in sizes]
-    sizes = [(4, 1)] if arguments.toy else [(1, 3), (1, 10), (64, 3)]
+    sizes = [(4, 1)] if arguments.toy else [(64, 3), (20, 10)]
     rows += [
-        compare_mel(name, *size, arguments.toy) for name in PUBLIC for size in sizes
+        compare_mel(name, *size, batched, arguments.toy)
+        for name in PUBLIC
+        for size in sizes
+        for batched in (True, False)
     ]
     report(rows, arguments)
 
@@ -113,15 +116,20 @@ PUBLIC = {
 }
 
 
-def compare_mel(name, batch, seconds, toy):
-    """Those of ``batch`` utterances of ``seconds`` s, the peer one by one → Row."""
+def compare_mel(name, batch, seconds, batched, toy):
+    """Those of ``batch`` utterances of ``seconds`` s → Row.
+
+    Ours as one batch, or one by one, as the peer always.
+    """
     ours, public, source = PUBLIC[name]
     torch.manual_seed(0)
     wavs = 0.1 * torch.randn(batch, seconds * SAMPLE_RATE)
 
     def run_ours():
         with torch.no_grad():
-            return ours(wavs)[0]
+            return torch.cat(
+                [ours(some)[0] for some in wavs.split(len(wavs) if batched else 1)]
+            )
 
     def run_peer():
         return torch.stack([public(wav[None]) for wav in wavs])
@@ -129,7 +137,8 @@ def compare_mel(name, batch, seconds, toy):
     check_equal(run_ours(), run_peer())
     mark = None if toy else MEL_MARK
     about = {"peer_name": "torchaudio", "source": source, "toy": toy, "mark": mark}
-    return compare(f"{name}, {batch} × {seconds} s", run_ours, run_peer, 9, **about)
+    label = f"{name}, {batch} × {seconds} s{'' if batched else ', one by one'}"
+    return compare(label, run_ours, run_peer, 9, **about)
 
 
 def check_equal(mine, theirs):

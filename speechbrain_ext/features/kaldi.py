@@ -24,15 +24,15 @@ from torch import nn
 
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
-    chunk_size,
+    energies_in_parts,
+    features_of_rows,
     filterbank_of,
-    listed_counts,
-    mel_energies,
+    sample_counts,
     spectra_by_product,
     zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
+from speechbrain_ext.utils.precision import has_float64, valid_counts
 
 MELS = 80
 PREEMPHASIS = 0.97
@@ -184,52 +184,38 @@ class KaldiFbank(nn.Module):
         InputError
             Wrong shape, or a row shorter than ``min_samples``.
         """
-        samples = listed_counts(wavs, wav_lens, self.min_samples, self.sample_rate)
+        samples = sample_counts(wavs, wav_lens, self.min_samples, self.sample_rate)
         device = wavs.device
         if self.dtype is torch.float64 and not has_float64(device):
             wavs = wavs.cpu()
-        with full_precision(wavs):
-            wavs = wavs.float()
-            if min(samples) < wavs.shape[1]:
-                wavs = zero_behind(wavs, torch.tensor(samples, device=wavs.device))
-            features, lens = self._features(wavs, samples)
-        if wav_lens is None:  # made where it is used: no copy that a GPU waits for
-            return features.to(device), torch.ones(len(wavs), device=device)
+        features, lens = features_of_rows(wavs, samples, self.frames, self._features)
+        if self.stacked > 1 and min(samples) < wavs.shape[1]:
+            steps = [self.frames(count) // self.stacked for count in samples]
+            lens = torch.tensor(steps, device=device) / features.shape[1]
         return features.to(device), lens.to(device)
 
-    def _features(self, wavs, samples):
-        """A few rows at a time, from waveform to normalised features."""
-        frames = [self.frames(count) for count in samples]
-        longest = max(frames)
-        size = chunk_size(wavs.device)
-        rows, parts = max(1, size // longest), []
-        for start in range(0, len(wavs), rows):
-            some, valid = wavs[start : start + rows], None
-            if min(frames) < longest:
-                valid = torch.tensor(frames[start : start + rows], device=wavs.device)
-            if self.dither and self.training:
-                noise = torch.randn_like(some) * (self.dither / self.settings.scale)
-                some = some + noise
-            log_mel = self._log_mel(some, longest, size)  # [b, F, M]
-            parts.append(self.finished(log_mel, valid))
-        features = parts[0] if len(parts) == 1 else torch.cat(parts)
-        steps = [count // self.stacked for count in frames]
-        return features, torch.tensor(steps) / features.shape[1]
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to normalised features."""
+        if self.dither and self.training:
+            noise = torch.randn_like(wavs) * (self.dither / self.settings.scale)
+            wavs = wavs + noise
+        return self.finished(self._log_mel(wavs, longest), frames)
 
     def frames(self, samples):
         """Whole frames in so many samples, a number or a tensor of them."""
         return 1 + (samples - self.settings.frame) // self.settings.hop
 
-    def _log_mel(self, wavs, n_frames, size):
-        """[B, T] → [B, F, M], ``size`` frames at a time."""
-        frame, hop = self.settings.frame, self.settings.hop
-        size = max(1, size // len(wavs))
-        parts = []
-        for start in range(0, n_frames, size):
-            stop = min(start + size, n_frames)
-            samples = slice(start * hop, (stop - 1) * hop + frame)
-            parts.append(_log_mel_of(wavs[:, samples], self.settings))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    def _log_mel(self, wavs, n_frames):
+        """[B, T] → [B, F, M]."""
+        settings = self.settings
+        bank = filterbank(settings, wavs.device)
+        # the transform is longer than a frame: no copy of each frame with zeros behind
+        wavs = wavs.to(settings.dtype)
+        wavs = nn.functional.pad(wavs, (0, settings.fft - settings.frame))
+        windowed = functools.partial(_windowed, settings)
+        return energies_in_parts(
+            *(wavs, bank, settings.hop, n_frames, _logarithms), windowed=windowed
+        )
 
     def finished(self, log_mel, frames):
         """[B, F, M], valid frames [B] or None: all → features [B, T', M]."""
@@ -248,9 +234,10 @@ class KaldiFbank(nn.Module):
 
         Of the valid frames [B, F, 1], ``frames`` [B] of them; None: all are.
         """
-        # less the first frame, a bin that never moves has a mean of exactly zero: else
-        # the rounding of its mean would be divided by √1e−7
-        log_mel = log_mel - log_mel[:, :1]
+        if self.normalise_variance:
+            # less the first frame, a bin that never moves has a mean of exactly zero:
+            # else the rounding of its mean would be divided by √1e−7
+            log_mel = log_mel - log_mel[:, :1]
         if valid is None:
             count = log_mel.shape[1]
             centred = log_mel - log_mel.mean(1, keepdim=True)
@@ -309,19 +296,22 @@ class GraphFbank(nn.Module):
         return wavs[:, places.clamp(max=samples - 1)]
 
 
-def _log_mel_of(wavs, settings):
-    """[B, (f − 1) hop + frame] → [B, f, M].
+def _windowed(settings, wide, window):
+    """Samples [B, f, fft] from the start of each frame on → what is transformed.
 
     Kaldi's steps in its order: where one frequency is loud, what float32 rounds away
-    in them is what the quiet mel bins hold.
+    in them is what the quiet mel bins hold. ``window`` is zero behind the frame.
     """
-    bank = filterbank(settings, wavs.device)
-    frames = wavs.to(bank.window.dtype).unfold(-1, settings.frame, settings.hop)
-    frames = frames - frames.mean(-1, keepdim=True)  # [B, f, frame]
+    wide = wide - wide[..., : settings.frame].mean(-1, keepdim=True)
+    frames = wide[..., : settings.frame]
     before = frames * settings.preemphasis
     frames[..., 1:].sub_(before[..., :-1])
     frames[..., 0].sub_(before[..., 0])
-    energies = mel_energies(frames.mul_(bank.window), bank, settings.fft)
+    return wide.mul_(window)
+
+
+def _logarithms(energies):
+    """Those of mel bins [B, f, M], not below the floor."""
     return energies.clamp_(min=MEL_FLOOR).log_()
 
 
@@ -331,7 +321,7 @@ def _spectrum_matrix(settings):
     frames = torch.eye(settings.frame, dtype=torch.float64)
     frames = frames - frames.mean(1, keepdim=True)
     before = nn.functional.pad(frames, (1, 0), mode="replicate")[:, :-1]
-    windowed = (frames - settings.preemphasis * before) * window
+    windowed = (frames - settings.preemphasis * before) * window[: settings.frame]
     spectrum = torch.fft.rfft(windowed, n=settings.fft)
     return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
@@ -356,7 +346,7 @@ def _mel_filters(settings):
 
 @functools.lru_cache
 def filterbank(settings, device):
-    """Filterbank on a device, made once.
+    """Filterbank on a device, made once; its window is zero behind the frame.
 
     Not buffers of the module: ``.half()`` would round them, and a module built on the
     meta device would lose them.
@@ -366,4 +356,5 @@ def filterbank(settings, device):
     window = make(settings.frame, **shape, dtype=settings.dtype, device="cpu")
     # of as many samples as Kaldi's: pow rounds otherwise where a vector ends
     window = window.pow(power) * settings.scale
+    window = nn.functional.pad(window, (0, settings.fft - settings.frame))
     return filterbank_of(_mel_filters(settings), window, device)

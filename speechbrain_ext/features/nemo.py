@@ -14,7 +14,7 @@ from speechbrain_ext.features.frames import (
     HOP,
     SAMPLE_RATE,
     energies_in_parts,
-    few_rows,
+    features_of_rows,
     filterbank_of,
     frames_in_graph,
     sample_counts,
@@ -23,7 +23,7 @@ from speechbrain_ext.features.frames import (
 )
 from speechbrain_ext.features.kaldi import MELS, PREEMPHASIS
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.precision import full_precision, valid_counts
+from speechbrain_ext.utils.precision import valid_counts
 
 
 class NemoFeatures(nn.Module):
@@ -105,15 +105,16 @@ class NemoFeatures(nn.Module):
         InputError: a wrong shape, or a row of fewer than two frames.
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
-        frames = samples // self.hop
-        longest, padded = int(frames.max()), int(samples.min()) < wavs.shape[1]
-        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
-        parts = []
-        with full_precision(wavs):
-            for some, n in few_rows(longest, wavs.float(), samples):
-                emphasised = self._emphasised(some, n if padded else None)
-                parts.append(self._normalised(self._log_mel(emphasised, longest), n))
-        return torch.cat(parts), frames / longest
+        return features_of_rows(wavs, samples, self.frames_of, self._features)
+
+    def frames_of(self, samples):
+        """Frames of so many samples, a number or a tensor of them."""
+        return samples // self.hop
+
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to normalised features."""
+        log_mel = self._log_mel(self._emphasised(wavs, samples), longest)
+        return self._normalised(log_mel, frames)
 
     def _emphasised(self, wavs, samples=None):
         """Pre-emphasis, zeros from the end of each row on: [b, T] → [b, T + FFT]."""
@@ -138,9 +139,13 @@ class NemoFeatures(nn.Module):
             return energies
         return (energies + guard if kind == "add" else energies.clamp(min=guard)).log()
 
-    def _normalised(self, log_mel, samples):
-        """[b, F, M] and samples [b] → normalised, zero behind the valid frames."""
-        count = (samples // self.hop).view(-1, 1, 1)
+    def _normalised(self, log_mel, frames):
+        """[b, F, M] and valid frames [b], None: all → normalised, zero behind them."""
+        if frames is None:
+            frames = torch.full(
+                (len(log_mel),), log_mel.shape[1], device=log_mel.device
+            )
+        count = frames.view(-1, 1, 1)
         places = torch.arange(log_mel.shape[1], device=log_mel.device)
         valid = places.view(1, -1, 1) < count
         if not self.normalize:
@@ -170,13 +175,13 @@ class _GraphNemoFeatures(NemoFeatures):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         bank = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
-        frames = wavs.shape[1] // self.hop
+        frames, longest = self.frames_of(samples), self.frames_of(wavs.shape[1])
         wavs = self._emphasised(wavs, samples)
-        overlapping = frames_in_graph(wavs, self.fft, self.hop, frames)
+        overlapping = frames_in_graph(wavs, self.fft, self.hop, longest)
         power = spectra_by_product(overlapping, transform(bank.window))
         power = power if self.power == 1 else power**self.power
         log_mel = self._logarithms(torch.matmul(power, bank.mel))
-        return self._normalised(log_mel, samples), samples // self.hop / frames
+        return self._normalised(log_mel, frames), frames / longest
 
 
 @functools.lru_cache

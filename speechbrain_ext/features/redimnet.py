@@ -24,16 +24,17 @@ from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.features.frames import (
     energies_in_parts,
-    few_rows,
+    features_of_rows,
     filterbank_of,
     frames_in_graph,
+    mirrored,
     sample_counts,
     spectra_by_product,
     transform,
     zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError, check_at_least
-from speechbrain_ext.utils.precision import full_precision, has_float64, valid_counts
+from speechbrain_ext.utils.precision import has_float64, valid_counts
 
 PREEMPHASIS = 0.97
 LOG_FLOOR = 1e-6  # pt
@@ -123,7 +124,7 @@ class ReDimNetFeatures(nn.Module):
         self.norm_signal, self.do_preemph = norm_signal, do_preemph
         self.eps = (1e-8 if of_tf else 1e-6) if eps is None else eps
         half = hop_length // 2
-        self.borders = (half, half) if of_tf else (n_fft // 2, n_fft // 2)
+        self.border = half if of_tf else n_fft // 2
         frames = max(min_frames, 2 if self.deviation else 1)
         needed = (frames - 1) * hop_length
         needed = win_length - 2 * half + needed if of_tf else max(needed, n_fft // 2)
@@ -148,16 +149,12 @@ class ReDimNetFeatures(nn.Module):
         InputError: a wrong shape, or a row of fewer than ``min_samples``.
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
-        frames = self.frames_of(samples)
-        longest, padded = int(frames.max()), int(samples.min()) < wavs.shape[1]
-        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
-        parts = []
-        with full_precision(wavs):
-            for some, n, valid in few_rows(longest, wavs.float(), samples, frames):
-                some = self._bordered(some, n if padded else None)
-                log_mel = self._log_mel(some, longest)
-                parts.append(self._normalised(log_mel, valid if padded else None))
-        return torch.cat(parts), frames / longest
+        return features_of_rows(wavs, samples, self.frames_of, self._features)
+
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to normalised features."""
+        log_mel = self._log_mel(self._bordered(wavs, samples), longest)
+        return self._normalised(log_mel, frames)
 
     def _bordered(self, wavs, samples=None):
         """Standardised, emphasised, with its borders: [b, T] → [b, T + borders].
@@ -172,20 +169,14 @@ class ReDimNetFeatures(nn.Module):
         if self.norm_signal:
             wavs = self._standardised(wavs, samples)
         if self.do_preemph:
-            before = torch.cat([wavs[:, 1:2], wavs[:, :-1]], dim=1)
-            wavs = wavs - PREEMPHASIS * before
+            first = wavs[:, :1] - PREEMPHASIS * wavs[:, 1:2]
+            others = torch.sub(wavs[:, 1:], wavs[:, :-1], alpha=PREEMPHASIS)
+            wavs = torch.cat([first, others], dim=1)
         if samples is not None:
             wavs = zero_behind(wavs, samples)
         if self.kind == "tf":
-            return F.pad(wavs, self.borders)
-        if samples is None:
-            return F.pad(wavs.unsqueeze(1), self.borders, "reflect").squeeze(1)
-        left, right = self.borders
-        wavs = F.pad(wavs, (0, right))
-        wavs = torch.cat([wavs[:, 1 : left + 1].flip(1), wavs], dim=1)
-        steps = torch.arange(right, device=wavs.device)
-        end = samples.unsqueeze(1) + left  # of the row, behind its left border
-        return wavs.scatter(1, end + steps, wavs.gather(1, end - 2 - steps))
+            return F.pad(wavs, (self.border, self.border))
+        return mirrored(wavs, samples, self.border)
 
     def _standardised(self, wavs, samples):
         """Less its mean, divided by its deviation (N), which are summed in float64."""

@@ -11,7 +11,7 @@ from torch import nn
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
     energies_in_parts,
-    few_rows,
+    features_of_rows,
     filterbank_of,
     frames_in_graph,
     sample_counts,
@@ -20,7 +20,7 @@ from speechbrain_ext.features.frames import (
     zero_behind,
 )
 from speechbrain_ext.utils.errors import InputError
-from speechbrain_ext.utils.precision import full_precision, valid_counts
+from speechbrain_ext.utils.precision import valid_counts
 
 AMIN = 1e-10  # of a mel bin's power
 TOP_DB = 80.0
@@ -111,17 +111,15 @@ class SpeechBrainFbank(nn.Module):
         Zero in the padding. InputError: a wrong shape, or a row of less than a window.
         """
         samples = sample_counts(wavs, wav_lens, self.min_samples)
-        frames = samples // self.hop + 1
-        longest, padded = int(frames.max()), int(frames.min()) < int(frames.max())
-        ends_early = int(samples.min()) < wavs.shape[1]
-        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
-        parts = []
-        with full_precision(wavs):
-            wavs = zero_behind(wavs.float(), samples) if ends_early else wavs.float()
-            for some, n in few_rows(longest, wavs, frames):
-                log_mel = self._log_mel(self._centred(some), longest)
-                parts.append(self._normalised(log_mel, n if padded else None))
-        return torch.cat(parts), frames / longest
+        return features_of_rows(wavs, samples, self.frames_of, self._features)
+
+    def frames_of(self, samples):
+        """Frames of so many samples, a number or a tensor of them."""
+        return samples // self.hop + 1
+
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to normalised features."""
+        return self._normalised(self._log_mel(self._centred(wavs), longest), frames)
 
     def _centred(self, wavs):
         """Zeros before and after, so that frame 0 is around sample 0."""
@@ -167,12 +165,12 @@ class _GraphFbank(SpeechBrainFbank):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         bank = self.constants(wavs.device)
         samples = valid_counts(wav_lens, wavs.shape[1])
-        frames, wavs = wavs.shape[1] // self.hop + 1, zero_behind(wavs, samples)
-        overlapping = frames_in_graph(self._centred(wavs), self.fft, self.hop, frames)
+        frames, longest = self.frames_of(samples), self.frames_of(wavs.shape[1])
+        wavs = self._centred(zero_behind(wavs, samples))
+        overlapping = frames_in_graph(wavs, self.fft, self.hop, longest)
         power = spectra_by_product(overlapping, transform(bank.window))
         log_mel = _decibels(torch.matmul(power, bank.mel))
-        valid = samples // self.hop + 1
-        return self._normalised(log_mel, valid), valid / frames
+        return self._normalised(log_mel, frames), frames / longest
 
 
 def _decibels(energies):

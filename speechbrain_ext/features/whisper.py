@@ -19,6 +19,7 @@ from speechbrain_ext.features.frames import (
     HOP,
     SAMPLE_RATE,
     energies_in_parts,
+    features_of_rows,
     filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
@@ -27,7 +28,7 @@ from speechbrain_ext.features.frames import (
     transform,
     zero_behind,
 )
-from speechbrain_ext.utils.precision import full_precision, valid_counts
+from speechbrain_ext.utils.precision import valid_counts
 
 # Power below 80 dB under the loudest is cut off.
 MARGIN = FRAME // 2
@@ -81,15 +82,16 @@ class WhisperFeatures(nn.Module):
             Wrong shape, or a row shorter than 201 samples.
         """
         samples = sample_counts(wavs, wav_lens, MIN_SAMPLES)
-        frames = samples // HOP
-        longest, padded = int(frames.max()), int(frames.min()) < int(frames.max())
-        ends_early = int(samples.min()) < wavs.shape[1]
-        samples, frames = samples.to(wavs.device), frames.to(wavs.device)
-        with full_precision(wavs):
-            wavs = zero_behind(wavs.float(), samples) if ends_early else wavs.float()
-            log_mel = self._log_mel(mirrored(wavs, samples, MARGIN), longest)
-            features = self._above_floor(log_mel, frames if padded else None)
-            return features, frames / longest
+        return features_of_rows(wavs, samples, self.frames_of, self._features)
+
+    def frames_of(self, samples):
+        """Frames of so many samples, a number or a tensor of them."""
+        return samples // HOP
+
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to features."""
+        log_mel = self._log_mel(mirrored(wavs, samples, MARGIN), longest)
+        return self._above_floor(log_mel, frames)
 
     def _log_mel(self, wavs, n_frames):
         """Mirrored [B, 400 + T] → [B, F, M]."""
@@ -145,9 +147,9 @@ class GraphWhisperFeatures(WhisperFeatures):
         """wavs [B, T], wav_lens [B] → features [B, T', M], lens [B]."""
         samples, total = valid_counts(wav_lens, wavs.shape[1]), wavs.shape[1]
         overlapping = mirrored_frames_in_graph(
-            zero_behind(wavs, samples), samples, FRAME, HOP, total // HOP
+            zero_behind(wavs, samples), samples, FRAME, HOP, self.frames_of(total)
         )
         power = spectra_by_product(overlapping, self.projection)
         log_mel = _logarithms(torch.matmul(power, self.mel))
-        frames = samples // HOP
+        frames = self.frames_of(samples)
         return self._above_floor(log_mel, frames), frames / log_mel.shape[1]
