@@ -188,9 +188,9 @@ class KaldiFbank(nn.Module):
         device = wavs.device
         if self.dtype is torch.float64 and not has_float64(device):
             wavs = wavs.cpu()
-        features, lens = features_of_rows(wavs, samples, self.frames, self._features)
+        features, lens = features_of_rows(wavs, samples, self.frames_of, self._features)
         if self.stacked > 1 and min(samples) < wavs.shape[1]:
-            steps = [self.frames(count) // self.stacked for count in samples]
+            steps = [self.frames_of(count) // self.stacked for count in samples]
             lens = torch.tensor(steps, device=device) / features.shape[1]
         return features.to(device), lens.to(device)
 
@@ -201,7 +201,7 @@ class KaldiFbank(nn.Module):
             wavs = wavs + noise
         return self.finished(self._log_mel(wavs, longest), frames)
 
-    def frames(self, samples):
+    def frames_of(self, samples):
         """Whole frames in so many samples, a number or a tensor of them."""
         return 1 + (samples - self.settings.frame) // self.settings.hop
 
@@ -278,7 +278,7 @@ class GraphFbank(nn.Module):
         samples = valid_counts(wav_lens, wavs.shape[1])
         overlapping = self._overlapping_frames(zero_behind(wavs, samples))
         power = torch.matmul(spectra_by_product(overlapping, self.projection), self.mel)
-        frames = self.fbank.frames(samples)
+        frames = self.fbank.frames_of(samples)
         features = self.fbank.finished(power.clamp(min=MEL_FLOOR).log(), frames)
         return features, frames // self.fbank.stacked / features.shape[1]
 
