@@ -123,9 +123,9 @@ def features_of_rows(wavs, samples, frames_of, compute):
             lens = torch.ones(len(wavs), device=wavs.device)
         else:
             counts = torch.tensor([samples, frames], device=wavs.device)
-            wavs, lens = zero_behind(wavs, counts[0]), counts[1] / longest
             some = zip(wavs.split(rows), *(count.split(rows) for count in counts))
-            found = [compute(*of_rows, longest) for of_rows in some]
+            found = [compute(zero_behind(x, n), n, f, longest) for x, n, f in some]
+            lens = counts[1] / longest
     return found[0] if len(found) == 1 else torch.cat(found), lens
 
 
@@ -159,6 +159,11 @@ def _parts(mel):
         yield slice(2 * first, 2 * stop), twice
 
 
+def safe_power(x, exponent):
+    """x^exponent of x ≥ 0, with a gradient of 0 at 0, where a root has none."""
+    return x.clamp(min=torch.finfo(x.dtype).tiny) ** exponent
+
+
 def mel_energies(frames, bank, exponent=1):
     """Σ M |FFT(x)|²: windowed frames [B, f, frame] → [B, f, M].
 
@@ -167,7 +172,7 @@ def mel_energies(frames, bank, exponent=1):
     spectrum = torch.view_as_real(torch.fft.rfft(frames))
     squares = spectrum.float().square_()
     if exponent != 1:
-        return torch.matmul(squares.sum(-1) ** exponent, bank.mel)
+        return torch.matmul(safe_power(squares.sum(-1), exponent), bank.mel)
     squares = squares.flatten(-2).flatten(0, 1)  # [B f, 2 · bins]
     energies = torch.cat([squares[:, both] @ mel for both, mel in bank.parts], dim=1)
     return energies.unflatten(0, frames.shape[:2])

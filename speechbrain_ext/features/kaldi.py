@@ -209,9 +209,10 @@ class KaldiFbank(nn.Module):
         """[B, T] → [B, F, M]."""
         settings = self.settings
         bank = filterbank(settings, wavs.device)
-        # the transform is longer than a frame: no copy of each frame with zeros behind
-        wavs = wavs.to(settings.dtype)
-        wavs = nn.functional.pad(wavs, (0, settings.fft - settings.frame))
+        # the transform is longer than a frame: no copy of each frame with zeros behind,
+        # but zeros behind the last one, in place of samples that belong to none
+        end = (n_frames - 1) * settings.hop + settings.frame
+        wavs = nn.functional.pad(wavs[:, :end], (0, settings.fft - settings.frame))
         windowed = functools.partial(_windowed, settings)
         return energies_in_parts(
             *(wavs, bank, settings.hop, n_frames, _logarithms), windowed=windowed
@@ -302,6 +303,7 @@ def _windowed(settings, wide, window):
     Kaldi's steps in its order: where one frequency is loud, what float32 rounds away
     in them is what the quiet mel bins hold. ``window`` is zero behind the frame.
     """
+    wide = wide.to(window.dtype)
     wide = wide - wide[..., : settings.frame].mean(-1, keepdim=True)
     frames = wide[..., : settings.frame]
     before = frames * settings.preemphasis

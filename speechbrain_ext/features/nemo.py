@@ -17,6 +17,7 @@ from speechbrain_ext.features.frames import (
     features_of_rows,
     filterbank_of,
     frames_in_graph,
+    safe_power,
     sample_counts,
     spectra_by_product,
     transform,
@@ -158,7 +159,7 @@ class NemoFeatures(nn.Module):
         mean = log_mel.sum(dims, keepdim=True) / count
         centred = torch.where(valid, log_mel - mean, 0.0)
         variance = centred.square().sum(dims, keepdim=True) / (count - 1)
-        return centred / (variance.sqrt() + 1e-5)
+        return centred / (safe_power(variance, 0.5) + 1e-5)
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""

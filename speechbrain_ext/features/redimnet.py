@@ -28,6 +28,7 @@ from speechbrain_ext.features.frames import (
     filterbank_of,
     frames_in_graph,
     mirrored,
+    safe_power,
     sample_counts,
     spectra_by_product,
     transform,
@@ -189,13 +190,13 @@ class ReDimNetFeatures(nn.Module):
         if samples is not None:
             wavs = zero_behind(wavs, samples)
         variance = wavs.square().sum(1, keepdim=True, dtype=wide) / count
-        return wavs / (variance.sqrt().float() + self.eps)
+        return wavs / (safe_power(variance, 0.5).float() + self.eps)
 
     def _log_mel(self, wavs, n_frames):
         """[b, T + borders] → [b, F, M]."""
         bank = self.constants(wavs.device)
         if self.kind == "tf":
-            return self._logarithms(self._energies(wavs, bank))
+            return self._logarithms(self._energies(wavs, bank)[:, :n_frames])
         return energies_in_parts(wavs, bank, self.hop, n_frames, self._logarithms)
 
     def _energies(self, wavs, bank):
@@ -222,7 +223,7 @@ class ReDimNetFeatures(nn.Module):
         if not self.deviation:
             return centred
         variance = centred.square().sum(1, keepdim=True) / (count - 1)
-        return centred / (variance.sqrt() + 1e-8)
+        return centred / (safe_power(variance, 0.5) + 1e-8)
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""

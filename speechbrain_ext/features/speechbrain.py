@@ -14,6 +14,7 @@ from speechbrain_ext.features.frames import (
     features_of_rows,
     filterbank_of,
     frames_in_graph,
+    safe_power,
     sample_counts,
     spectra_by_product,
     transform,
@@ -148,7 +149,7 @@ class SpeechBrainFbank(nn.Module):
         if not self.std_norm:
             return centred
         variance = centred.square().sum(1, keepdim=True) / count
-        return centred / variance.sqrt().clamp(min=SMALLEST_STD)
+        return centred / safe_power(variance, 0.5).clamp(min=SMALLEST_STD)
 
     def graph_form(self):
         """The same in steps that one fixed graph can hold."""

@@ -130,15 +130,17 @@ class VoxBlink2Features(nn.Module):
             wavs = wavs.where(inside, wavs[:, :1])  # neither a peak nor a move
         # aminmax takes five times as long
         low, high = wavs.amin(1, keepdim=True), wavs.amax(1, keepdim=True)
-        still = low == high
         if self.normalise == "peak":
             peak = torch.maximum(high, -low) + PEAK_GUARD
-            return wavs / peak.where(~still, 2.0**-15)
+            return wavs / peak.where(low < high, 2.0**-15)
         x = wavs if samples is None else wavs.where(inside, 0.0)
         x = x - x.sum(1, keepdim=True) / count
         squares = x.square() if samples is None else x.square().where(inside, 0.0)
-        deviation = (squares.sum(1, keepdim=True) / count).sqrt()
-        return torch.where(still, wavs * 2.0**15, x / deviation)
+        variance = squares.sum(1, keepdim=True) / count
+        moves = (low < high) & (variance > 0)  # squares of the quietest are zero
+        # no division by zero on either side: its gradient would be NaN
+        deviation = variance.where(moves, 1.0).sqrt()
+        return torch.where(moves, x / deviation, wavs * 2.0**15)
 
     def _log_mel(self, wavs, n_frames):
         """Mirrored [B, 512 + T] → [B, F, M]."""

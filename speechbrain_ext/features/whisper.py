@@ -109,6 +109,10 @@ class WhisperFeatures(nn.Module):
         features = torch.maximum(log_mel, loudest - RANGE).add_(4.0).div_(4.0)
         return features if frames is None else features.masked_fill(padding, 0.0)
 
+    def graph_form(self):
+        """The same in steps that one fixed graph can hold."""
+        return GraphWhisperFeatures(self.n_mels)
+
 
 @functools.lru_cache
 def whisper_filterbank(n_mels, device):

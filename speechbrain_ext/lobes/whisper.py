@@ -27,7 +27,6 @@ from transformers import WhisperConfig
 
 from speechbrain_ext.features.whisper import (
     HOP,
-    GraphWhisperFeatures,
     WhisperFeatures,
 )
 from speechbrain_ext.lobes.attention import fused
@@ -331,7 +330,7 @@ class WhisperEncoder(Encoder):
     def graph_form(self):
         """All frames in one product; else the steps are the same for any batch."""
         form = shared_copy(self)
-        form.features = GraphWhisperFeatures(self.config.num_mel_bins)
+        form.features = self.features.graph_form()
         return form
 
     def prunable_groups(self):

@@ -9,7 +9,8 @@ import torchaudio.compliance.kaldi as torchaudio_kaldi
 from golden_peers import GoldenPeer, assert_within, rounding
 from tiny_encoder import noise
 
-from speechbrain_ext.features import KaldiFbank
+from speechbrain_ext.features import KaldiFbank, W2VBertFeatures
+from speechbrain_ext.features import frames as frames_module
 from speechbrain_ext.utils.errors import InputError
 
 # ours → torchaudio's options; the rest of both are their defaults
@@ -99,14 +100,23 @@ def test_a_padded_batch_is_its_utterances_alone(mean_removal):
         assert not features[row, frames:].any()
 
 
-def test_long_recordings_are_taken_in_parts():
+def test_long_recordings_are_taken_in_parts(monkeypatch):
     """The parts that fit in a cache are put together as if there were none."""
+    monkeypatch.setattr(frames_module, "CPU_CHUNK", 300 // torch.get_num_threads())
     wav = 0.1 * noise(1, 16000 * 9)
     ours, theirs = OPTIONS["wespeaker"]
     features, _ = KaldiFbank(**ours)(wav)
     torch.testing.assert_close(
         features[0], peer(wav[0], ours, theirs), atol=1e-3, rtol=0
     )
+
+
+@pytest.mark.parametrize("make", [KaldiFbank, W2VBertFeatures])
+def test_samples_behind_the_last_frame_are_of_no_effect(make):
+    wav = 0.1 * noise(1, 16000)
+    expected, _ = make()(wav)
+    wav[0, -1] = float("nan")  # of 98 frames the last ends 80 samples before it
+    assert torch.equal(make()(wav)[0], expected)
 
 
 def test_dither_is_of_training_alone_and_has_its_deviation():
