@@ -120,9 +120,9 @@ def features_of_rows(wavs, samples, frames_of, compute):
         wavs = wavs.float()
         if min(samples) == wavs.shape[1]:
             found = [compute(some, None, None, longest) for some in wavs.split(rows)]
-            lens = torch.ones(len(wavs), device=wavs.device)
+            lens = wavs.new_ones(len(wavs))
         else:
-            counts = torch.tensor([samples, frames], device=wavs.device)
+            counts = torch.tensor([samples, frames]).to(wavs.device)
             some = zip(wavs.split(rows), *(count.split(rows) for count in counts))
             found = [compute(zero_behind(x, n), n, f, longest) for x, n, f in some]
             lens = counts[1] / longest

@@ -191,7 +191,7 @@ class KaldiFbank(nn.Module):
         features, lens = features_of_rows(wavs, samples, self.frames_of, self._features)
         if self.stacked > 1 and min(samples) < wavs.shape[1]:
             steps = [self.frames_of(count) // self.stacked for count in samples]
-            lens = torch.tensor(steps, device=device) / features.shape[1]
+            lens = torch.tensor(steps) / features.shape[1]
         return features.to(device), lens.to(device)
 
     def _features(self, wavs, samples, frames, longest):
@@ -235,10 +235,10 @@ class KaldiFbank(nn.Module):
 
         Of the valid frames [B, F, 1], ``frames`` [B] of them; None: all are.
         """
-        if self.normalise_variance:
-            # less the first frame, a bin that never moves has a mean of exactly zero:
-            # else the rounding of its mean would be divided by √1e−7
-            log_mel = log_mel - log_mel[:, :1]
+        # less the first frame, a bin that never moves has a mean of exactly zero: else
+        # the rounding of its mean would be divided by √1e−7, and without a division it
+        # is still 30 times that of what moves
+        log_mel = log_mel - log_mel[:, :1]
         if valid is None:
             count = log_mel.shape[1]
             centred = log_mel - log_mel.mean(1, keepdim=True)
