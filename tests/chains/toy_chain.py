@@ -112,7 +112,7 @@ def write_toy(folder, change=("", "")):
     (recipe / "toy_verify.py").write_text(VERIFY)
     (recipe / "copy_model.py").write_text(
         "import pathlib, shutil, sys\n"
-        "pathlib.Path(sys.argv[2]).mkdir()\n"
+        "pathlib.Path(sys.argv[2]).mkdir(exist_ok=True)\n"
         "shutil.copy(sys.argv[1], sys.argv[2])\n"
     )
     (recipe / "toy.yaml").write_text(
