@@ -11,6 +11,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import full_precision, valid_counts
@@ -90,43 +91,71 @@ def chunk_size(device):
     return CHUNK
 
 
-def features_of_rows(wavs, samples, frames_of, compute):
-    """Features of a batch, a few rows at a time, in float32 also under autocast.
+class MelFeatures(nn.Module):
+    """Waveform → features of a front end, each row of a batch as if it were alone.
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        [B, T].
-    samples : list of int
-        Valid ones of each row.
-    frames_of : callable
-        Samples of a row → frames.
-    compute : callable
-        (rows [b, T], zero behind their ends, their samples [b], their frames [b], F
-        frames of the longest) → [b, F, M]. Both counts are None where every row of the
-        batch is full.
-
-    Returns
-    -------
-    features : torch.Tensor
-        [B, F, M].
-    lens : torch.Tensor
-        [B], valid frames of each row relative to F.
+    A few rows at a time, in float32 also under autocast. A front end has
+    ``min_samples`` of the shortest row, ``frames_of`` and ``_features``.
     """
-    frames = [frames_of(count) for count in samples]
-    longest = max(frames)
-    rows = max(1, chunk_size(wavs.device) // longest)
-    with full_precision(wavs):
-        wavs = wavs.float()
-        if min(samples) == wavs.shape[1]:
-            found = [compute(some, None, None, longest) for some in wavs.split(rows)]
-            lens = wavs.new_ones(len(wavs))
-        else:
-            counts = torch.tensor([samples, frames]).to(wavs.device)
-            some = zip(wavs.split(rows), *(count.split(rows) for count in counts))
-            found = [compute(zero_behind(x, n), n, f, longest) for x, n, f in some]
-            lens = counts[1] / longest
-    return found[0] if len(found) == 1 else torch.cat(found), lens
+
+    sample_rate = SAMPLE_RATE  # Hz of the waveform
+    stacked = 1  # frames that make one of the output
+
+    def forward(self, wavs, wav_lens=None):
+        """Compute the features of a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            [B, T], float in ±1, padded on the right.
+        wav_lens : torch.Tensor
+            [B], valid part of each row relative to T (SpeechBrain's convention).
+            None: all rows are full.
+
+        Returns
+        -------
+        features : torch.Tensor
+            [B, T', M], T' those of the longest row (``frames_of``, as many of them as
+            are stacked); zero in the padding.
+        lens : torch.Tensor
+            [B], valid part of each row relative to T'.
+
+        Raises
+        ------
+        InputError
+            Wrong shape, or a row shorter than ``min_samples``.
+        """
+        samples = sample_counts(wavs, wav_lens, self.min_samples, self.sample_rate)
+        frames = [self.frames_of(count) for count in samples]
+        longest = max(frames)
+        rows = max(1, chunk_size(wavs.device) // longest)
+        with full_precision(wavs):
+            wavs = wavs.float()
+            if min(samples) == wavs.shape[1]:
+                some = wavs.split(rows)
+                found = [self._features(x, None, None, longest) for x in some]
+                lens = wavs.new_ones(len(wavs))
+            else:
+                counts = torch.tensor([samples, frames]).to(wavs.device)
+                some = zip(wavs.split(rows), *(count.split(rows) for count in counts))
+                found = [
+                    self._features(zero_behind(x, n), n, valid, longest)
+                    for x, n, valid in some
+                ]
+                lens = counts[1] // self.stacked / (longest // self.stacked)
+        return found[0] if len(found) == 1 else torch.cat(found), lens
+
+    def frames_of(self, samples):
+        """Frames of so many samples, a number or a tensor of them."""
+        raise NotImplementedError(f"{type(self).__name__}.frames_of")
+
+    def _features(self, wavs, samples, frames, longest):
+        """Some rows, from waveform to normalised features.
+
+        [b, T], zero behind their ``samples`` [b] → [b, ``longest``, M], of which
+        ``frames`` [b] are valid. Both counts are None where every row is full.
+        """
+        raise NotImplementedError(f"{type(self).__name__}._features")
 
 
 class Filterbank(NamedTuple):

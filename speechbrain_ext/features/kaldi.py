@@ -24,10 +24,9 @@ from torch import nn
 
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
-    sample_counts,
     spectra_by_product,
     zero_behind,
 )
@@ -69,7 +68,7 @@ class KaldiSettings(NamedTuple):
         return 1 << (self.frame - 1).bit_length()
 
 
-class KaldiFbank(nn.Module):
+class KaldiFbank(MelFeatures):
     """Waveform → log mel energies as Kaldi computes them.
 
     Always computed in float32, also under autocast: 2^15 squared leaves bf16 no
@@ -110,7 +109,6 @@ class KaldiFbank(nn.Module):
     (torch.Size([2, 98, 80]), tensor([1., 1.]))
     """
 
-    stacked = 1  # frames that make one of the output
     dtype = torch.float32  # up to the spectrum
 
     def __init__(
@@ -162,40 +160,14 @@ class KaldiFbank(nn.Module):
         return self.settings.frame + (self.stacked - 1) * self.settings.hop
 
     def forward(self, wavs, wav_lens=None):
-        """Compute the features of a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], float in ±1, padded on the right.
-        wav_lens : torch.Tensor
-            [B], valid part of each row relative to T (SpeechBrain's convention).
-            None: all rows are full.
-
-        Returns
-        -------
-        features : torch.Tensor
-            [B, T', M], as many frames as fit into the longest row; zero in the padding.
-        lens : torch.Tensor
-            [B], valid part of each row relative to T'.
-
-        Raises
-        ------
-        InputError
-            Wrong shape, or a row shorter than ``min_samples``.
-        """
-        samples = sample_counts(wavs, wav_lens, self.min_samples, self.sample_rate)
+        """As :meth:`MelFeatures.forward`, by the CPU where it has to be."""
         device = wavs.device
         if self.dtype is torch.float64 and not has_float64(device):
             wavs = wavs.cpu()
-        features, lens = features_of_rows(wavs, samples, self.frames_of, self._features)
-        if self.stacked > 1 and min(samples) < wavs.shape[1]:
-            steps = [self.frames_of(count) // self.stacked for count in samples]
-            lens = torch.tensor(steps) / features.shape[1]
+        features, lens = super().forward(wavs, wav_lens)
         return features.to(device), lens.to(device)
 
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to normalised features."""
         if self.dither and self.training:
             noise = torch.randn_like(wavs) * (self.dither / self.settings.scale)
             wavs = wavs + noise

@@ -13,12 +13,11 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
     frames_in_graph,
     safe_power,
-    sample_counts,
     spectra_by_product,
     transform,
 )
@@ -27,7 +26,7 @@ from speechbrain_ext.utils.errors import InputError
 from speechbrain_ext.utils.precision import valid_counts
 
 
-class NemoFeatures(nn.Module):
+class NemoFeatures(MelFeatures):
     """Log-mel features of NeMo's speech recognisers: waveform → [B, T', M].
 
         y[n] = x[n] − 0.97 x[n−1],  y[0] = x[0]      zeros before and after
@@ -100,20 +99,10 @@ class NemoFeatures(nn.Module):
             _filterbank, self.frame, window, self.fft, *mels
         )
 
-    def forward(self, wavs, wav_lens=None):
-        """wavs [B, T] in ±1, wav_lens [B] → features [B, T', M], lens [B] relative.
-
-        InputError: a wrong shape, or a row of fewer than two frames.
-        """
-        samples = sample_counts(wavs, wav_lens, self.min_samples)
-        return features_of_rows(wavs, samples, self.frames_of, self._features)
-
     def frames_of(self, samples):
-        """Frames of so many samples, a number or a tensor of them."""
         return samples // self.hop
 
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to normalised features."""
         log_mel = self._log_mel(self._emphasised(wavs, samples), longest)
         return self._normalised(log_mel, frames)
 

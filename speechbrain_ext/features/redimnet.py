@@ -19,17 +19,15 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.features.frames import (
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
     frames_in_graph,
     mirrored,
     safe_power,
-    sample_counts,
     spectra_by_product,
     transform,
     zero_behind,
@@ -44,7 +42,7 @@ KINDS = {"pt": "pt", "pt_mel": "pt", "tf": "tf", "tf_mel": "tf"}
 SPEC_NORMS = {"mn": False, "mvn": True}
 
 
-class ReDimNetFeatures(nn.Module):
+class ReDimNetFeatures(MelFeatures):
     """Waveform → [B, T', M], the mean of the valid frames removed, zero behind them.
 
     Every row is as if it were alone: its own mean, deviation, reflected end. Computed
@@ -138,22 +136,12 @@ class ReDimNetFeatures(nn.Module):
         self.settings += (spec_norm, self.eps, pad_right)
 
     def frames_of(self, samples):
-        """Frames of so many samples, a number or a tensor of them."""
         samples = samples + self.pad_right
         if self.kind == "tf":
             return (samples + 2 * (self.hop // 2) - self.frame) // self.hop + 1
         return samples // self.hop + 1
 
-    def forward(self, wavs, wav_lens=None):
-        """wavs [B, T] in ±1, wav_lens [B] → features [B, T', M], lens [B] relative.
-
-        InputError: a wrong shape, or a row of fewer than ``min_samples``.
-        """
-        samples = sample_counts(wavs, wav_lens, self.min_samples)
-        return features_of_rows(wavs, samples, self.frames_of, self._features)
-
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to normalised features."""
         log_mel = self._log_mel(self._bordered(wavs, samples), longest)
         return self._normalised(log_mel, frames)
 

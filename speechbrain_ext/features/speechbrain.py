@@ -10,12 +10,11 @@ from torch import nn
 
 from speechbrain_ext.features.frames import (
     SAMPLE_RATE,
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
     frames_in_graph,
     safe_power,
-    sample_counts,
     spectra_by_product,
     transform,
     zero_behind,
@@ -28,7 +27,7 @@ TOP_DB = 80.0
 SMALLEST_STD = 1e-10
 
 
-class SpeechBrainFbank(nn.Module):
+class SpeechBrainFbank(MelFeatures):
     """Log-mel features of SpeechBrain's recipes: waveform → [B, T', M].
 
         f = 10 log₁₀ max(M |FFT(w · x)|², 1e−10)    frames around 0, 160, 320, …
@@ -106,20 +105,10 @@ class SpeechBrainFbank(nn.Module):
             _filterbank, frame, n_fft, sample_rate, n_mels, f_min, highest, filter_shape
         )
 
-    def forward(self, wavs, wav_lens=None):
-        """wavs [B, T] in ±1, wav_lens [B] → features [B, T', M], lens [B] relative.
-
-        Zero in the padding. InputError: a wrong shape, or a row of less than a window.
-        """
-        samples = sample_counts(wavs, wav_lens, self.min_samples)
-        return features_of_rows(wavs, samples, self.frames_of, self._features)
-
     def frames_of(self, samples):
-        """Frames of so many samples, a number or a tensor of them."""
         return samples // self.hop + 1
 
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to normalised features."""
         return self._normalised(self._log_mel(self._centred(wavs), longest), frames)
 
     def _centred(self, wavs):

@@ -22,12 +22,11 @@ from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
-    sample_counts,
     spectra_by_product,
     transform,
     zero_behind,
@@ -42,7 +41,7 @@ GUARD = 1e-6  # added to energies
 PEAK_GUARD = 1e-4 / 2**15  # added to the peak, which is in units of 16 bits there
 
 
-class VoxBlink2Features(nn.Module):
+class VoxBlink2Features(MelFeatures):
     """The mel spectrum of VoxBlink2's models: waveform → [B, T', M].
 
     Always computed in float32, also under autocast. Holds no parameters and adds
@@ -63,7 +62,6 @@ class VoxBlink2Features(nn.Module):
     (torch.Size([2, 101, 80]), tensor([1., 1.]))
     """
 
-    sample_rate = SAMPLE_RATE
     min_samples = MARGIN + 1  # what mirroring needs
 
     def __init__(
@@ -76,38 +74,10 @@ class VoxBlink2Features(nn.Module):
             raise InputError(f"normalise={normalise!r}, expected peak or deviation")
         self.n_mels, self.normalise = n_mels, normalise
 
-    def forward(self, wavs, wav_lens=None):
-        """Compute the features of a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], float in ±1 at 16 kHz, padded on the right.
-        wav_lens : torch.Tensor
-            [B], valid part of each row relative to T. None: all rows are full.
-
-        Returns
-        -------
-        features : torch.Tensor
-            [B, T', M] at 100 Hz, T' = ⌊samples / 160⌋ + 1 of the longest row; zero in
-            the padding.
-        lens : torch.Tensor
-            [B], valid part of each row relative to T'.
-
-        Raises
-        ------
-        InputError
-            Wrong shape, or a row shorter than 257 samples.
-        """
-        samples = sample_counts(wavs, wav_lens, self.min_samples)
-        return features_of_rows(wavs, samples, self.frames_of, self._features)
-
     def frames_of(self, samples):
-        """Frames of so many samples, a number or a tensor of them."""
         return samples // HOP + 1
 
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to normalised features."""
         wavs = mirrored(self._emphasised(wavs, samples), samples, MARGIN)
         return _centred(self._log_mel(wavs, longest), frames)
 

@@ -11,19 +11,17 @@ its maximum is that of its own frames.
 import functools
 
 import torch
-from torch import nn
 from transformers.audio_utils import mel_filter_bank
 
 from speechbrain_ext.features.frames import (
     FRAME,
     HOP,
     SAMPLE_RATE,
+    MelFeatures,
     energies_in_parts,
-    features_of_rows,
     filterbank_of,
     mirrored,
     mirrored_frames_in_graph,
-    sample_counts,
     spectra_by_product,
     transform,
     zero_behind,
@@ -33,10 +31,9 @@ from speechbrain_ext.utils.precision import valid_counts
 # Power below 80 dB under the loudest is cut off.
 MARGIN = FRAME // 2
 FLOOR, RANGE = 1e-10, 8.0
-MIN_SAMPLES = MARGIN + 1  # what mirroring needs
 
 
-class WhisperFeatures(nn.Module):
+class WhisperFeatures(MelFeatures):
     """The log-mel spectrogram of Whisper, for a recording as long as it is.
 
     Always computed in float32, also under autocast: what float32 rounds away lies below
@@ -54,42 +51,16 @@ class WhisperFeatures(nn.Module):
     (torch.Size([2, 100, 80]), tensor([1., 1.]))
     """
 
+    min_samples = MARGIN + 1  # what mirroring needs
+
     def __init__(self, n_mels=80):
         super().__init__()
         self.n_mels = n_mels
 
-    def forward(self, wavs, wav_lens=None):
-        """Compute the features of a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            [B, T], float in ±1 at 16 kHz, padded on the right.
-        wav_lens : torch.Tensor
-            [B], valid part of each row relative to T. None: all rows are full.
-
-        Returns
-        -------
-        features : torch.Tensor
-            [B, T', M] at 100 Hz, T' = ⌊samples / 160⌋ of the longest row; zero in the
-            padding.
-        lens : torch.Tensor
-            [B], valid part of each row relative to T'.
-
-        Raises
-        ------
-        InputError
-            Wrong shape, or a row shorter than 201 samples.
-        """
-        samples = sample_counts(wavs, wav_lens, MIN_SAMPLES)
-        return features_of_rows(wavs, samples, self.frames_of, self._features)
-
     def frames_of(self, samples):
-        """Frames of so many samples, a number or a tensor of them."""
         return samples // HOP
 
     def _features(self, wavs, samples, frames, longest):
-        """Some rows, from waveform to features."""
         log_mel = self._log_mel(mirrored(wavs, samples, MARGIN), longest)
         return self._above_floor(log_mel, frames)
 

@@ -25,10 +25,7 @@ import torch
 from torch import nn
 from transformers import WhisperConfig
 
-from speechbrain_ext.features.whisper import (
-    HOP,
-    WhisperFeatures,
-)
+from speechbrain_ext.features.whisper import HOP, WhisperFeatures
 from speechbrain_ext.lobes.attention import fused
 from speechbrain_ext.lobes.cpu_inference import Linear, activated, activation, gelu
 from speechbrain_ext.lobes.encoder import (

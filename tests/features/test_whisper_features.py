@@ -7,14 +7,11 @@ import torch
 from golden_peers import GoldenPeer, assert_within, rounding
 from transformers import WhisperFeatureExtractor
 
-from speechbrain_ext.features.whisper import (
-    MIN_SAMPLES,
-    WhisperFeatures,
-    whisper_filterbank,
-)
+from speechbrain_ext.features.whisper import WhisperFeatures, whisper_filterbank
 from speechbrain_ext.utils.errors import InputError
 
 FEATURES = WhisperFeatures()
+MIN_SAMPLES = FEATURES.min_samples
 # every rest of the hop of 160, odd and even numbers of frames, and more than one chunk
 LENGTHS = [MIN_SAMPLES, 400, *range(6400, 6720, 53), 16000, 320_123]
 
